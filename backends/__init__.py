@@ -1,0 +1,153 @@
+"""What a backend is, and which there are.
+
+In: the folders of this package (and any import path). Out: `Backend` records. Must not know: how programs
+come to be, what any one backend prints.
+
+A backend is a folder: this record in its `__init__.py`, templates for optimizers, schedules, transforms
+and the package's `__init__`, and `runtime.py`. Adding one edits nothing outside it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from generator.ir import Lowered, Number, Operand, Repeat, Value
+
+if __name__ != "backends":  # pragma: no cover - only when this folder itself is on sys.path
+    raise ImportError("put the folder above `backends` on sys.path, not `backends` itself")
+
+Table = Mapping[str, str]
+
+# What Python's operators print as everywhere; a backend's tables start from these.
+OPERATORS: Table = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "neg": "-{0}",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "eq": "==",
+    "ne": "!=",
+    "and": "&",
+    "or": "|",
+    "floordiv": "//",
+    "mod": "%",
+    "length": "len({0})",
+    "pi": "math.pi",
+    "call": "{0}({1})",
+    "item": "{0}[{1}]",
+    "fl": "fl",
+}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Everything that the generator knows of a framework.
+
+    Attributes:
+        name: name of the generated package, and of the extra that installs the framework.
+        title: what people call it.
+        folder: where its templates and its runtime stand.
+        tensor: operation table of the step, on tensors.
+        scalar: operation table of step scope, in double.
+        legalize: replaces operations by the backend's own of equal value (guards).
+        elementary: its words for `floor`, `where` and `absolute` in step scope, and its `guard`.
+        spelling: what its users call a hyperparameter, by name or by (spec, name).
+        together: hyperparameters that its users pass as one tuple.
+        modes: how its code runs; `verify` compares each.
+        runner: import path of the module that runs a trajectory in a mode.
+        functions: the kinds that its users call as functions, not as classes.
+        delta: whether the additive form is generated, too.
+    """
+
+    name: str
+    title: str
+    folder: Path
+    tensor: Table
+    scalar: Table
+    legalize: Callable[[Lowered], Lowered] = lambda lowered: lowered
+    elementary: Table = field(default_factory=dict)
+    spelling: Mapping[str | tuple[str, str], str] = field(default_factory=dict)
+    together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    modes: tuple[str, ...] = ()
+    runner: str = ""
+    functions: tuple[str, ...] = ("transform",)
+    delta: bool = False
+
+    def spelled(self, spec: str, name: str) -> str:
+        """What this backend's users call a hyperparameter."""
+        return self.spelling.get((spec, name), self.spelling.get(name, name))
+
+
+def discover() -> dict[str, Backend]:
+    """The backends of this package, by name."""
+    here = Path(__file__).parent
+    found = sorted(p.parent.name for p in here.glob("*/__init__.py"))
+    return {name: load(f"backends.{name}") for name in found}
+
+
+def load(path: str) -> Backend:
+    """The record of a backend by its import path; a stranger's is as good as ours."""
+    made = importlib.import_module(path).backend
+    assert isinstance(made, Backend), f"{path}.backend is not a Backend"
+    return made
+
+
+# ---------------------------------------------------------------------------------------------------
+# Guards, for backends whose compilers fuse and reorder
+
+_TENSOR_GUARDED = frozenset({"mul", "div", "sqrt"})
+_SCALAR_GUARDED = frozenset(
+    {"add", "sub", "mul", "div", "sqrt", "power", "real_power", "exp", "log", "cos"}
+)
+
+
+def guarded(lowered: Lowered) -> Lowered:
+    """Round the result of each operation that a compiler would fuse, merge or replace: `fl(...)`.
+
+    In a step these are products, quotients and roots, and every literal; in step scope sums as well,
+    and every literal that something is divided by.
+    """
+    return replace(
+        lowered,
+        step=tuple(w for v in lowered.step for w in _guard(v, _TENSOR_GUARDED, tensor=True)),
+        scalars=_guarded_block(lowered.scalars),
+    )
+
+
+def _guarded_block(values: tuple[Value | Repeat, ...]) -> tuple[Value | Repeat, ...]:
+    made: list[Value | Repeat] = []
+    for v in values:
+        if isinstance(v, Repeat):
+            made.append(replace(v, body=_guarded_block(v.body)))
+        else:
+            made += _guard(v, _SCALAR_GUARDED, tensor=False)
+    return tuple(made)
+
+
+def _guard(v: Value, which: frozenset[str], tensor: bool) -> list[Value]:
+    made: list[Value] = []
+    args: list[Operand] = []
+    for position, a in enumerate(v.args):
+        literal = isinstance(a, Number) and isinstance(a.value, float)
+        arithmetic = v.op in ("add", "sub", "mul", "div")
+        if literal and ((tensor and arithmetic) or (v.op == "div" and position == 1)):
+            name = f"{v.name}.{position}!"
+            made.append(Value(name, "fl", (a,), "float"))
+            a = name
+        args.append(a)
+    if v.op in which and v.type == "float":
+        inner = f"{v.name}!"
+        made.append(replace(v, name=inner, args=tuple(args), spec=False))
+        made.append(replace(v, op="fl", args=(inner,)))
+    else:
+        made.append(replace(v, args=tuple(args)))
+    return made
+
+

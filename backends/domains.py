@@ -1,0 +1,104 @@
+"""What a hyperparameter may be, checked the same way on every backend.
+
+In: values that users pass. Out: nothing, or an error that says what is wrong and what to do. Must not
+know: any framework. The build copies this text into each backend's runtime, so that a generated
+package stands alone.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A set of values: an interval of numbers, True and False, words, or schedules."""
+
+    phrase: str
+    kind: str = "float"
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = True
+    choices: tuple[str, ...] = ()
+    many: bool = False
+    optional: bool = False
+
+    def check(self, owner: str, name: str, value: Any) -> None:
+        """Refuse a value outside the set; the message names owner, hyperparameter and remedy."""
+        if value is None and self.optional:
+            return
+        if self.many:
+            if not isinstance(value, (tuple, list)):
+                raise TypeError(f"{owner}: {name} must be {self.phrase}, got {value!r}.")
+            for entry in value:
+                self.entry(owner, name, entry)
+            return
+        self.entry(owner, name, value)
+
+    def entry(self, owner: str, name: str, value: Any) -> None:
+        """Refuse one value."""
+        wrong = f"{owner}: {name} must be {self.phrase}, got {value!r}."
+        if self.kind == "bool":
+            if not isinstance(value, bool):
+                raise TypeError(f"{wrong} Pass True or False.")
+        elif self.kind == "choice":
+            if value not in self.choices:
+                raise ValueError(wrong)
+        elif self.kind == "schedule":
+            if not (callable(value) or _is_number(value)):
+                raise TypeError(f"{wrong} Pass a schedule, a function of the step, or a number.")
+        else:
+            self.number(wrong, value)
+
+    def number(self, wrong: str, value: Any) -> None:
+        """Refuse what is not a number of the interval; NaN lies in none."""
+        if not _is_number(value):
+            hint = " Pass a number, not text." if isinstance(value, str) else ""
+            raise TypeError(wrong + hint)
+        if self.kind == "int" and not isinstance(value, numbers.Integral):
+            raise TypeError(f"{wrong} Pass an integer.")
+        above = value > self.low if self.low_open else value >= self.low
+        below = value < self.high if self.high_open else value <= self.high
+        if not (above and below):
+            hint = ""
+            if value == self.high == 1:
+                hint = " At 1 nothing new would ever enter the average; 0.999 is a long memory."
+            elif value != value:
+                hint = " NaN often comes from a division by zero where the value was computed."
+            raise ValueError(wrong + hint)
+
+
+def _is_number(value: Any) -> bool:
+    """A real number of Python or NumPy, booleans apart."""
+    if isinstance(value, bool) or type(value).__name__ == "bool":
+        return False
+    return isinstance(value, numbers.Real)
+
+
+def check_all(
+    owner: str,
+    domains: Mapping[str, Domain],
+    values: Mapping[str, Any],
+    relations: Sequence[tuple[str, Callable[[Mapping[str, Any]], Any]]] = (),
+    unchecked: Callable[[Any], bool] = lambda value: False,
+) -> None:
+    """Check every value that has a domain; `unchecked` says which are tensors, tracers, schedules."""
+    for name, domain in domains.items():
+        value = values[name]
+        entries = value if isinstance(value, (tuple, list)) else (value,)
+        if any(unchecked(entry) for entry in entries):
+            continue
+        if isinstance(value, (tuple, list)) and not domain.many:
+            for position, entry in enumerate(value):
+                domain.check(owner, f"{name}[{position}]", entry)
+        else:
+            domain.check(owner, name, value)
+    for text, holds in relations:
+        if not holds(values):
+            given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
+            raise ValueError(f"{owner}: {text} must hold, got {given}.")

@@ -1,0 +1,686 @@
+"""What every generated JAX optimizer shares: the guard, exact scalar functions, checks, the shell.
+
+In: pytrees of arrays and their gradients. Out: new pytrees; nothing is changed in place. Must not
+know: any one algorithm (the generated files hold those).
+
+A compiler that fuses, merges or reorders operations changes their last bits. `fl` stops XLA from
+doing so, and has the derivative of the identity. Scalars (functions of the step and of the
+hyperparameters) are evaluated in double precision, also where JAX's 64-bit mode is off, and rounded
+once to the compute dtype before they meet an array.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from backends.domains import Domain, check_all  # <include backends/domains.py>
+
+try:
+    from optax import GradientTransformationExtraArgs
+except ImportError:
+
+    class GradientTransformationExtraArgs(NamedTuple):  # type: ignore[no-redef]
+        """What optax calls a gradient transformation: two pure functions."""
+
+        init: Callable[..., Any]
+        update: Callable[..., Any]
+
+
+Tensor = jax.Array
+Scalar = Any  # a double in step scope; an array of the compute dtype, without axes, in a kernel
+Tree = Any  # a pytree of arrays
+
+# ---------------------------------------------------------------------------------------------------
+# The guard
+
+_INTEGERS = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
+
+
+def _bits(x: Any) -> Any:
+    return lax.bitcast_convert_type(x, _INTEGERS[x.dtype.itemsize])
+
+
+def _zero(bits: Any) -> Any:
+    """An integer zero: one of b and b + 1 is even, which no compiler knows."""
+    return bits * (bits + 1) & 1
+
+
+@jax.custom_jvp
+def _opaque(x: Any) -> Any:
+    # The zero comes from the value itself: a value that the compiler does not know is hidden, and one
+    # that it knows is folded as it should be. A zero from elsewhere is one that may be known.
+    bits = _bits(x)
+    return lax.bitcast_convert_type(bits ^ _zero(bits), x.dtype)
+
+
+@_opaque.defjvp
+def _opaque_jvp(primals: Any, tangents: Any) -> Any:
+    return _opaque(*primals), tangents[0]
+
+
+def fl(x: Any) -> Any:
+    """The result of one operation, rounded; nothing is fused or merged across it."""
+    return _opaque(x) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x
+
+
+@jax.custom_jvp
+def _hidden_by(x: Any, zero: Any) -> Any:
+    return lax.bitcast_convert_type(_bits(x) ^ zero.astype(_bits(x).dtype), x.dtype)
+
+
+@_hidden_by.defjvp
+def _hidden_by_jvp(primals: Any, tangents: Any) -> Any:
+    return _hidden_by(*primals), tangents[0]
+
+
+@jax.jit
+def _start() -> Any:
+    """The count before the first step: 0, which XLA cannot know, as it runs no loops ahead of time.
+
+    Where the first steps are compiled together with `init`, a known count would make all scalars
+    known, and known scalars are merged.
+    """
+    return lax.while_loop(lambda n: n > 0, lambda n: n >> 1, jnp.int32(2))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Operations whose values JAX leaves open
+
+
+def div(a: Any, b: Any) -> Any:
+    """a / b of doubles; a divisor that the compiler knows would be replaced by its reciprocal."""
+    a, b = jnp.asarray(a, jnp.float64), jnp.asarray(b, jnp.float64)
+    return a / _hidden_by(b, _zero(_bits(a)))
+
+
+def sqrt(x: Any) -> Any:
+    """The square root; NaN below zero."""
+    return jnp.sqrt(x)
+
+
+def maximum(x: Any, y: Any) -> Any:
+    """The larger; NaN if either is NaN; x only where x > y, so maximum(+0, -0) is -0."""
+    return jnp.where((x > y) | (x != x), x, y)
+
+
+def minimum(x: Any, y: Any) -> Any:
+    """The smaller; NaN if either is NaN."""
+    return jnp.where((x < y) | (x != x), x, y)
+
+
+def sign(x: Any) -> Any:
+    """1 above zero, -1 below; zeros and NaN are kept. Its derivative is zero everywhere."""
+    x = lax.stop_gradient(x)
+    return jnp.where(x > 0, 1, jnp.where(x < 0, -1, x))
+
+
+def floor(x: Any) -> Any:
+    """The largest integer not above x."""
+    return jnp.floor(x)
+
+
+def where(condition: Any, a: Any, b: Any) -> Any:
+    """a where the condition holds, else b."""
+    return jnp.where(condition, a, b)
+
+
+def logical_and(a: Any, b: Any) -> Any:
+    """Both conditions hold."""
+    return jnp.logical_and(a, b)
+
+
+def logical_or(a: Any, b: Any) -> Any:
+    """One of the conditions holds."""
+    return jnp.logical_or(a, b)
+
+
+def logical_not(a: Any) -> Any:
+    """The condition does not hold."""
+    return jnp.logical_not(a)
+
+
+def to_float(i: Any) -> Any:
+    """An integer of step scope as a double."""
+    return jnp.asarray(i, jnp.float64)
+
+
+def power(x: Any, k: Any) -> Any:
+    """x**k by squaring from the lowest bit; an integer k that is traced must not be negative."""
+    if isinstance(k, int) and k < 0:
+        return div(1.0, power(x, -k))
+    return _power(jnp.asarray(x, jnp.float64), jnp.asarray(k, jnp.int64))
+
+
+@jax.custom_jvp
+def _power(x: Any, k: Any) -> Any:
+    def squared(carry: Any) -> Any:
+        result, x, k = carry
+        return jnp.where(k & 1 == 1, result * x, result), x * x, k >> 1
+
+    start = jnp.ones_like(x), *jnp.broadcast_arrays(x, k)
+    return lax.while_loop(lambda carry: jnp.any(carry[2] > 0), squared, start)[0]
+
+
+@_power.defjvp
+def _power_jvp(primals: Any, tangents: Any) -> Any:
+    x, k = primals
+    slope = k * _power(x, jnp.maximum(k - 1, 0))
+    return _power(x, k), slope * tangents[0]
+
+
+# <elementary>
+
+# ---------------------------------------------------------------------------------------------------
+# Methods
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Method:
+    """An algorithm as the shell runs it: pure functions, what they keep and what they are given."""
+
+    name: str
+    scalars: Callable[..., Any]  # optimizer: (t, **hypers); schedule: (n, **hypers); in double
+    hypers: Mapping[str, tuple[str, Domain]]  # by the spec's name: the user's name and the domain
+    state: Any = None  # the NamedTuple of tensor states
+    init: Callable[..., Any] | None = None  # (theta, **hypers) -> tensor states
+    step: Callable[..., Any] | None = None  # (theta, g, state, s) -> (theta or u, state)
+    update: Callable[..., Any] | None = None  # (theta, g, state, s) -> (u, state), where exact
+    update_reads_theta: bool = True
+    init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
+    scalar_states: Mapping[str, float] = MappingProxyType({})  # of step scope, and their starts
+    evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array)  # tracers too
+
+
+def _hypers(method: Method, given: Mapping[str, Any], scheduled: bool) -> dict[str, Any]:
+    """Hyperparameters as they are kept, checked: doubles, 64-bit integers, arrays, functions."""
+    domains = {spelling: domain for spelling, domain in method.hypers.values()}
+    spelled = {method.hypers[name][0]: value for name, value in given.items()}
+
+    def unchecked(value: Any) -> bool:
+        return _is_array(value)
+
+    numbers = {k: d for k, d in domains.items() if not (scheduled and _scheduled(d, spelled[k]))}
+    check_all(method.name, numbers, spelled, unchecked)
+    return {
+        name: _kept(method.name, spelling, domain, given[name])
+        for name, (spelling, domain) in method.hypers.items()
+    }
+
+
+def _scheduled(domain: Domain, value: Any) -> bool:
+    return domain.kind == "float" and callable(value)
+
+
+def _kept(owner: str, name: str, domain: Domain, value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return tuple(_kept(owner, f"{name}[{i}]", domain, v) for i, v in enumerate(value))
+    if value is None or callable(value) or domain.kind in ("bool", "choice"):
+        return value
+    if not _is_array(value):
+        return np.int64(value) if domain.kind == "int" else np.float64(value)
+    real = jnp.issubdtype(value.dtype, jnp.integer)
+    real |= domain.kind != "int" and jnp.issubdtype(value.dtype, jnp.floating)
+    if value.ndim or not real:
+        raise TypeError(
+            f"{owner}: {name} must be {domain.phrase}, got an array of shape {value.shape} and dtype "
+            f"{value.dtype}. Pass an array without axes."
+        )
+    if domain.kind != "int" and not jnp.issubdtype(value.dtype, jnp.floating):
+        return value.astype(jnp.float32)
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------
+# Step scope: double precision
+
+
+def _wide(x: Any) -> Any:
+    integer = jnp.issubdtype(jnp.result_type(x), jnp.integer)
+    return jnp.asarray(x, jnp.int64 if integer else jnp.float64)
+
+
+def _in_double(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
+    """The function, evaluated in double precision, its results rounded once to dtype.
+
+    JAX's 64-bit mode ends with this function, but differentiation comes back later, when it is off.
+    So the derivative is taken in here too: partial derivatives in double precision, forward, each
+    rounded once; only their linear combination is left to the outside.
+    """
+
+    @jax.custom_jvp
+    def rounded(*args: Any) -> Any:
+        with jax.enable_x64(True):
+            results = function(*map(_wide, args))
+            return jax.tree.map(lambda x: x if x.dtype == bool else x.astype(dtype), results)
+
+    def derivative(primals: Any, tangents: Any) -> Any:
+        results, structure = jax.tree.flatten(rounded(*primals))
+        slopes: list[Any] = [
+            np.zeros(x.shape, jax.dtypes.float0) if x.dtype == bool else jnp.zeros_like(x)
+            for x in results
+        ]
+        for i, tangent in enumerate(tangents):
+            if isinstance(tangent, SymbolicZero):
+                continue
+            partial = _in_double(functools.partial(_partial, function, i), dtype)
+            for j, slope in enumerate(partial(*primals)):
+                if results[j].dtype != bool:
+                    slopes[j] = slopes[j] + slope * tangent.astype(dtype)
+        return jax.tree.unflatten(structure, results), jax.tree.unflatten(structure, slopes)
+
+    rounded.defjvp(derivative, symbolic_zeros=True)
+    return rounded
+
+
+def _partial(function: Callable[..., Any], i: int, *args: Any) -> list[Any]:
+    """The derivative of every result with respect to argument i; 0 for conditions."""
+
+    def along(x: Any) -> Any:
+        return jax.tree.leaves(function(*args[:i], x, *args[i + 1 :]))
+
+    results, slopes = jax.jvp(along, (args[i],), (jnp.ones_like(args[i]),))
+    return [
+        jnp.zeros(x.shape) if x.dtype == bool else slope
+        for x, slope in zip(results, slopes, strict=True)
+    ]
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(
+    scalars: Callable[..., Any],
+    structure: Any,
+    static: tuple[Any, ...],
+    known: tuple[bool, ...],
+    stored: tuple[str, ...],
+    dtype: Any,
+    wide: bool,
+) -> Callable[..., Any]:
+    """`scalars` as one compiled function of the count, the stored states and the hyperparameters."""
+
+    def function(n: Any, *args: Any) -> Any:
+        # Constants are hidden by whatever is not known, else XLA computes with them in its own way.
+        zero = _zero(n)
+        for x, is_known in zip(args[len(stored) :], known, strict=True):
+            zero = zero if is_known or x.dtype == jnp.int64 else zero | _zero(_bits(x))
+        states = dict(zip(stored, args, strict=False))
+        arrays = iter(args[len(stored) :])
+        leaves = [_hidden(next(arrays), zero) if x is None else x[0] for x in static]
+        hypers = {
+            name: value.at(n, wide) if isinstance(value, Schedule) else value
+            for name, value in jax.tree.unflatten(structure, leaves).items()
+        }
+        if stored:
+            states["store"] = functools.partial(_stored, dtype)
+        return jax.tree.map(jnp.asarray, scalars(n + 1, **states, **hypers))
+
+    return jax.jit(_in_double(function, dtype))
+
+
+def _hidden(x: Any, zero: Any) -> Any:
+    return x ^ zero if x.dtype == jnp.int64 else _hidden_by(x, zero)
+
+
+def _stored(dtype: Any, x: Any) -> Any:
+    """A double as it is after a stay in the compute dtype; the guard, for XLA drops such visits."""
+    return fl(x.astype(dtype)).astype(jnp.float64)
+
+
+def _evaluated(
+    scalars: Callable[..., Any],
+    count: Any,
+    hypers: Mapping[str, Any],
+    dtype: Any,
+    stored: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
+    """The step's scalars after `count` finished steps, each rounded once to dtype."""
+    leaves, structure = jax.tree.flatten(dict(hypers))
+    arrays = [x for x in leaves if isinstance(x, (np.number, jax.Array))]
+    static = tuple(None if isinstance(x, (np.number, jax.Array)) else (x,) for x in leaves)
+    known = tuple(not _is_array(x) for x in arrays)
+    wide = bool(jax.config.jax_enable_x64)
+    function = _compiled(scalars, structure, static, known, tuple(stored), dtype, wide)
+    with jax.enable_x64(True):
+        return function(count, *stored.values(), *arrays)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Schedules
+
+
+@jax.tree_util.register_pytree_node_class
+class Schedule:
+    """A learning rate as a function of the number of finished steps.
+
+    Called by a user it gives an array of the default float dtype; an optimizer that is given one
+    evaluates it in double precision. Differentiable in hyperparameters that are arrays.
+    """
+
+    def __init__(self, method: Method, **hypers: Any) -> None:
+        self.method = method
+        self.hypers = _hypers(method, hypers, scheduled=False)
+
+    def __call__(self, count: Any) -> Any:
+        """The learning rate after `count` finished steps; an array of counts gives as many."""
+        count = jnp.asarray(count)
+        if not jnp.issubdtype(count.dtype, jnp.integer):
+            count = count.astype(jnp.int32)
+        return _evaluated(_itself, count, {"value": self}, jnp.result_type(float))
+
+    def at(self, n: Any, wide: bool) -> Any:
+        """The double after n finished steps; in step scope only."""
+        hypers = {
+            name: _function(value, wide) if self.method.hypers[name][1].kind == "schedule" else value
+            for name, value in self.hypers.items()
+        }
+        return self.method.scalars(n, **hypers)
+
+    def table(self, n: int) -> Any:
+        """The first n values."""
+        return self(jnp.arange(n))
+
+    def tree_flatten(self) -> Any:
+        """The hyperparameters, and the algorithm with their names."""
+        return tuple(self.hypers.values()), (self.method, tuple(self.hypers))
+
+    @classmethod
+    def tree_unflatten(cls, what: Any, values: Any) -> Schedule:
+        """The same schedule with other hyperparameters, unchecked."""
+        self = object.__new__(cls)
+        self.method, names = what
+        self.hypers = dict(zip(names, values, strict=True))
+        return self
+
+    def __repr__(self) -> str:
+        spelled = {self.method.hypers[k][0]: v for k, v in self.hypers.items()}
+        inside = ", ".join(f"{k}={_plain(v)!r}" for k, v in spelled.items())
+        return f"{self.method.name}({inside})"
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.number) else value
+
+
+def _itself(t: Any, *, value: Any) -> Any:
+    del t
+    return value
+
+
+def _function(value: Any, wide: bool) -> Any:
+    """A schedule among the hyperparameters as a function from counts to doubles."""
+    if isinstance(value, tuple):
+        return tuple(_function(v, wide) for v in value)
+    if isinstance(value, Schedule):
+        return lambda n: value.at(n, wide)
+    if not callable(value):
+        return lambda n: value
+
+    def foreign(n: Any) -> Any:
+        with jax.enable_x64(wide):
+            result = jnp.asarray(value(jnp.asarray(n, jnp.int32)))
+        return fl(jnp.asarray(result, jnp.float64))
+
+    return foreign
+
+
+# ---------------------------------------------------------------------------------------------------
+# Parameters and gradients
+
+_FLOATS = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
+
+
+def compute_dtype(dtype: Any) -> Any:
+    """float64 for float64, else float32."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _nearest(x: Any, dtype: Any) -> Any:
+    """The float32 nearest to x that the smaller dtype holds, to even; casts alone are dropped."""
+    drop = 23 - jnp.finfo(dtype).nmant
+    bits = _bits(x)
+    even = bits + ((1 << (drop - 1)) - 1) + (bits >> drop & 1)
+    near = lax.bitcast_convert_type(even & -(1 << drop), x.dtype)
+    if dtype == jnp.float16:  # its subnormals are the multiples of 2**-24, as are 0.5 to 1 in float32
+        tiny = fl(jnp.abs(x) + 0.5) - 0.5
+        tiny = lax.bitcast_convert_type(_bits(tiny) | bits & jnp.int32(-(2**31)), x.dtype)
+        near = jnp.where(jnp.abs(x) < 2.0**-14, tiny, near)
+    return jnp.where(x != x, x, near)
+
+
+@_nearest.defjvp
+def _nearest_jvp(dtype: Any, primals: Any, tangents: Any) -> Any:
+    return _nearest(*primals, dtype), tangents[0]
+
+
+def stored(x: Any, dtype: Any) -> Any:
+    """A result in the parameter's dtype, rounded once, to nearest even."""
+    if dtype in (jnp.float16, jnp.bfloat16):
+        x = _nearest(x, dtype)
+    return x.astype(dtype)
+
+
+def _named(tree: Tree) -> dict[str, Any]:
+    """The leaves by their paths, None included."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+
+
+def _arrays(owner: str, what: str, tree: Tree) -> list[Any]:
+    """The leaves as floating-point arrays."""
+    arrays = []
+    for path, leaf in _named(tree).items():
+        if leaf is None:
+            continue
+        array = jnp.asarray(leaf)
+        if array.dtype not in _FLOATS:
+            raise TypeError(
+                f"{owner}: {what} {path or 'array'} has dtype {array.dtype}; float16, bfloat16, "
+                "float32 and float64 can be optimized. Convert it, or leave it out with optax.masked."
+            )
+        arrays.append(array)
+    return arrays
+
+
+def _matched(owner: str, params: Tree, grads: Tree) -> tuple[list[Any], list[Any]]:
+    """Parameters and their gradients, checked: every parameter has one, of its shape."""
+    known, given = _named(params), _named(grads)
+    missing = [k for k, p in known.items() if p is not None and given.get(k) is None]
+    extra = [k for k, g in given.items() if g is not None and known.get(k) is None]
+    if missing or extra:
+        what = [f"no gradient for {k or 'the parameter'}" for k in missing]
+        what += [f"no parameter for the gradient {k or 'given'}" for k in extra]
+        raise ValueError(
+            f"{owner}: {'; '.join(what)}. One count serves the whole tree, so no parameter can sit "
+            "out a step. Pass a gradient of zeros, make the parameter None too, or give it an "
+            "optimizer of its own with optax.partition."
+        )
+    if jax.tree.structure(params) != jax.tree.structure(grads):
+        raise ValueError(
+            f"{owner}: the gradients have the structure {jax.tree.structure(grads)}, the parameters "
+            f"{jax.tree.structure(params)}. Pass the gradients as jax.grad gives them."
+        )
+    thetas, gs = _arrays(owner, "parameter", params), _arrays(owner, "the gradient of", grads)
+    paths = [k or "the parameter" for k, p in known.items() if p is not None]
+    for path, theta, g in zip(paths, thetas, gs, strict=True):
+        if theta.shape != g.shape:
+            raise ValueError(
+                f"{owner}: the gradient of {path} has shape {g.shape}, the parameter has shape "
+                f"{theta.shape}. Pass the gradient of this parameter, or reshape it."
+            )
+        if g.dtype == jnp.float64 and theta.dtype != jnp.float64:
+            raise TypeError(
+                f"{owner}: the gradient of {path} has dtype {g.dtype}, the parameter has dtype "
+                f"{theta.dtype}. Rounding it would hide a mistake; convert it yourself, "
+                f"g.astype({theta.dtype})."
+            )
+    return thetas, gs
+
+
+def _wide_enough(*trees: Tree) -> contextlib.AbstractContextManager[Any]:
+    """64-bit mode where float64 arrays come from such a mode that has ended."""
+    leaves = jax.tree.leaves(trees)
+    if any(_is_array(x) and x.dtype == jnp.float64 for x in leaves):
+        return jax.enable_x64(True)
+    return contextlib.nullcontext()
+
+
+# ---------------------------------------------------------------------------------------------------
+# The shell
+
+
+class State(NamedTuple):
+    """What an optimizer keeps between steps.
+
+    Attributes:
+        count: finished steps, int32; it stays at the largest integer.
+        tensors: the states of the algorithm by name, each in the structure of the parameters and in
+            the compute dtype.
+        scalars: states without a tensor in them, for each compute dtype.
+    """
+
+    count: Any
+    tensors: Any
+    scalars: dict[str, dict[str, Any]]
+
+
+class Transformation(GradientTransformationExtraArgs):
+    """An optax gradient transformation: `init(params)` and `update(grads, state, params)`."""
+
+
+class Optimizer(Transformation):
+    """An optax gradient transformation that has, besides, the exact step.
+
+    Attributes:
+        init: `init(params)` gives the state.
+        update: `update(grads, state, params)` gives what optax.apply_updates adds, and the state.
+        step: `step(params, grads, state)` gives the new parameters and the state.
+        evaluation_params: `evaluation_params(params, state)` gives the parameters to evaluate the
+            model with.
+    """
+
+    step: Callable[[Tree, Tree, State], tuple[Tree, State]]
+    evaluation_params: Callable[[Tree, State], Tree]
+
+
+@functools.cache
+def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled when called by itself; traced once for all parameters of a shape otherwise."""
+    return jax.jit(function)
+
+
+class _Shell:
+    """A method with its hyperparameters, run over trees."""
+
+    def __init__(self, method: Method, hypers: Mapping[str, Any]) -> None:
+        self.method = method
+        self.hypers = _hypers(method, hypers, scheduled=True)
+        for name in method.init_hypers:
+            if callable(self.hypers[name]):
+                raise TypeError(
+                    f"{method.name}: {method.hypers[name][0]} is needed before the first step and "
+                    "cannot be a schedule. Pass a number."
+                )
+
+    def init(self, params: Tree) -> State:
+        """The state before the first step."""
+        method = self.method
+        assert method.init is not None
+        with _wide_enough(params):
+            thetas = _arrays(method.name, "parameter", params)
+            dtypes = [compute_dtype(theta.dtype) for theta in thetas]
+            slots = []
+            for theta, dtype in zip(thetas, dtypes, strict=True):
+                hypers = {k: jnp.asarray(self.hypers[k], dtype) for k in method.init_hypers}
+                slots.append(method.init(theta.astype(dtype), **hypers))
+            scalars = {}
+            if method.scalar_states:
+                for dtype in dtypes:
+                    starts = method.scalar_states.items()
+                    scalars[str(dtype)] = {k: jnp.asarray(x, dtype) for k, x in starts}
+            return State(_start(), self.gathered(slots, jax.tree.structure(params)), scalars)
+
+    def gathered(self, slots: list[Any], structure: Any) -> Any:
+        """The states of all parameters, each a tree like the parameters."""
+        columns = [[slot[i] for slot in slots] for i in range(len(self.method.state._fields))]
+        return self.method.state(*(jax.tree.unflatten(structure, c) for c in columns))
+
+    def slots(self, state: State, params: Tree, arrays: list[Any]) -> list[Any]:
+        """The states of each parameter."""
+        structure = jax.tree.structure(params)
+        columns = [jax.tree.leaves(tree) for tree in state.tensors]
+        fits = all(jax.tree.structure(tree) == structure for tree in state.tensors)
+        if not fits or any(
+            x.shape != a.shape for c in columns for x, a in zip(c, arrays, strict=True)
+        ):
+            raise ValueError(
+                f"{self.method.name}: the state belongs to other parameters. Make it with "
+                "init(params)."
+            )
+        if not columns:
+            return [self.method.state() for _ in arrays]
+        return [self.method.state(*row) for row in zip(*columns, strict=True)]
+
+    def scalars(self, state: State, dtypes: set[Any]) -> dict[Any, Any]:
+        """The step's scalars in each compute dtype."""
+        hypers = {
+            k: jnp.asarray(v(state.count)) if callable(v) and not isinstance(v, Schedule) else v
+            for k, v in self.hypers.items()
+        }
+        return {
+            dtype: _evaluated(
+                self.method.scalars,
+                state.count,
+                hypers,
+                dtype,
+                {f"{k}_prev": x for k, x in state.scalars.get(str(dtype), {}).items()},
+            )
+            for dtype in dtypes
+        }
+
+    def run(
+        self, one: Callable[..., Any], params: Tree, thetas: list[Any], gs: list[Any], state: State
+    ) -> tuple[Tree, State]:
+        """`one(theta, g, slot, s)` for every parameter, and the state after it."""
+        structure = jax.tree.structure(params)
+        dtypes = [compute_dtype(theta.dtype) for theta in thetas]
+        by_dtype = self.scalars(state, set(dtypes))
+        results, slots = [], []
+        old = self.slots(state, params, thetas)
+        for theta, g, dtype, slot in zip(thetas, gs, dtypes, old, strict=True):
+            result, slot = one(theta, g.astype(dtype), slot, by_dtype[dtype])
+            results.append(result)
+            slots.append(slot)
+        kept = {
+            name: {k: getattr(by_dtype[jnp.dtype(name)], k) for k in starts}
+            for name, starts in state.scalars.items()
+        }
+        count = state.count + (state.count < np.iinfo(np.int32).max)
+        tensors = self.gathered(slots, structure)
+        return jax.tree.unflatten(structure, results), State(count, tensors, kept)
+
+    def stepped(self, theta: Any, g: Any, slot: Any, s: Any) -> tuple[Any, Any]:
+        """The new parameter."""
+        assert self.method.step is not None
+        new, slot = _kernel(self.method.step)(theta.astype(g.dtype), g, slot, s)
+        return stored(new, theta.dtype), slot
+
+    def added(self, theta: Any, g: Any, slot: Any, s: Any) -> tuple[Any, Any]:
+        """What is to be added to the parameter: exactly, or else nearest to the step."""
+        if self.method.update is not None and theta.dtype == g.dtype:
+            return _kernel(self.method.update)(theta, g, slot, s)  # type: ignore[no-any-return]
+        new, slot = self.stepped(theta, g, slot, s)
+        return stored(new.astype(g.dtype) - theta.astype(g.dtype), theta.dtype), slot

@@ -1,0 +1,432 @@
+"""What every generated NumPy optimizer shares: exact scalar functions, checks, the shell.
+
+In: arrays, lists or nested dictionaries of arrays, and their gradients. Out: the same arrays, updated
+in place. Must not know: any one algorithm (the generated files hold those).
+
+Scalars (functions of the step and the hyperparameters) are `numpy.float64` and follow IEEE 754 without
+exceptions; each is rounded once to the compute dtype before it meets an array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.domains import Domain, check_all
+from generator.elementary import cos, exp, log, real_power
+
+__all__ = [  # what the generated files import
+    *("Array Domain Method Optimizer Scalar Schedule Tree transformed".split()),
+    *("cos exp log maximum minimum power real_power sign where".split()),
+]
+
+Array = NDArray[Any]
+Scalar = Any  # numpy.float64 in step scope; a scalar of the compute dtype in a kernel
+Tree = Any  # an array, a list or tuple of trees, or a dictionary of trees
+
+# ---------------------------------------------------------------------------------------------------
+# Operations whose values NumPy leaves open
+
+
+def maximum(x: Any, y: Any) -> Any:
+    """The larger; NaN if either is NaN; x only where x > y, so maximum(+0, -0) is -0."""
+    return np.where((x > y) | (x != x), x, y)[()]
+
+
+def minimum(x: Any, y: Any) -> Any:
+    """The smaller; NaN if either is NaN."""
+    return np.where((x < y) | (x != x), x, y)[()]
+
+
+def sign(x: Any) -> Any:
+    """1 above zero, -1 below; zeros and NaN are kept."""
+    one = np.asarray(x).dtype.type(1)
+    return np.where(x > 0, one, np.where(x < 0, -one, x))[()]
+
+
+def where(condition: Any, a: Any, b: Any) -> Any:
+    """a if the condition of step scope holds, else b."""
+    return a if condition else b
+
+
+def power(x: Any, k: int) -> Any:
+    """x**k by squaring from the lowest bit; the same products on every backend."""
+    if k < 0:
+        return np.float64(1.0) / power(x, -k)
+    result = np.float64(1.0)
+    while k:
+        if k & 1:
+            result = result * x
+        k >>= 1
+        if k:
+            x = x * x
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------
+# Methods
+
+
+class Method(NamedTuple):
+    """An algorithm as the shell runs it: pure functions and what they keep."""
+
+    name: str
+    state: Any  # the NamedTuple of tensor states
+    init: Callable[..., Any]  # (theta, **hypers) -> tensor states
+    scalars: Callable[..., Any]  # (t, **hypers) -> the step's scalars in double
+    step: Callable[..., Any]  # (theta, g, state, s) -> (theta, state)
+    init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
+    scalar_states: Mapping[str, float] = {}  # states of step scope and their starts
+    evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
+
+
+def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """float64 for float64, else float32."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def stored(x: Array, dtype: np.dtype[Any]) -> Array:
+    """A float32 result in the parameter's dtype, rounded once, to nearest even."""
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
+def _rounding(dtype: np.dtype[Any]) -> Callable[[Any], Any]:
+    """Rounds a double to the compute dtype and gives it back as a double."""
+    return lambda x: np.float64(dtype.type(x))
+
+
+def _rounded(s: Any, dtype: np.dtype[Any]) -> Any:
+    """The step's scalars in the compute dtype, conditions as they are."""
+    kind = dtype.type
+    return type(s)(*(x if isinstance(x, (bool, np.bool_)) else kind(x) for x in s))
+
+
+def _exact(value: Any) -> Any:
+    """A hyperparameter as the equations take it: doubles for numbers, tuples entry by entry."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_exact(v) for v in value)
+    if isinstance(value, (bool, str)) or value is None or callable(value):
+        return value
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    return np.float64(value)
+
+
+def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every array of a tree with its path: `layers[0].weight`."""
+    if isinstance(tree, Mapping):
+        for key, sub in tree.items():
+            yield from leaves(sub, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, (list, tuple)):
+        for i, sub in enumerate(tree):
+            yield from leaves(sub, f"{path}[{i}]")
+    else:
+        yield path, tree
+
+
+def rebuilt(tree: Tree, values: Iterator[Any]) -> Tree:
+    """A tree of the same structure with other leaves."""
+    if isinstance(tree, Mapping):
+        return {key: rebuilt(sub, values) for key, sub in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)([rebuilt(sub, values) for sub in tree])
+    return next(values)
+
+
+def _floating(dtype: np.dtype[Any]) -> bool:
+    """float16, float32, float64, and bfloat16 where a package has brought it to NumPy."""
+    return dtype in (np.float16, np.float32, np.float64) or dtype.name == "bfloat16"
+
+
+def _check_array(owner: str, what: str, path: str, value: Any) -> None:
+    if not isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{owner}: {what} {path or 'array'} is a {type(value).__name__}, not a NumPy array. "
+            "Pass numpy.asarray(...)."
+        )
+    if not _floating(value.dtype):
+        raise TypeError(
+            f"{owner}: {what} {path or 'array'} has dtype {value.dtype}; only floating-point arrays "
+            "can be optimized. Convert it, for example x.astype(numpy.float32)."
+        )
+
+
+def _check_gradient(owner: str, path: str, p: Array, g: Any) -> None:
+    _check_array(owner, "the gradient of", path, g)
+    if g.shape != p.shape:
+        raise ValueError(
+            f"{owner}: the gradient of {path or 'the parameter'} has shape {g.shape}, the parameter "
+            f"has shape {p.shape}. Pass the gradient of this parameter, or reshape it."
+        )
+    if p.dtype != np.float64 and g.dtype == np.float64:
+        raise TypeError(
+            f"{owner}: the gradient of {path or 'the parameter'} has dtype {g.dtype}, the parameter "
+            f"has dtype {p.dtype}. Rounding it would hide a mistake; convert it yourself, "
+            f"g.astype(numpy.{p.dtype})."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------
+# The shell
+
+
+class Optimizer:
+    """Updates arrays in place: `optimizer.step(grads)`.
+
+    Every hyperparameter is an attribute, checked when it is set; a float one may be a schedule, a
+    function of the number of finished steps.
+    """
+
+    method: Method
+    domains: Mapping[str, Domain]
+
+    def __init__(self, params: Tree, **hypers: Any) -> None:
+        self.name = type(self).__name__
+        self._check(hypers)
+        self.__dict__.update(hypers)
+        self.params = params
+        self.steps = 0  # finished steps; the clock of schedules
+        self._arrays = dict(leaves(params))
+        self._evaluating: dict[str, Array] | None = None
+        if not self._arrays:
+            raise ValueError(f"{self.name}: there is nothing to optimize; params is empty.")
+        seen: dict[int, str] = {}
+        for path, p in self._arrays.items():
+            _check_array(self.name, "parameter", path, p)
+            if not p.flags.writeable:
+                raise ValueError(f"{self.name}: parameter {path} is read-only. Pass a copy.")
+            if id(p) in seen:
+                raise ValueError(f"{self.name}: {seen[id(p)]} and {path} are the same array.")
+            seen[id(p)] = path
+        self.state: dict[str, dict[str, Any]] = {path: {} for path in self._arrays}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.domains:
+            self._check({**self.hypers, name: value})
+        super().__setattr__(name, value)
+
+    @property
+    def hypers(self) -> dict[str, Any]:
+        """The hyperparameters as they are set now."""
+        return {name: self.__dict__[name] for name in self.domains if name in self.__dict__}
+
+    def _check(self, hypers: Mapping[str, Any]) -> None:
+        """Refuse what lies outside its domain; schedules are checked by what they give."""
+        known = {k: v for k, v in hypers.items() if self.domains[k].kind != "float" or not callable(v)}
+        check_all(self.name_of(), {k: self.domains[k] for k in known}, known)
+
+    @classmethod
+    def name_of(cls) -> str:
+        """The class name, for messages."""
+        return cls.__name__
+
+    def _now(self) -> dict[str, Any]:
+        """The hyperparameters of the coming step, schedules evaluated and checked."""
+        now = {}
+        for name, value in self.hypers.items():
+            if callable(value) and self.domains[name].kind == "float":
+                value = value(self.steps)
+                self.domains[name].check(self.name, f"{name}({self.steps})", value)
+            now[name] = _exact(value)
+        return now
+
+    def step(self, grads: Tree) -> None:
+        """Do one step in place.
+
+        Args:
+            grads: gradients in the structure of `params`; shapes equal the parameters'. None for a
+                parameter leaves it, its states and its step count as they are.
+
+        Raises:
+            ValueError: a gradient is missing, superfluous or of another shape; nothing is changed.
+            TypeError: a gradient is not a floating-point array; nothing is changed.
+        """
+        if self._evaluating is not None:
+            raise RuntimeError(
+                f"{self.name}: step inside `with optimizer.evaluation()`. Leave the block first."
+            )
+        given = dict(leaves(grads))
+        self._match(given)
+        hypers = self._now()
+        with np.errstate(all="ignore"):
+            scalars: dict[Any, Any] = {}
+            for path, p in self._arrays.items():
+                if given[path] is not None:
+                    self._update(path, p, given[path], hypers, scalars)
+        self.steps += 1
+
+    def _match(self, given: Mapping[str, Any]) -> None:
+        """Every parameter has a gradient (or None) of its shape, and no gradient is left over."""
+        missing = [path or "params" for path in self._arrays if path not in given]
+        extra = [path or "grads" for path in given if path not in self._arrays]
+        if missing or extra:
+            what = []
+            if missing:
+                what.append(f"no gradient for {', '.join(missing)}")
+            if extra:
+                what.append(f"no parameter for the gradient {', '.join(extra)}")
+            raise ValueError(
+                f"{self.name}: {'; '.join(what)}. Pass gradients in the structure of params, "
+                "None for a parameter that has none."
+            )
+        for path, g in given.items():
+            if g is not None:
+                _check_gradient(self.name, path, self._arrays[path], g)
+
+    def _update(
+        self, path: str, p: Array, g: Array, hypers: Mapping[str, Any], scalars: dict[Any, Any]
+    ) -> None:
+        """One parameter: load, run the kernel, store."""
+        method, slot, dtype = self.method, self.state[path], compute_dtype(p.dtype)
+        theta, g32 = p.astype(dtype, copy=False), g.astype(dtype, copy=False)
+        if not slot:
+            started = method.init(theta, **{h: hypers[h] for h in method.init_hypers})
+            slot.update(step=0, **method.scalar_states, **started._asdict())
+        t = slot["step"] + 1
+        kept = {f"{name}_prev": np.float64(slot[name]) for name in method.scalar_states}
+        key = (t, dtype, *kept.values())
+        if key not in scalars:
+            store = {"store": _rounding(dtype)} if kept else {}
+            scalars[key] = method.scalars(t, **kept, **store, **hypers)
+        s = scalars[key]
+        new, state = method.step(theta, g32, self._state_of(slot), _rounded(s, dtype))
+        p[...] = stored(np.asarray(new), p.dtype)
+        for name, value in state._asdict().items():
+            # The user's own gradient and parameter arrays are not kept: they change outside.
+            slot[name] = np.array(value, copy=value is g32 or value is theta or None)
+        for name in method.scalar_states:
+            slot[name] = float(getattr(s, name))
+        slot["step"] = t
+
+    def _state_of(self, slot: Mapping[str, Any]) -> Any:
+        """The tensor states as the kernel takes them."""
+        return self.method.state(**{k: slot[k] for k in self.method.state._fields})
+
+    @contextmanager
+    def evaluation(self) -> Iterator[Tree]:
+        """The parameters to evaluate with: `with optimizer.evaluation(): ...`.
+
+        Where the algorithm takes its gradient at another point (look-ahead), `params` hold that point
+        during training; inside this block they hold the iterate. Copies are swapped, nothing is
+        recomputed, so a run with evaluations has the bits of a run without.
+        """
+        name = self.method.evaluate
+        if name is not None:
+            self._evaluating = {path: p.copy() for path, p in self._arrays.items()}
+            for path, p in self._arrays.items():
+                if self.state[path]:
+                    p[...] = stored(self.state[path][name], p.dtype)
+        try:
+            yield self.params
+        finally:
+            if self._evaluating is not None:
+                for path, p in self._arrays.items():
+                    p[...] = self._evaluating[path]
+                self._evaluating = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a run needs to go on, as numbers and copies of arrays; no pickle needed."""
+        state = {
+            path: {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in slot.items()}
+            for path, slot in self.state.items()
+        }
+        return {"steps": self.steps, "state": state}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`; refused, with nothing changed, where it does not fit."""
+        if set(saved["state"]) != set(self.state):
+            odd = sorted(set(saved["state"]) ^ set(self.state))
+            raise ValueError(f"{self.name}: the saved state has other parameters: {', '.join(odd)}.")
+        wanted = {"step", *self.method.scalar_states, *self.method.state._fields}
+        for path, slot in saved["state"].items():
+            if slot and set(slot) != wanted:
+                odd = sorted(set(slot) ^ wanted)
+                raise ValueError(f"{self.name}: state {path} has other entries: {', '.join(odd)}.")
+            for name, value in slot.items():
+                shape = self._arrays[path].shape
+                if isinstance(value, np.ndarray) and value.shape != shape:
+                    raise ValueError(
+                        f"{self.name}: the saved {name} of {path} has shape {value.shape}, the "
+                        f"parameter has shape {shape}."
+                    )
+        self.steps = int(saved["steps"])
+        for path, slot in saved["state"].items():
+            dtype = compute_dtype(self._arrays[path].dtype)
+            self.state[path] = {
+                k: np.array(v, dtype) if isinstance(v, np.ndarray) else v for k, v in slot.items()
+            }
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{k}={v!r}" for k, v in self.hypers.items())
+        return f"{self.name}({inside})"
+
+
+class Schedule:
+    """A learning rate as a function of the number of finished steps, in double precision."""
+
+    function: Callable[..., Any]
+    domains: Mapping[str, Domain]
+    relations: tuple[tuple[str, Callable[[Mapping[str, Any]], Any]], ...] = ()
+
+    def __init__(self, **hypers: Any) -> None:
+        check_all(type(self).__name__, self.domains, hypers, self.relations)
+        self.__dict__.update(hypers)
+        self._hypers = {name: self._callable(name, value) for name, value in hypers.items()}
+
+    def _callable(self, name: str, value: Any) -> Any:
+        """Schedules among the hyperparameters as functions, numbers as doubles."""
+        if self.domains[name].kind != "schedule":
+            return _exact(value)
+        if isinstance(value, (tuple, list)):
+            return tuple(self._callable(name, v) for v in value)
+        if callable(value):
+            return lambda n: np.float64(value(n))
+        return lambda n: np.float64(value)
+
+    def __call__(self, n: int) -> float:
+        """The learning rate after n finished steps."""
+        with np.errstate(all="ignore"):
+            return float(type(self).__dict__["function"](int(n), **self._hypers))
+
+    def table(self, n: int) -> Array:
+        """The first n values."""
+        return np.array([self(k) for k in range(n)])
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{k}={self.__dict__[k]!r}" for k in self.domains)
+        return f"{type(self).__name__}({inside})"
+
+
+def transformed(
+    owner: str,
+    method: Method,
+    domains: Mapping[str, Domain],
+    grads: Tree,
+    params: Tree | None,
+    hypers: Mapping[str, Any],
+) -> Tree:
+    """New gradients in the structure of the old; None stays None."""
+    check_all(owner, domains, hypers)
+    given = dict(leaves(grads))
+    at = dict(leaves(params)) if params is not None else {}
+    exact = {k: _exact(v) for k, v in hypers.items()}
+    results = []
+    with np.errstate(all="ignore"):
+        for path, g in given.items():
+            if g is None:
+                results.append(None)
+                continue
+            _check_array(owner, "the gradient of", path, g)
+            theta = at.get(path, g)
+            _check_gradient(owner, path, theta, g)
+            dtype = compute_dtype(g.dtype)
+            s = _rounded(method.scalars(1, **exact), dtype)
+            theta, g32 = theta.astype(dtype, copy=False), g.astype(dtype, copy=False)
+            u, _ = method.step(theta, g32, method.init(theta), s)
+            results.append(stored(np.asarray(u), g.dtype))
+    return rebuilt(grads, iter(results))
+

@@ -1,0 +1,687 @@
+"""What every generated TensorFlow optimizer shares: rounding, scalar functions, checks, the Keras shell.
+
+In: variables, their gradients, hyperparameters. Out: the same variables, updated. Must not know: any one
+algorithm (the generated files hold those).
+
+Scalars (functions of the step and the hyperparameters) are float64 tensors inside the same XLA function
+as the kernel; each is rounded once to the compute dtype before it meets a tensor. XLA and Grappler may
+fuse, merge and reorder what they can see, and the last bits change with it. So the kernel is an XLA
+function of its own wherever it is called from, and in it every product, quotient and square root is
+`fl(...)`, which no compiler can look through (see `rounded`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import keras
+import tensorflow as tf
+
+from backends.domains import Domain, check_all  # <include backends/domains.py>
+
+if keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        f"Keras runs on the {keras.backend.backend()} backend, these optimizers need tensorflow. Set "
+        "the environment variable KERAS_BACKEND=tensorflow before Keras is imported."
+    )
+
+Tensor = Any  # tf.Tensor; TensorFlow ships no types
+Scalar = Any  # a float64 tensor in step scope; of the compute dtype in a kernel
+Function = Callable[..., Any]
+
+# ---------------------------------------------------------------------------------------------------
+# Rounded operations
+
+_BITS = {tf.float32: tf.int32, tf.float64: tf.int64}
+
+
+def rounded(x: Any) -> Function:
+    """Return fl, the rounded operation: fl(y) is y, to its last bit, on every path.
+
+    In a graph fl hides y from compilers: `bits of y` xor zero, the zero computed from the data so that
+    nobody can know it (b * (b + 1) is even). It needs no argument, costs nothing in a fused kernel, and
+    its derivative, of any order, is the identity's. Eager operations run one by one, nothing looks
+    across them, and fl has nothing to do.
+
+    Args:
+        x: a tensor that is no compile-time constant: the gradient, the step. It may be empty.
+    """
+    if tf.executing_eagerly():
+        return _unchanged
+    zero = _hidden_zero(x)
+    zeros = {bits: tf.cast(zero, bits) for bits in _BITS.values()}
+    dtype = x.dtype if getattr(x, "dtype", None) in _BITS else tf.float64
+
+    @tf.custom_gradient
+    def hidden(y: Tensor) -> tuple[Tensor, Function]:
+        bits = _BITS[y.dtype]
+        y = tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(y, bits), zeros[bits]), y.dtype)
+        return y, _unchanged
+
+    def fl(y: Any) -> Tensor:
+        y = tf.convert_to_tensor(y, dtype) if isinstance(y, float) else tf.convert_to_tensor(y)
+        return hidden(y) if y.dtype.is_floating else y
+
+    return fl
+
+
+def _unchanged(y: Any) -> Any:
+    return y
+
+
+def _hidden_zero(x: Any) -> Tensor:
+    """An integer that is 0 and that no compiler knows."""
+    if isinstance(x, (int, float)) or tf.get_static_value(x) is not None:
+        x = _opaque()
+    first = tf.reshape(x, [-1])[:1]  # empty where x is; the sum of nothing is 0
+    b = tf.reduce_sum(tf.bitcast(first, _BITS[x.dtype]) if x.dtype.is_floating else first)
+    return tf.bitwise.bitwise_and(b * (b + 1), tf.constant(1, b.dtype))
+
+
+@functools.cache
+def _opaque() -> Tensor:
+    """Data for where the data is constant: functions take eager tensors above 128 elements as inputs."""
+    with tf.init_scope():
+        return tf.zeros([256], tf.int64)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Scalar functions: IEEE double, never an exception; what `where` leaves out leaves no NaN in gradients
+
+
+def _double(x: Any) -> Tensor:
+    """A number, a tensor or a variable as float64; one that is float32 already counts as itself."""
+    if isinstance(x, (int, float)):
+        return tf.constant(x, tf.float64)
+    return tf.cast(tf.convert_to_tensor(x), tf.float64)
+
+
+def _alike(*operands: Any) -> list[Tensor]:
+    """Python numbers in the dtype of the first tensor, in double where there is none."""
+    dtype = next((x.dtype for x in operands if tf.is_tensor(x)), tf.float64)
+    return [x if tf.is_tensor(x) else tf.constant(x, dtype) for x in operands]
+
+
+@tf.custom_gradient
+def _quotient(a: Tensor, b: Tensor) -> tuple[Tensor, Function]:
+    def gradient(d: Tensor) -> tuple[Tensor, Tensor]:
+        regular = tf.not_equal(b, 0.0)
+        safe = tf.where(regular, b, tf.ones_like(b))
+        by_a = tf.where(regular, d / safe, tf.zeros_like(b))
+        return by_a, tf.where(regular, -(d * (a / safe)) / safe, tf.zeros_like(b))
+
+    return a / b, gradient
+
+
+@tf.custom_gradient
+def _root(x: Tensor) -> tuple[Tensor, Function]:
+    def gradient(d: Tensor) -> Tensor:
+        regular = tf.greater_equal(x, 0.0)
+        safe = tf.where(regular, x, tf.ones_like(x))
+        return tf.where(regular, 0.5 * d / tf.sqrt(safe), tf.zeros_like(x))
+
+    return tf.sqrt(x), gradient
+
+
+def div(a: Any, b: Any) -> Tensor:
+    """a / b in double; infinite or NaN where b is 0, its derivative there 0."""
+    return _quotient(_double(a), _double(b))
+
+
+def sqrt(x: Any) -> Tensor:
+    """The square root in double; NaN below 0, its derivative there 0."""
+    return _root(_double(x))
+
+
+def power(x: Any, k: Any) -> Tensor:
+    """x**k by squaring from the lowest bit, the same products on every backend; k may be a tensor."""
+    if isinstance(k, int) and k < 0:
+        return div(1.0, power(x, -k))
+
+    @tf.custom_gradient
+    def value(x: Tensor) -> tuple[Tensor, Function]:
+        def gradient(d: Tensor) -> Tensor:
+            return d * to_float(k) * power(x, maximum(k - 1, 0))
+
+        return _by_squaring(x, k), gradient
+
+    return value(_double(x))
+
+
+def _by_squaring(x: Tensor, k: Any) -> Tensor:
+    fl = rounded(x)
+    if isinstance(k, int):
+        result = tf.ones_like(x)
+        while k:
+            if k & 1:
+                result = fl(result * x)
+            k >>= 1
+            if k:
+                x = fl(x * x)
+        return result
+    if k.shape != x.shape:
+        x = tf.broadcast_to(x, tf.shape(k))
+
+    def body(result: Tensor, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        one = tf.constant(1, k.dtype)
+        odd = tf.equal(tf.bitwise.bitwise_and(k, one), one)
+        result = tf.where(odd, fl(result * x), result)
+        return result, fl(x * x), tf.bitwise.right_shift(k, one)
+
+    def more(result: Tensor, x: Tensor, k: Tensor) -> Tensor:
+        return tf.reduce_any(tf.greater(k, 0))
+
+    return tf.while_loop(more, body, (tf.ones_like(x), x, k))[0]
+
+
+def maximum(x: Any, y: Any) -> Tensor:
+    """The larger; NaN if either is NaN; x only where x > y, so maximum(+0, -0) is -0."""
+    x, y = _alike(x, y)
+    return tf.where(tf.logical_or(tf.greater(x, y), tf.not_equal(x, x)), x, y)
+
+
+def minimum(x: Any, y: Any) -> Tensor:
+    """The smaller; NaN if either is NaN."""
+    x, y = _alike(x, y)
+    return tf.where(tf.logical_or(tf.less(x, y), tf.not_equal(x, x)), x, y)
+
+
+def sign(x: Any) -> Tensor:
+    """1 above zero, -1 below; zeros and NaN are kept."""
+    x, one, zero = _alike(x, 1.0, 0.0)
+    return tf.where(tf.greater(x, zero), one, tf.where(tf.less(x, zero), -one, x))
+
+
+def where(condition: Any, a: Any, b: Any) -> Tensor:
+    """a where the condition holds, else b."""
+    return tf.where(condition, *_alike(a, b))
+
+
+def floor(x: Any) -> Tensor:
+    """The next whole number below."""
+    return tf.floor(*_alike(x))
+
+
+def to_float(i: Any) -> Tensor:
+    """An integer as double."""
+    return _double(i)
+
+
+def logical_and(a: Any, b: Any) -> Tensor:
+    """Both."""
+    return tf.logical_and(a, b)
+
+
+def logical_or(a: Any, b: Any) -> Tensor:
+    """Either."""
+    return tf.logical_or(a, b)
+
+
+def logical_not(a: Any) -> Tensor:
+    """The opposite."""
+    return tf.logical_not(a)
+
+
+# <elementary>
+
+# ---------------------------------------------------------------------------------------------------
+# Dtypes
+
+
+def compute_dtype(dtype: Any) -> Any:
+    """float64 for float64, else float32."""
+    return tf.float64 if dtype == tf.float64 else tf.float32
+
+
+def stored(x: Tensor, dtype: Any) -> Tensor:
+    """A result in the parameter's dtype, rounded once, to nearest even.
+
+    The rounding is done on the bits, in float32: compilers may drop a cast there and back, and do.
+    """
+    if x.dtype == dtype:
+        return x
+    spare = 16 if dtype == tf.bfloat16 else 13  # bits that float32 has more
+    bits = tf.bitcast(x, tf.int32)
+    odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, spare), 1)
+    near = tf.bitwise.bitwise_and(bits + ((1 << (spare - 1)) - 1) + odd, -(1 << spare))
+    y = tf.where(tf.not_equal(x, x), x, tf.bitcast(near, tf.float32))
+    if dtype == tf.float16:  # below 2**-14 float16 has the fixed spacing 2**-24
+        y = tf.where(tf.abs(x) < 2.0**-14, tf.round(x * 2.0**24) * 2.0**-24, y)
+    return tf.cast(y, dtype)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Methods and their kernels
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """An algorithm as the shell runs it: pure functions and what they keep."""
+
+    name: str
+    state: Any  # the NamedTuple of tensor states
+    init: Function  # (theta, **hypers) -> tensor states
+    scalars: Function  # (t, **hypers) -> the step's scalars in double
+    step: Function  # (theta, g, state, s) -> (theta, state)
+    init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
+    scalar_states: Mapping[str, float] = field(default_factory=dict)  # step scope, with their starts
+    evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
+
+
+def step_scalars(
+    method: Method, t: Any, dtype: Any, kept: Mapping[str, Any] | None = None, **hypers: Any
+) -> Any:
+    """The scalars of step t as the kernel takes them, each rounded once to `dtype`.
+
+    Differentiable in every hyperparameter that is a tensor.
+
+    Args:
+        method: the algorithm's record.
+        t: 1, 2, ...; an integer or an integer tensor.
+        dtype: the compute dtype, tf.float32 or tf.float64.
+        kept: the states of step scope before this step, where the algorithm has any.
+        hypers: hyperparameters by the spec's names, numbers or tensors.
+    """
+    hide = rounded(t)
+
+    def hidden(value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return tuple(hidden(v) for v in value)
+        if isinstance(value, (bool, int, str)) or value is None or callable(value):
+            return value
+        return hide(_double(value))
+
+    if isinstance(t, int):
+        t = tf.constant(t, tf.int64)
+    reals = {name: hidden(value) for name, value in hypers.items()}
+    return _scalars(method, t, dtype, kept or {}, reals)
+
+
+def _scalars(
+    method: Method, t: Tensor, dtype: Any, kept: Mapping[str, Any], hypers: Mapping[str, Any]
+) -> Any:
+    fl = rounded(t)
+    extra: dict[str, Any] = {}
+    if method.scalar_states:
+        extra = {f"{name}_prev": _double(value) for name, value in kept.items()}
+        # The guard between the casts: XLA drops a pair of casts that only loses precision.
+        extra["store"] = lambda x: _double(fl(tf.cast(_double(x), dtype)))
+    s = method.scalars(t, **extra, **hypers)
+    names = [k for k, v in s._asdict().items() if not _is_condition(v)]
+    if not names:
+        return s
+    values = fl(tf.cast(tf.stack([_double(getattr(s, name)) for name in names]), dtype))
+    return s._replace(**dict(zip(names, tf.unstack(values), strict=True)))
+
+
+def _is_condition(x: Any) -> bool:
+    return isinstance(x, bool) or (tf.is_tensor(x) and x.dtype == tf.bool)
+
+
+_use_xla = True
+
+
+def use_xla(flag: bool) -> None:
+    """Run kernels under XLA (the default), or, where there is no XLA, operation by operation.
+
+    The bits are the same. Without XLA a kernel costs about five times as much, and inside a
+    tf.function it leaves the graph (tf.py_function), since Grappler would reorder its sums. Functions
+    that have been traced before keep what they were traced with.
+    """
+    global _use_xla
+    _use_xla = flag
+
+
+def _pack(value: Any, floats: list[Any], ints: list[int]) -> Any:
+    """Move the numbers out of a hyperparameter; what is left of it is hashable and fixed in a trace."""
+    if isinstance(value, (bool, str)) or value is None:
+        return value
+    if isinstance(value, (tuple, list)):
+        return tuple(_pack(v, floats, ints) for v in value)
+    if isinstance(value, Schedule):
+        inner = ((k, _pack(v, floats, ints)) for k, v in value.hypers.items())
+        return type(value), tuple(inner)
+    if isinstance(value, int):
+        ints.append(value)
+        return int
+    floats.append(value)
+    return float
+
+
+def _unpack(holes: Any, floats: Iterator[Any], ints: Iterator[Any]) -> Any:
+    """Put numbers back where `_pack` took them; a schedule becomes a function of n."""
+    if holes is float:
+        return next(floats)
+    if holes is int:
+        return next(ints)
+    if isinstance(holes, tuple):
+        if holes and isinstance(holes[0], type) and issubclass(holes[0], Schedule):
+            kind, inner = holes
+            hypers = {kind.spelling.get(k, k): _unpack(v, floats, ints) for k, v in inner}
+            return functools.partial(kind.function, **hypers)
+        return tuple(_unpack(h, floats, ints) for h in holes)
+    return holes
+
+
+def _vectors(floats: Sequence[Any], ints: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Numbers as a float64 and an int64 vector: arguments of a kernel, so values never retrace it."""
+    if all(isinstance(x, float) for x in floats):
+        doubles = tf.constant(list(floats), tf.float64, [len(floats)])
+    else:
+        doubles = tf.stack([_double(x) for x in floats])
+    return doubles, tf.constant(list(ints), tf.int64, [len(ints)])
+
+
+def _update(method: Method, dtype: Any, holes: Any) -> Function:
+    """One step over flat tensors: load, scalars, kernel, store."""
+    compute = compute_dtype(dtype)
+
+    def update(
+        t: Tensor, floats: Tensor, ints: Tensor, kept: Any, theta: Tensor, g: Tensor, state: Any
+    ) -> tuple[Tensor, Any, Any]:
+        numbers = iter(tf.unstack(rounded(t)(floats))), iter(tf.unstack(ints))
+        hypers = {name: _unpack(hole, *numbers) for name, hole in holes}
+        s = _scalars(method, t, compute, kept, hypers)
+        theta = tf.cast(theta, compute)
+        if method.evaluate:  # a copy of the parameters, as they are when training begins
+            copy = tf.where(tf.equal(t, 1), theta, getattr(state, method.evaluate))
+            state = state._replace(**{method.evaluate: copy})
+        g = rounded(theta)(g)  # a gradient may be a constant that XLA knows, a variable never
+        theta, state = method.step(theta, g, state, s)
+        return stored(theta, dtype), state, {name: getattr(s, name) for name in kept}
+
+    return update
+
+
+@functools.cache
+def _compiled(method: Method, dtype: Any, holes: Any, floats: int, ints: int) -> Any:
+    """`_update` as one XLA function: traced once for all sizes, steps, values and optimizers."""
+    compute = compute_dtype(dtype)
+    flat, scalar = tf.TensorSpec([None], compute), tf.TensorSpec([], compute)
+    signature = [
+        tf.TensorSpec([], tf.int64),
+        tf.TensorSpec([floats], tf.float64),
+        tf.TensorSpec([ints], tf.int64),
+        dict.fromkeys(method.scalar_states, scalar),
+        tf.TensorSpec([None], dtype),
+        flat,
+        method.state(*[flat] * len(method.state._fields)),
+    ]
+    update = _update(method, dtype, holes)
+    return tf.function(update, signature, autograph=False, jit_compile=True)
+
+
+def _run(
+    method: Method, dtype: Any, hypers: Mapping[str, Any], t: Tensor, kept: Any, *tensors: Any
+) -> Any:
+    """One step over flat tensors: (theta, state, kept) from (theta, g, state)."""
+    floats: list[Any] = []
+    ints: list[int] = []
+    holes = tuple((name, _pack(value, floats, ints)) for name, value in hypers.items())
+    arguments = (t, *_vectors(floats, ints), kept, *tensors)
+    if _use_xla:
+        return _compiled(method, dtype, holes, len(floats), len(ints))(*arguments)
+    update = _update(method, dtype, holes)
+    if tf.executing_eagerly():
+        return update(*arguments)
+    return _outside(update, arguments, (tensors[0], tensors[2], kept))
+
+
+def _outside(function: Function, arguments: Any, like: Any) -> Any:
+    """Run a function eagerly in the middle of a graph; the results have dtypes and shapes of `like`."""
+
+    def flat(*values: Tensor) -> list[Tensor]:
+        return tf.nest.flatten(function(*tf.nest.pack_sequence_as(arguments, values)))
+
+    kinds = tf.nest.flatten(like)
+    results = tf.py_function(flat, tf.nest.flatten(arguments), [x.dtype for x in kinds])
+    shaped = [tf.ensure_shape(r, x.shape) for r, x in zip(results, kinds, strict=True)]
+    return tf.nest.pack_sequence_as(like, shaped)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of one dtype as one vector."""
+    flat = [tf.reshape(x, [-1]) for x in tensors]
+    return flat[0] if len(flat) == 1 else tf.concat(flat, 0)
+
+
+def _parted(vector: Tensor, shapes: Sequence[Any]) -> list[Tensor]:
+    """The inverse of `_joined`."""
+    if len(shapes) == 1:
+        return [tf.reshape(vector, shapes[0])]
+    parts = tf.split(vector, [shape.num_elements() for shape in shapes])
+    return [tf.reshape(x, shape) for x, shape in zip(parts, shapes, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Checks
+
+
+def _native(variable: Any) -> Any:
+    """The tf.Variable of a Keras variable."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def _path(variable: Any) -> str:
+    return str(getattr(variable, "path", None) or variable.name)
+
+
+def _is_tensor(value: Any) -> bool:
+    return tf.is_tensor(value) or isinstance(value, (tf.Variable, keras.Variable))
+
+
+def _canonical(domain: Domain, value: Any) -> Any:
+    """A checked value as Python's own type, so that a configuration is JSON."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_canonical(domain, v) for v in value)
+    if value is None or callable(value) or _is_tensor(value):
+        return value
+    kinds: dict[str, Function] = {"float": float, "int": int}
+    return kinds.get(domain.kind, _unchanged)(value)
+
+
+def _checked(owner: str, domains: Mapping[str, Domain], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values inside their domains; tensors are not looked at, schedules give what they give."""
+    known = {name: domains[name] for name in values if not _is_schedule(domains[name], values[name])}
+    check_all(owner, known, values, _is_tensor)
+    return {name: _canonical(domains[name], value) for name, value in values.items()}
+
+
+def _is_schedule(domain: Domain, value: Any) -> bool:
+    return domain.kind == "float" and callable(value) and not _is_tensor(value)
+
+
+def _check_parameter(owner: str, variable: Any) -> None:
+    dtype = _native(variable).dtype
+    if dtype not in (tf.float16, tf.bfloat16, tf.float32, tf.float64):
+        raise TypeError(
+            f"{owner}: parameter {_path(variable)} has dtype {dtype.name}; only float16, bfloat16, "
+            "float32 and float64 can be optimized. Make it non-trainable, or convert it."
+        )
+
+
+def _dense(owner: str, gradient: Any, variable: Any) -> Tensor:
+    """A gradient as a dense tensor of its parameter's shape; refused where it does not fit."""
+    if isinstance(gradient, tf.IndexedSlices):
+        gradient = tf.convert_to_tensor(gradient)
+    native = _native(variable)
+    if not _is_tensor(gradient):
+        gradient = tf.convert_to_tensor(gradient)
+    path = _path(variable)
+    if not tf.TensorShape(gradient.shape).is_compatible_with(native.shape):
+        raise ValueError(
+            f"{owner}: the gradient of {path} has shape {tuple(gradient.shape)}, the parameter has "
+            f"shape {tuple(native.shape)}. Pass the gradient of this parameter, or reshape it."
+        )
+    gradient = tf.convert_to_tensor(gradient)
+    dtype = gradient.dtype
+    if not dtype.is_floating:
+        raise TypeError(
+            f"{owner}: the gradient of {path} has dtype {dtype.name}, the parameter has dtype "
+            f"{native.dtype.name}. Only floating-point gradients can be used."
+        )
+    if dtype == tf.float64 and native.dtype != tf.float64:
+        raise TypeError(
+            f"{owner}: the gradient of {path} has dtype {dtype.name}, the parameter has dtype "
+            f"{native.dtype.name}. Rounding it would hide a mistake; convert it yourself, "
+            f"tf.cast(g, tf.{native.dtype.name})."
+        )
+    return gradient
+
+
+# ---------------------------------------------------------------------------------------------------
+# The shell
+
+
+class KerasOptions(TypedDict, total=False):
+    """What every Keras optimizer takes besides its hyperparameters; see keras.optimizers.Optimizer."""
+
+    clipnorm: float | None
+    clipvalue: float | None
+    global_clipnorm: float | None
+    use_ema: bool
+    ema_momentum: float
+    ema_overwrite_frequency: int | None
+    loss_scale_factor: float | None
+    gradient_accumulation_steps: int | None
+
+
+class Optimizer(keras.optimizers.Optimizer):
+    """The Keras shell of a `Method`: `compile` and `fit`, `apply(grads, variables)`, `apply_gradients`.
+
+    Every hyperparameter is an attribute, checked when it is set; as in Keras, a `fit` or tf.function
+    that has been traced keeps the values it was traced with, learning_rate apart. learning_rate lives
+    in Keras' float32 variable and counts as what that holds; a float hyperparameter may also be a
+    generated schedule, which is evaluated in double precision.
+
+    A variable whose gradient is None is left as it is, with its states; the clock, `iterations`, is
+    one for all variables and moves. Parameters in float16 or bfloat16 are computed in float32 and
+    rounded once when they are stored; their states are float32.
+    """
+
+    method: Method
+    domains: Mapping[str, Domain]
+    spelling: Mapping[str, str] = {}  # names that differ: Keras' -> the spec's
+
+    def __init__(self, *, name: str | None = None, **arguments: Any) -> None:
+        owner = type(self).__name__
+        if "weight_decay" not in self.domains and arguments.pop("weight_decay", None) is not None:
+            raise TypeError(
+                f"{owner}: this algorithm has no weight_decay. Take one that has (AdamW, Lion, Adan, "
+                "SGDL2), or put a weight-decay transform in front."
+            )
+        hypers = {k: arguments.pop(k) for k in self.domains if k in arguments}
+        hypers = _checked(owner, self.domains, hypers)
+        rate = hypers.pop("learning_rate", 1.0)
+        # weight_decay stays here: Keras' base class would decay a second time.
+        super().__init__(learning_rate=rate, name=name or self.method.name, **arguments)
+        for key, value in hypers.items():
+            setattr(self, key, value)
+        self._checks = True
+        self._parked: tuple[int, list[tuple[Any, Tensor]]] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.domains and name != "learning_rate" and getattr(self, "_checks", False):
+            value = _checked(type(self).__name__, {name: self.domains[name]}, {name: value})[name]
+        super().__setattr__(name, value)
+
+    @property
+    def learning_rate(self) -> Any:
+        """The learning rate of the coming step: Keras' variable, or what the schedule gives."""
+        return self._get_current_learning_rate()
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        if "learning_rate" in self.domains:
+            value = _checked(type(self).__name__, self.domains, {"learning_rate": value})["learning_rate"]
+        keras.optimizers.Optimizer.learning_rate.fset(self, value)
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """Let variables, given themselves or by parts of their names, not decay. Call it before building."""
+        if "weight_decay" not in self.domains:
+            raise ValueError(f"{type(self).__name__}: this algorithm has no weight decay.")
+        super().exclude_from_weight_decay(var_list, var_names)
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        """Nothing: decay is part of the method's equations."""
+
+    def build(self, variables: Any) -> None:
+        """Create the states, in the order variable by variable, named `<variable>_<state>`."""
+        if self.built:
+            return
+        variables = list(variables)
+        seen: set[Any] = set()
+        for variable in variables:
+            if not self._overwrite_variable_with_gradient(variable):
+                _check_parameter(type(self).__name__, variable)
+            if self._var_key(variable) in seen:
+                raise ValueError(
+                    f"{type(self).__name__}: parameter {_path(variable)} is given twice."
+                )
+            seen.add(self._var_key(variable))
+        super().build(variables)
+        hypers = self._hypers(None)
+        init = {name: hypers[name] for name in self.method.init_hypers}
+        slots = [self._slots_of(variable, init) for variable in variables]
+        for i, name in enumerate(self.method.state._fields):
+            setattr(self, f"_state_{name}", [slot[i] if slot else None for slot in slots])
+        kinds = {compute_dtype(_native(v).dtype).name for v in variables} or {"float32"}
+        for name, start in self.method.scalar_states.items():
+            setattr(self, f"_state_{name}", {kind: self._kept(name, start, kind) for kind in sorted(kinds)})
+
+    def _slots_of(self, variable: Any, init: Mapping[str, Any]) -> list[Any]:
+        if self._overwrite_variable_with_gradient(variable):
+            return []
+        native = _native(variable)
+        with tf.init_scope():
+            started = self.method.init(tf.cast(native, compute_dtype(native.dtype)), **init)
+        path = _path(variable).replace("/", "_").replace(":", "_")
+        slots = []
+        for name, value in started._asdict().items():
+            with tf.distribute.get_strategy().extended.colocate_vars_with(native):
+                slot = self.add_variable(
+                    shape=value.shape,
+                    initializer=lambda shape, dtype, value=value: tf.cast(value, dtype),
+                    dtype=value.dtype.name,
+                    name=f"{path}_{name}",
+                )
+            slots.append(slot)
+        return slots
+
+    def _kept(self, name: str, start: float, kind: str) -> Any:
+        return self.add_variable(
+            shape=(),
+            initializer=keras.initializers.Constant(start),
+            dtype=kind,
+            aggregation="only_first_replica",
+            name=f"{name}_{kind}",
+        )
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Do one step on the variables; None for one that has no gradient. Sparse gradients are made dense.
+
+        Raises:
+            ValueError: gradients and variables do not match in number or shape; nothing is changed.
+            TypeError: a gradient is not of a floating-point type; nothing is changed.
+        """
+        owner = type(self).__name__
+        grads = list(grads)
+        variables = self._trainable_variables if trainable_variables is None else trainable_variables
+        variables = list(variables)
+        if self._parked and self._parked[0] == "inside":
+            raise RuntimeError(
+                f"{owner}: a step inside `with optimizer.evaluation(...)`. Leave the block first."
+            )
+        if (self.built or trainable_variables is not None) and len(grads) != len(variables):
+            raise ValueError(
+                f"{owner}: {len(grads)} gradients for {len(variables)} parameters. Pass one gradient a "
+                "parameter, None for a parameter that has none."
+            )
+        for i, (g, v) in enumerate(zip(grads, variables, strict=False)):
+            if g is not None and not self._overwrite_variable_with_gradient(v):
+                grads[i] = _dense(owner, g, v)
+        super().apply(grads, trainable_variables)

@@ -1,0 +1,207 @@
+"""From single assignments to Python text, given a backend's table of operations.
+
+In: values and a table (`"add": "+"`, `"sqrt": "np.sqrt"`, `"neg": "-{0}"`). Out: lines of text in which
+values used once are nested again, and any line that would be too long gives its parts names. Must not
+know: which backend it prints for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from generator.ir import Lowered, Number, Operand, Repeat, Value
+from generator.lower import uses
+
+WIDTH = 100
+_LEVEL = {
+    "or": 2,
+    "xor": 3,
+    "and": 4,
+    **dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne"), 1),
+    **dict.fromkeys(("add", "sub"), 6),
+    **dict.fromkeys(("mul", "div", "floordiv", "mod", "matmul"), 7),
+    "neg": 8,
+}
+_ATOM = 10
+Table = Mapping[str, str]
+
+
+@dataclass
+class _Printer:
+    table: Table
+    indent: int
+    names: dict[str, str] = field(default_factory=dict)  # what a value is called in the text
+    inline: dict[str, Value] = field(default_factory=dict)  # values printed where they are used
+
+    def operand(self, o: Operand) -> tuple[str, int]:
+        if isinstance(o, Number):
+            text = repr(o.value)
+            return text, _ATOM if not text.startswith("-") else _LEVEL["neg"]
+        if o in self.inline:
+            return self.value(self.inline[o])
+        return self.names.get(o, o), _ATOM
+
+    def value(self, v: Value) -> tuple[str, int]:
+        if v.op == "item":
+            return self.item(v), _ATOM
+        if v.op == "call":
+            return f"{self.operand(v.args[0])[0]}({self.operand(v.args[1])[0]})", _ATOM
+        how = self.table[v.op]
+        texts = [self.operand(a) for a in v.args]
+        if "{0}" in how:
+            level = _LEVEL.get(v.op, _ATOM)
+            return how.format(*(_wrap(t, level) if level < _ATOM else t[0] for t in texts)), level
+        if how[0].isalpha() or how[0] == "_":
+            if not v.args:
+                return how, _ATOM
+            return f"{how}({', '.join(t[0] for t in texts)})", _ATOM
+        level = _LEVEL[v.op]
+        return f"{_wrap(texts[0], level + (level == 1))} {how} {_wrap(texts[1], level + 1)}", level
+
+    def item(self, v: Value) -> str:
+        name, index = v.args
+        if isinstance(index, Number):
+            return f"{name}[{int(index.value) - 1}]"
+        return f"{name}[{_wrap(self.operand(index), _LEVEL['sub'])} - 1]"
+
+    def assignment(self, left: str, v: Value) -> list[str]:
+        """`left = value`, on one line; where that is too long the largest part gets its own line."""
+        text = f"{left} = {self.value(v)[0]}"
+        if len(text) + self.indent <= WIDTH:
+            return [text]
+        return [*self.shorten(v), *self.assignment(left, v)]
+
+    def shorten(self, v: Value) -> list[str]:
+        """Take the longest nested value out of `v`, unless nothing is nested."""
+        parts = [p for p in self.nested(v) if not p.name.endswith("!")]
+        if not parts:
+            raise ValueError(f"{v.name} cannot be printed in {WIDTH} columns")
+        whole = len(self.value(v)[0])
+        part = min(parts, key=lambda p: abs(len(self.value(p)[0]) - whole / 2))
+        lines = self.assignment(part.name, part)
+        del self.inline[part.name]
+        return lines
+
+    def nested(self, v: Value) -> list[Value]:
+        found = []
+        for a in v.args:
+            if isinstance(a, str) and a in self.inline:
+                found.append(self.inline[a])
+                found += self.nested(self.inline[a])
+        return found
+
+    def block(self, values: Sequence[Value | Repeat], count: Counter[str]) -> list[str]:
+        here = {v.name for v in values if isinstance(v, Value)}
+        inner = set(uses([v for v in values if isinstance(v, Repeat)]))
+        lines: list[str] = []
+        for v in values:
+            if isinstance(v, Repeat):
+                lines += self.repeat(v, count)
+            elif (
+                (v.name in here and count[v.name] == 1 and not v.spec and v.name not in inner)
+                or v.name.endswith("!")
+                or _trivial(v)
+            ):
+                self.inline[v.name] = v
+            else:
+                lines += self.assignment(self.names.get(v.name, v.name), v)
+        return lines
+
+    def repeat(self, r: Repeat, count: Counter[str]) -> list[str]:
+        lines = [f"{name} = {self.operand(start)[0]}" for name, start, _ in r.carried]
+        last = self.operand(r.count)[0]
+        stop = str(int(last) + 1) if last.isdigit() else f"{last} + 1"
+        lines.append(f"for {r.index} in range(1, {stop}):")
+        self.indent += 4
+        ends = {e for _, _, e in r.carried}
+        single = Counter({n: 1 for n in ends if isinstance(n, str)}) if len(ends) == 1 else None
+        body = [
+            Value(v.name, v.op, v.args, v.type) if isinstance(v, Value) and single else v
+            for v in r.body
+        ]
+        inside = self.block(body, count)
+        left = ", ".join(name for name, _, _ in r.carried)
+        right = ", ".join(self.operand(end)[0] for _, _, end in r.carried)
+        self.indent -= 4
+        return [*lines, *("    " + x for x in [*inside, f"{left} = {right}"])]
+
+
+def _trivial(v: Value) -> bool:
+    """Values that read better where they are used, however often that is."""
+    return v.op in ("item", "length", "pi") and not v.spec
+
+
+def _wrap(text: tuple[str, int], level: int) -> str:
+    return text[0] if text[1] >= level else f"({text[0]})"
+
+
+@dataclass(frozen=True)
+class Text:
+    """The printed kernel of one program."""
+
+    scalars: tuple[str, ...]  # lines before the scalars are returned
+    exports: tuple[tuple[str, str], ...]  # field, expression
+    step: tuple[str, ...]
+    states: tuple[tuple[str, str], ...]  # field, expression
+    result: str
+
+
+def scalar_text(lowered: Lowered, table: Table, indent: int = 4) -> Text:
+    """The step-scope part: lines, and what is returned."""
+    printer = _Printer(table, indent)
+    outputs = list(lowered.exports)
+    if lowered.program.kind == "schedule" and isinstance(lowered.result, str):
+        outputs.append(lowered.result)
+    count = Counter(uses(lowered.scalars))
+    count.update(outputs)
+    lines = printer.block(lowered.scalars, count)
+    exports = []
+    for e in lowered.exports:
+        text = printer.operand(e)[0]
+        if len(f"        {e}={text},") > WIDTH and e in printer.inline:
+            lines += printer.assignment(e, printer.inline.pop(e))
+            text = e
+        exports.append((e, text))
+    result = printer.operand(lowered.result)[0] if lowered.program.kind == "schedule" else ""
+    return Text(tuple(lines), tuple(exports), (), (), result)
+
+
+def step_text(lowered: Lowered, table: Table, indent: int = 4) -> Text:
+    """The tensor part: lines, the new parameter and the new states."""
+    printer = _Printer(table, indent)
+    final = f"{lowered.parameter}_next"
+    after = False
+    free = True  # whether nothing reads the old parameter once the new one is there
+    for v in lowered.step:
+        free &= not (after and lowered.parameter in v.args)
+        after |= v.name in (final, "theta_next")
+    for name in (final, "theta_next"):
+        plain = name.removesuffix("_next")
+        if free or plain != lowered.parameter:
+            printer.names[name] = plain
+    count = Counter(uses(lowered.step))
+    count.update([o for _, o in lowered.new_states if isinstance(o, str)])
+    if isinstance(lowered.result, str):
+        count.update([lowered.result] * 2)  # the result has a line of its own
+    lines = printer.block(lowered.step, count)
+    states = tuple((s, printer.operand(o)[0]) for s, o in lowered.new_states)
+    return Text((), (), tuple(lines), states, printer.operand(lowered.result)[0])
+
+
+def delta_text(lowered: Lowered, table: Table, indent: int = 4) -> Text:
+    """As `step_text`, but ending with what is to be added to the parameter."""
+    assert lowered.delta is not None
+    op, value = lowered.delta
+    values = [v for v in lowered.step if v.name != lowered.result]
+    end = (
+        Value("u", "neg", (value,), "float", spec=True)
+        if op == "sub"
+        else Value("u", "where", ("always", value, value), "float", spec=True)
+    )
+    if op == "add":
+        printed = Lowered(**{**lowered.__dict__, "step": tuple(values), "result": value})
+    else:
+        printed = Lowered(**{**lowered.__dict__, "step": (*values, end), "result": "u"})
+    return step_text(printed, table, indent)

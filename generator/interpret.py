@@ -1,0 +1,298 @@
+"""What a lowered program computes, one operation after another: the reference for every backend.
+
+In: an `ir.Lowered` and numbers. Out: the result and the new states, either in NumPy with the exact bits
+that every backend must have (`Exact`) or in mpmath with 50 digits, the oracle (`Oracle`). Must not
+know: any backend, any text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mpmath
+import numpy as np
+
+from generator import elementary
+from generator.ir import Lowered, Number, Operand, Repeat, State, Value
+
+Numbers = Mapping[str, Any]
+
+# ---------------------------------------------------------------------------------------------------
+# The meaning of each operation, in NumPy
+
+
+def _maximum(x: Any, y: Any) -> Any:
+    return np.where((x > y) | (x != x), x, y)
+
+
+def _minimum(x: Any, y: Any) -> Any:
+    return np.where((x < y) | (x != x), x, y)
+
+
+def _sign(x: Any) -> Any:
+    one = np.ones_like(x)
+    return np.where(x > 0, one, np.where(x < 0, -one, x))
+
+
+def _power(x: Any, k: int) -> Any:
+    if k < 0:
+        return np.float64(1.0) / _power(x, -k)
+    result = np.float64(1.0)
+    for bit in reversed(bin(k)[2:]):
+        result = result * x if bit == "1" else result
+        x = x * x
+    return result
+
+
+_COMMON: dict[str, Callable[..., Any]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "neg": lambda a: -a,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "floordiv": lambda a, b: a // b,
+    "mod": lambda a, b: a % b,
+    "call": lambda schedule, n: schedule(n),
+    "length": len,
+    "item": lambda entries, k: entries[k - 1],
+}
+
+EXACT: dict[str, Callable[..., Any]] = {
+    **_COMMON,
+    "sqrt": np.sqrt,
+    "abs": np.abs,
+    "sign": _sign,
+    "minimum": _minimum,
+    "maximum": _maximum,
+    "floor": np.floor,
+    "where": np.where,
+    "not": np.logical_not,
+    "power": _power,
+    "real_power": elementary.real_power,
+    "exp": elementary.exp,
+    "log": elementary.log,
+    "cos": elementary.cos,
+    "to_float": np.float64,
+    "pi": lambda: np.float64(math.pi),
+}
+
+# ... and with 50 digits, on single numbers
+
+_DIGITS = 50
+
+
+def _divide(a: Any, b: Any) -> Any:
+    if b == 0:
+        return mpmath.nan if a == 0 or mpmath.isnan(a) else mpmath.inf * mpmath.sign(a)
+    return a / b
+
+
+def _root(x: Any) -> Any:
+    return mpmath.nan if x < 0 else mpmath.sqrt(x)
+
+
+ORACLE: dict[str, Callable[..., Any]] = {
+    **_COMMON,
+    "div": _divide,
+    "sqrt": _root,
+    "abs": abs,
+    "sign": lambda x: mpmath.sign(x),
+    "minimum": lambda a, b: a if a < b or a != a else b,
+    "maximum": lambda a, b: a if a > b or a != a else b,
+    "floor": mpmath.floor,
+    "where": lambda c, a, b: a if c else b,
+    "not": lambda c: not c,
+    "power": lambda x, k: x**k,
+    "real_power": lambda x, y: mpmath.power(x, y) if x > 0 or y == 0 else mpmath.mpf(0) * x,
+    "exp": mpmath.exp,
+    "log": mpmath.log,
+    "cos": mpmath.cos,
+    "to_float": mpmath.mpf,
+    "pi": lambda: +mpmath.pi,
+    "store": lambda x: x,
+}
+
+
+def evaluate(
+    values: Sequence[Value | Repeat],
+    names: dict[str, Any],
+    operations: Mapping[str, Callable[..., Any]],
+    literal: Callable[[int | float], Any],
+) -> dict[str, Any]:
+    """Compute the values in their order; `names` holds the inputs and receives the results."""
+
+    def operand(o: Operand) -> Any:
+        return literal(o.value) if isinstance(o, Number) else names[o]
+
+    for v in values:
+        if isinstance(v, Value):
+            names[v.name] = operations[v.op](*map(operand, v.args))
+            continue
+        for name, start, _ in v.carried:
+            names[name] = operand(start)
+        for k in range(1, int(operand(v.count)) + 1):
+            names[v.index] = k
+            evaluate(v.body, names, operations, literal)
+            ends = [operand(end) for _, _, end in v.carried]
+            names.update(zip([name for name, _, _ in v.carried], ends, strict=True))
+    return names
+
+
+@dataclass
+class Exact:
+    """One parameter under one program, in NumPy, with the bits that define the program."""
+
+    lowered: Lowered
+    theta: Any  # in the storage dtype
+    state: dict[str, Any] = field(default_factory=dict)
+    t: int = 0
+    dtype: Any = np.float32  # the compute dtype
+
+    def start(self, hypers: Numbers) -> None:
+        """The states before the first step."""
+        theta = np.asarray(self.theta).astype(self.dtype)
+        for s in self.lowered.states:
+            self.state[s.name] = _start(s, theta, hypers, self.dtype)
+
+    def step(self, g: Any, hypers: Numbers, t: int | None = None) -> None:
+        """One step with gradient `g`; `t` where a clock is not the parameter's own."""
+        if not self.state and self.lowered.states:
+            self.start(hypers)
+        self.t = self.t + 1 if t is None else t
+        with np.errstate(all="ignore"):
+            names = self.scalars(hypers)
+            tensors = {
+                self.lowered.parameter: np.asarray(self.theta).astype(self.dtype),
+                "g": np.asarray(g).astype(self.dtype),
+                **{f"state.{s.name}": self.state[s.name] for s in self.lowered.tensor_states},
+                **{f"s.{e}": self.rounded(names[e]) for e in self.lowered.exports},
+            }
+            evaluate(self.lowered.step, tensors, EXACT, self.literal)
+        for s in self.lowered.scalar_states:
+            self.state[s.name] = names[s.name]
+        for name, value in self.lowered.new_states:
+            self.state[name] = tensors[str(value)]
+        self.theta = np.asarray(tensors[str(self.lowered.result)]).astype(self.theta.dtype)
+
+    def scalars(self, hypers: Numbers) -> dict[str, Any]:
+        """Everything of step scope, in double."""
+        names: dict[str, Any] = {k: exact(v) for k, v in hypers.items()}
+        names["t"] = self.t
+        for s in self.lowered.scalar_states:
+            names[f"{s.name}_prev"] = np.float64(self.state[s.name])
+        operations = {**EXACT, "store": lambda x: np.float64(np.dtype(self.dtype).type(x))}
+        return evaluate(self.lowered.scalars, names, operations, exact)
+
+    def rounded(self, x: Any) -> Any:
+        """A scalar in the compute dtype; conditions as they are."""
+        return x if isinstance(x, bool | np.bool_) else np.dtype(self.dtype).type(x)
+
+    def literal(self, value: int | float) -> Any:
+        """A literal of the step, in the compute dtype."""
+        return np.dtype(self.dtype).type(value)
+
+
+def exact(value: Any) -> Any:
+    """A hyperparameter or literal in step scope: integers, conditions and functions as they are."""
+    if isinstance(value, tuple | list):
+        return tuple(exact(v) for v in value)
+    if isinstance(value, float | np.floating):
+        return np.float64(value)
+    return value
+
+
+def _start(s: State, theta: Any, hypers: Numbers, dtype: Any) -> Any:
+    value = start_number(s, hypers)
+    if s.scalar:
+        return np.float64(np.dtype(dtype).type(value))
+    return theta.copy() if value is None else np.full_like(theta, value)
+
+
+def start_number(s: State, hypers: Numbers) -> Any:
+    """The number that a state starts with; None where it starts as a copy of theta."""
+    from generator import ir
+
+    match s.start:
+        case Number(value):
+            return value
+        case ir.Call("neg", (Number(value),), _):
+            return -value
+        case ir.Hyper(name):
+            return hypers[name]
+        case ir.Call("first", _, _):
+            return 0.0
+    return None
+
+
+def schedule_value(lowered: Lowered, n: int, hypers: Numbers) -> float:
+    """A schedule after n finished steps, with the bits that define it."""
+    names: dict[str, Any] = {k: exact(v) for k, v in hypers.items()}
+    names["n"] = n
+    with np.errstate(all="ignore"):
+        evaluate(lowered.scalars, names, EXACT, exact)
+    result = lowered.result
+    return float(exact(float(result.value)) if isinstance(result, Number) else names[result])
+
+
+@dataclass
+class Oracle:
+    """A few parameters under one elementwise program, with 50 digits and no rounding between steps."""
+
+    lowered: Lowered
+    theta: list[Any]
+    state: list[dict[str, Any]] = field(default_factory=list)
+    t: int = 0
+
+    def step(self, g: Sequence[Any], hypers: Numbers) -> None:
+        """One step of every element."""
+        self.t += 1
+        with mpmath.workdps(_DIGITS):
+            high = {k: _high(v) for k, v in hypers.items()}
+            if not self.state:
+                self.theta = [mpmath.mpf(float(x)) for x in self.theta]
+                self.state = [self.started(x, hypers) for x in self.theta]
+            names = {**high, "t": self.t}
+            for s in self.lowered.scalar_states:
+                names[f"{s.name}_prev"] = self.state[0][s.name]
+            evaluate(self.lowered.scalars, names, ORACLE, _high)
+            scalars = {f"s.{e}": names[e] for e in self.lowered.exports}
+            for i, gi in enumerate(g):
+                tensors = {
+                    **scalars,
+                    self.lowered.parameter: self.theta[i],
+                    "g": mpmath.mpf(float(gi)),
+                    **{f"state.{k}": v for k, v in self.state[i].items()},
+                }
+                evaluate(self.lowered.step, tensors, ORACLE, _high)
+                self.theta[i] = tensors[str(self.lowered.result)]
+                self.state[i] = {
+                    **{s.name: names[s.name] for s in self.lowered.scalar_states},
+                    **{k: tensors[str(v)] for k, v in self.lowered.new_states},
+                }
+
+    def started(self, theta: Any, hypers: Numbers) -> dict[str, Any]:
+        """The states of one element before the first step."""
+        made = {}
+        for s in self.lowered.states:
+            value = start_number(s, hypers)
+            made[s.name] = theta if value is None else mpmath.mpf(value)
+        return made
+
+
+def _high(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return tuple(_high(v) for v in value)
+    if isinstance(value, float | np.floating):
+        return mpmath.mpf(float(value))
+    return value

@@ -1,0 +1,436 @@
+"""The typed tree behind the front door: what a spec is once SymPy is gone.
+
+In: nothing; every other module of the generator builds or walks these. Out: expressions, statements,
+programs, and the one table of operations (`OPERATIONS`) with the meaning of each on every input.
+Must not know: SymPy, any framework, how text is printed.
+
+    Program ── statements ── expressions
+                Start         Number Hyper Clock Ref Item Call
+                Assign
+                Loop When Case
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+# ---------------------------------------------------------------------------------------------------
+# Expressions
+
+
+@dataclass(frozen=True)
+class Number:
+    """A literal of the spec; an `int` stays an integer, a `float` is the double the author wrote."""
+
+    value: int | float
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """A hyperparameter."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Clock:
+    """An integer that the program counts by: the step `t`, finished steps `n`, or a loop's index."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Ref:
+    """`name[t]` (lag 0) or `name[t-1]` (lag 1); inside a loop the lag counts its iterations."""
+
+    name: str
+    lag: int = 0
+
+
+@dataclass(frozen=True)
+class Item:
+    """One entry of a tuple hyperparameter; `index` counts from 1."""
+
+    name: str
+    index: Expr
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operation of the table, `+` included, with its operands in the author's order."""
+
+    op: str
+    args: tuple[Expr, ...]
+    text: str = ""  # the name given to an oracle or a noise source
+
+
+Expr = Number | Hyper | Clock | Ref | Item | Call
+
+# ---------------------------------------------------------------------------------------------------
+# Statements
+
+
+@dataclass(frozen=True)
+class Start:
+    """`target[0] = value`: makes `target` a state, or starts a loop's iterate."""
+
+    target: str
+    value: Expr
+    line: int
+
+
+@dataclass(frozen=True)
+class Assign:
+    """`target[t] = value`."""
+
+    target: str
+    value: Expr
+    line: int
+
+
+@dataclass(frozen=True)
+class Loop:
+    """`for index in iterate(count)`: index = 1, ..., count; the body is traced once."""
+
+    index: str
+    count: Expr
+    body: tuple[Statement, ...]
+    line: int
+
+
+@dataclass(frozen=True)
+class When:
+    """A region that may not happen, and what happens instead."""
+
+    condition: Expr
+    body: tuple[Statement, ...]
+    otherwise: tuple[Statement, ...]
+    line: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """A region for parameters of one shape: `matrix`, `vector`, or a relation between sizes."""
+
+    condition: Expr
+    body: tuple[Statement, ...]
+    line: int
+
+
+Statement = Start | Assign | Loop | When | Case
+
+# ---------------------------------------------------------------------------------------------------
+# Programs
+
+Kind = Literal["optimizer", "schedule", "transform", "wrapper"]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The values that a hyperparameter may take, and how people write that set."""
+
+    name: str
+    type: Literal["float", "int", "bool", "choice", "schedule"] = "float"
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = True
+    choices: tuple[str, ...] = ()
+    many: bool = False  # a tuple of such values
+    optional: bool = False  # None is a value too
+
+    def __call__(self) -> None:  # typing's generics ask of their parameters that they be callable
+        raise TypeError(f"{self.name} is a domain, not a function")
+
+    @property
+    def interval(self) -> str:
+        """The set in mathematical notation: `[0, inf)`."""
+        if self.type in ("bool", "schedule"):
+            return self.name
+        if self.type == "choice":
+            return "{" + ", ".join(repr(c) for c in self.choices) + "}"
+        low, high = (f"{x:g}" for x in (self.low, self.high))
+        opening = "(" if self.low_open or math.isinf(self.low) else "["
+        closing = ")" if self.high_open or math.isinf(self.high) else "]"
+        return f"{opening}{low}, {high}{closing}"
+
+    @property
+    def phrase(self) -> str:
+        """The set in words, for messages and docstrings: `a number in [0, inf)`."""
+        words = {
+            "float": f"a number in {self.interval}",
+            "int": f"an integer in {self.interval}",
+            "bool": "True or False",
+            "choice": f"one of {self.interval}",
+            "schedule": "a schedule",
+        }[self.type]
+        words = f"a tuple, each entry {words}" if self.many else words
+        return f"{words}, or None" if self.optional else words
+
+    def contains(self, value: object) -> bool:
+        """Whether a Python value lies in the set (NaN lies in none)."""
+        if value is None:
+            return self.optional
+        if self.many:
+            return isinstance(value, tuple) and all(self._holds(v) for v in value)
+        return self._holds(value)
+
+    def _holds(self, value: object) -> bool:
+        match self.type:
+            case "bool":
+                return isinstance(value, bool)
+            case "choice":
+                return value in self.choices
+            case "schedule":
+                return callable(value) or isinstance(value, int | float)
+            case "int":
+                if not isinstance(value, int) or isinstance(value, bool):
+                    return False
+            case _:
+                if not isinstance(value, int | float) or isinstance(value, bool):
+                    return False
+        assert isinstance(value, int | float)
+        above = value > self.low if self.low_open else value >= self.low
+        below = value < self.high if self.high_open else value <= self.high
+        return above and below and not math.isinf(value)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A hyperparameter as the signature declares it."""
+
+    name: str
+    domain: Domain
+    default: object  # `REQUIRED` where there is none
+    about: str
+    line: int
+
+
+REQUIRED = "required"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A spec, frozen: equations as written and everything that its signature and docstring say."""
+
+    kind: Kind
+    name: str
+    class_name: str
+    title: str
+    source: tuple[str, ...]
+    notes: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    body: tuple[Statement, ...]
+    requires: tuple[tuple[Expr, int], ...] = ()
+    evaluate: Expr | None = None
+    file: str = ""
+    line: int = 0
+    doc: tuple[str, ...] = ()  # docstring paragraphs that are neither source nor note
+
+    def parameter(self, name: str) -> Parameter:
+        """The hyperparameter of this name."""
+        return next(p for p in self.parameters if p.name == name)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Operations
+
+Shaping = Literal["elementwise", "reduce", "rows", "cols", "matmul", "transpose", "size", "input"]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One line of the table.
+
+    Attributes:
+        arity: how many operands.
+        result: `float`, `bool`, `int`, or `same` (integers give an integer, else float).
+        shape: how the result's shape follows from the operands'.
+        meaning: the value on every input, special values included.
+    """
+
+    arity: int
+    result: Literal["float", "bool", "int", "same"]
+    shape: Shaping
+    meaning: str
+    tensors: bool = True  # may stand on tensors; otherwise in step scope only
+
+
+_IEEE = "correctly rounded, IEEE 754 on every input"
+
+OPERATIONS: Mapping[str, Operation] = {
+    "add": Operation(2, "same", "elementwise", _IEEE),
+    "sub": Operation(2, "same", "elementwise", _IEEE),
+    "mul": Operation(2, "same", "elementwise", _IEEE),
+    "div": Operation(2, "float", "elementwise", _IEEE + "; x/0 is ±inf, 0/0 is NaN"),
+    "neg": Operation(1, "same", "elementwise", "the sign bit flipped"),
+    "sqrt": Operation(1, "float", "elementwise", _IEEE + "; NaN below 0, sqrt(-0) is -0"),
+    "abs": Operation(1, "same", "elementwise", "the sign bit cleared"),
+    "sign": Operation(1, "float", "elementwise", "1 above 0, -1 below; ±0 and NaN are kept"),
+    "minimum": Operation(2, "same", "elementwise", "x if x < y or x is NaN, else y"),
+    "maximum": Operation(2, "same", "elementwise", "x if x > y or x is NaN, else y"),
+    "floor": Operation(1, "float", "elementwise", "the largest integer not above; ±inf, NaN kept"),
+    "where": Operation(3, "same", "elementwise", "a where the condition holds, else b; bits kept"),
+    "power": Operation(2, "same", "elementwise", "x**k, k an integer: squaring from the lowest bit"),
+    "real_power": Operation(2, "float", "elementwise", "x**y in double", tensors=False),
+    "exp": Operation(1, "float", "elementwise", "e**x in double", tensors=False),
+    "log": Operation(1, "float", "elementwise", "natural logarithm in double", tensors=False),
+    "cos": Operation(1, "float", "elementwise", "cosine in double", tensors=False),
+    "to_float": Operation(1, "float", "elementwise", "an integer as a double", tensors=False),
+    "floordiv": Operation(2, "int", "elementwise", "floor of the exact quotient", tensors=False),
+    "mod": Operation(2, "int", "elementwise", "x - y*floor(x/y)", tensors=False),
+    "lt": Operation(2, "bool", "elementwise", "x < y; false for NaN"),
+    "le": Operation(2, "bool", "elementwise", "x <= y; false for NaN"),
+    "gt": Operation(2, "bool", "elementwise", "x > y; false for NaN"),
+    "ge": Operation(2, "bool", "elementwise", "x >= y; false for NaN"),
+    "eq": Operation(2, "bool", "elementwise", "x = y; -0 equals +0, NaN equals nothing"),
+    "ne": Operation(2, "bool", "elementwise", "not x = y"),
+    "and": Operation(2, "bool", "elementwise", "both"),
+    "or": Operation(2, "bool", "elementwise", "either"),
+    "not": Operation(1, "bool", "elementwise", "the other"),
+    "pi": Operation(0, "float", "size", "the double nearest to pi"),
+    "length": Operation(0, "int", "size", "how many entries a tuple hyperparameter has"),
+    "call": Operation(2, "float", "size", "a schedule hyperparameter at a step", tensors=False),
+    "store": Operation(1, "float", "elementwise", "rounded to the compute dtype", tensors=False),
+    # Reductions add in one fixed tree; shapes keep their axes.
+    "sum": Operation(1, "float", "reduce", "sum over one tensor"),
+    "mean": Operation(1, "float", "reduce", "sum times the reciprocal of the count"),
+    "norm": Operation(1, "float", "reduce", "square root of the sum of squares"),
+    "rms": Operation(1, "float", "reduce", "square root of the mean of squares"),
+    "row_mean": Operation(1, "float", "rows", "mean along each row: shape (rows, 1)"),
+    "col_mean": Operation(1, "float", "cols", "mean along each column: shape (1, cols)"),
+    "row_sum": Operation(1, "float", "rows", "sum along each row: shape (rows, 1)"),
+    "col_sum": Operation(1, "float", "cols", "sum along each column: shape (1, cols)"),
+    "global_sum": Operation(1, "float", "reduce", "sum over all parameters"),
+    "global_norm": Operation(1, "float", "reduce", "square root of the sum of all squares"),
+    "matmul": Operation(2, "float", "matmul", "matrix product of the last two axes"),
+    "transpose": Operation(1, "float", "transpose", "the last two axes exchanged"),
+    "rows": Operation(1, "int", "size", "size of the last axis but one"),
+    "cols": Operation(1, "int", "size", "size of the last axis"),
+    "matrix": Operation(0, "bool", "size", "the parameter has two or more axes"),
+    "vector": Operation(0, "bool", "size", "the parameter has fewer than two axes"),
+    # What comes from outside.
+    "grad": Operation(1, "float", "input", "the gradient at a point"),
+    "oracle": Operation(0, "float", "input", "a further input, given by the caller"),
+    "noise": Operation(0, "float", "input", "standard normal numbers, the same on every backend"),
+    "first": Operation(0, "float", "input", "the gradient of the first step"),
+    "update": Operation(1, "float", "input", "the wrapped optimizer's new parameters"),
+}
+
+REDUCTIONS = frozenset(
+    name for name, op in OPERATIONS.items() if op.shape in ("reduce", "rows", "cols")
+)
+GLOBAL = frozenset({"global_sum", "global_norm"})
+
+
+def children(expr: Expr) -> tuple[Expr, ...]:
+    """The direct operands of an expression."""
+    match expr:
+        case Call(_, args, _):
+            return args
+        case Item(_, index):
+            return (index,)
+    return ()
+
+
+def walk(expr: Expr) -> Iterator[Expr]:
+    """Every node of an expression, operands before operations."""
+    for child in children(expr):
+        yield from walk(child)
+    yield expr
+
+
+def statements(body: tuple[Statement, ...]) -> Iterator[Statement]:
+    """Every statement, regions before what they contain."""
+    for s in body:
+        yield s
+        match s:
+            case Loop() | Case():
+                yield from statements(s.body)
+            case When():
+                yield from statements(s.body)
+                yield from statements(s.otherwise)
+
+
+def expressions(statement: Statement) -> tuple[Expr, ...]:
+    """The expressions that stand directly in one statement."""
+    match statement:
+        case Start() | Assign():
+            return (statement.value,)
+        case Loop():
+            return (statement.count,)
+        case When() | Case():
+            return (statement.condition,)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The lowered program: single assignments, typed
+
+
+@dataclass(frozen=True)
+class Value:
+    """One operation with a name of its own: `name = op(args)`; an operand is a name or a literal."""
+
+    name: str
+    op: str
+    args: tuple[Operand, ...]
+    type: Literal["float", "int", "bool"]
+    spec: bool = False  # the name stands in the spec and keeps a line of its own in the text
+    line: int = 0
+
+
+Operand = str | Number
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A loop of step scope. Each carried (`name`, `start`, `end`): name is start, then end, ..."""
+
+    index: str
+    count: Operand
+    carried: tuple[tuple[str, Operand, str], ...]
+    body: tuple[Value | Repeat, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """What a program keeps between steps."""
+
+    name: str
+    start: Expr
+    scalar: bool  # of step scope: no tensor in it
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The meaning of a program: what every backend computes, in this order.
+
+    Names of inputs: hyperparameters by their names, the clock `t` or `n`; tensors: the parameter
+    (`parameter`), the gradient `g`, old states as `state.m`; rounded scalars as `s.name`.
+    """
+
+    program: Program
+    states: tuple[State, ...]
+    scalars: tuple[Value | Repeat, ...]  # step scope, in double
+    exports: tuple[str, ...]  # the scalars that enter the step, each rounded once
+    step: tuple[Value, ...]  # tensors
+    parameter: str  # the name of the first argument: theta, or y where the gradient's point is kept
+    result: Operand  # the new parameter, the transform's u, or the schedule's lr
+    new_states: tuple[tuple[str, Operand], ...]
+    types: Mapping[str, str] = field(default_factory=dict)
+    delta: tuple[str, Operand] | None = None  # ("add" | "sub", value): parameter ± value is result
+    evaluate: str | None = None  # the state to evaluate with; None: the parameters themselves
+
+    @property
+    def tensor_states(self) -> tuple[State, ...]:
+        """The states that have a tensor in them."""
+        return tuple(s for s in self.states if not s.scalar)
+
+    @property
+    def scalar_states(self) -> tuple[State, ...]:
+        """The states of step scope."""
+        return tuple(s for s in self.states if s.scalar)

@@ -1,0 +1,501 @@
+"""From a lowered program to the text of one module, and from all programs to a package.
+
+In: programs and a `Backend`. Out: files, written only where they changed. Must not know: any
+mathematics, any framework; what a file looks like stands in the backend's templates.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import hashlib
+import re
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+import backends
+from backends import Backend
+from generator import elementary, emit, ir
+from generator.errors import NotAvailable
+from generator.equations import ascii_expr, ascii_lines
+from generator.ir import Lowered, Program
+
+WIDTH = 100
+FOLDERS = {"optimizer": "optimizers", "schedule": "schedules", "transform": "transforms"}
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """A hyperparameter as one backend's users pass it; a tuple of the spec's where they do."""
+
+    name: str
+    spec: tuple[str, ...]
+    type: str
+    default: str  # empty where it must be given
+    about: str
+    phrase: str
+    domain: str  # the Domain as Python text
+
+    @property
+    def signature(self) -> str:
+        """As it stands in a signature."""
+        return f"{self.name}: {self.type}" + (f" = {self.default}" if self.default else "")
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything that a template may show, as text; every field is used by some template."""
+
+    backend: str
+    kind: str
+    name: str
+    class_name: str
+    title: str
+    spec: str  # where it is declared
+    digest: str
+    prose: tuple[str, ...]  # paragraphs, wrapped
+    equations: tuple[str, ...]
+    notes: tuple[str, ...]
+    source: tuple[str, ...]
+    hypers: tuple[Hyper, ...]
+    spec_hypers: tuple[str, ...]
+    states: tuple[str, ...]
+    scalar_states: tuple[tuple[str, str], ...]
+    starts: tuple[tuple[str, str], ...]  # of tensor states: field, one of zero, copy, a number, a name
+    init_hypers: tuple[str, ...]
+    memory: str
+    fields: tuple[tuple[str, str], ...]  # of the scalars: name, float or bool
+    scalar_lines: tuple[str, ...]
+    exports: tuple[tuple[str, str], ...]
+    value: str  # of a schedule
+    parameter: str
+    step_lines: tuple[str, ...]
+    step_states: tuple[tuple[str, str], ...]
+    step_result: str
+    update_lines: tuple[str, ...]
+    update_states: tuple[tuple[str, str], ...]
+    update_result: str
+    additive: bool
+    evaluate: str
+    runtime: tuple[str, ...]  # names that the kernel takes from the runtime
+    domains: tuple[str, ...]
+    words: frozenset[str]  # every name that the kernel mentions
+    public: str  # the name that the package exports
+    relations: tuple[tuple[str, str], ...]  # what must hold: text, Python
+    uses_theta: bool
+
+
+def view(lowered: Lowered, backend: Backend) -> View:
+    """The program in this backend's words."""
+    program = lowered.program
+    legal = backend.legalize(lowered)
+    _available(legal, backend)
+    scalar = emit.scalar_text(legal, backend.scalar)
+    is_schedule = program.kind == "schedule"
+    step = emit.Text((), (), (), (), "") if is_schedule else emit.step_text(legal, backend.tensor)
+    additive = backend.delta and lowered.delta is not None
+    update = emit.delta_text(legal, backend.tensor) if additive else emit.Text((), (), (), (), "")
+    hypers = _hypers(program, backend)
+    lines = [*scalar.scalars, *(e for _, e in scalar.exports), scalar.result]
+    tensor_lines = [*step.step, *update.step, *(e for _, e in step.states), step.result]
+    words = set(re.findall(r"(?<![.\w])[A-Za-z_]\w*", "\n".join([*lines, *tensor_lines])))
+    functions = {
+        f for f in {*backend.tensor.values(), *backend.scalar.values()} if f.isidentifier()
+    }
+    hidden = functions & words & {p.name for p in program.parameters}
+    called = {h for h in hidden if re.search(rf"\b{h}\(", "\n".join(lines))}
+    if called:
+        raise ValueError(f"{program.name}: the hyperparameter {called.pop()} hides an operation")
+    starts = tuple((s.name, _start(s)) for s in lowered.tensor_states)
+    return View(
+        backend=backend.name,
+        kind=program.kind,
+        name=program.name,
+        class_name=program.class_name,
+        title=program.title,
+        spec=_spec_path(program),
+        digest=digest(program),
+        prose=tuple(_wrapped(p, 96) for p in program.doc),
+        equations=tuple(x for line in ascii_lines(program) for x in _broken(line)),
+        notes=tuple(_wrapped(f"Note: {n}", 96, "    ") for n in program.notes),
+        source=tuple(_wrapped(f"Source: {s}", 96, "    ") for s in program.source),
+        hypers=hypers,
+        spec_hypers=tuple(p.name for p in program.parameters),
+        states=tuple(s.name for s in lowered.tensor_states),
+        scalar_states=tuple((s.name, ascii_expr(s.start)) for s in lowered.scalar_states),
+        starts=starts,
+        init_hypers=tuple(dict.fromkeys(s for _, s in starts if s in _names(program))),
+        memory=_memory(lowered),
+        fields=tuple((e, lowered.types.get(e, "float")) for e in lowered.exports),
+        scalar_lines=scalar.scalars,
+        exports=scalar.exports,
+        value=scalar.result,
+        parameter=lowered.parameter,
+        step_lines=step.step,
+        step_states=step.states,
+        step_result=step.result,
+        update_lines=update.step,
+        update_states=update.states,
+        update_result=update.result,
+        additive=lowered.delta is not None,
+        evaluate=lowered.evaluate or "",
+        runtime=tuple(sorted((functions & words) - hidden - {"fl", "store"})),
+        domains=tuple(sorted({h.domain for h in hypers})),
+        words=frozenset(words),
+        public=program.name if program.kind in backend.functions else program.class_name,
+        relations=tuple(
+            (ascii_expr(e), _python(e, program)) for e, _ in program.requires
+        ),
+        uses_theta=any("theta" in v.args for v in lowered.step),
+    )
+
+
+def _names(program: Program) -> set[str]:
+    return {p.name for p in program.parameters}
+
+
+def _available(lowered: Lowered, backend: Backend) -> None:
+    """Refuse a program that needs an operation that the backend lacks."""
+
+    def ops(values: Sequence[ir.Value | ir.Repeat]) -> set[str]:
+        found: set[str] = set()
+        for v in values:
+            found |= {v.op} if isinstance(v, ir.Value) else ops(v.body)
+        return found
+
+    lacking = (ops(lowered.step) - set(backend.tensor)) | (
+        ops(lowered.scalars) - set(backend.scalar)
+    )
+    if lacking:
+        what = ", ".join(sorted(lacking))
+        raise NotAvailable(
+            f"{lowered.program.name} needs {what}, which {backend.title} does not have"
+        )
+
+
+def digest(program: Program) -> str:
+    """A hash of what the program means; comments and formatting of the spec do not change it."""
+    parts = [program.kind, program.name, program.class_name, *ascii_lines(program)]
+    parts += [f"{p.name} {p.domain.phrase} {p.default!r}" for p in program.parameters]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _spec_path(program: Program) -> str:
+    path = Path(program.file)
+    for parent in path.parents:
+        if parent.name == "specs":
+            return path.relative_to(parent.parent).as_posix()
+    return path.name
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> str:
+    return "\n".join(textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False))
+
+
+def _broken(line: str) -> list[str]:
+    """An equation over several lines where it is long, broken after an operator or a comma."""
+    lead = line[: len(line) - len(line.lstrip())]
+    return textwrap.wrap(
+        line, 88, initial_indent="", subsequent_indent=lead + "    ", drop_whitespace=True
+    ) or [line]
+
+
+def _start(s: ir.State) -> str:
+    match s.start:
+        case ir.Number(value):
+            return "zero" if value == 0 else repr(float(value))
+        case ir.Call("neg", (ir.Number(value),), _):
+            return repr(-float(value))
+        case ir.Hyper(name):
+            return name
+        case ir.Call("first", _, _):
+            return "zero"
+    return "copy"
+
+
+def _memory(lowered: Lowered) -> str:
+    """What the states cost, in words."""
+    count = len(lowered.tensor_states)
+    if not count:
+        return "States: none."
+    names = ", ".join(s.name for s in lowered.tensor_states)
+    plural = "s" if count > 1 else ""
+    return (
+        f"State{plural}: {names}; {4 * count} bytes a parameter (float32 and below), "
+        f"{8 * count} in float64."
+    )
+
+
+def _hypers(program: Program, backend: Backend) -> tuple[Hyper, ...]:
+    """The hyperparameters as this backend's users pass them."""
+    made: list[Hyper] = []
+    names = [p.name for p in program.parameters]
+    for p in program.parameters:
+        together = next(
+            (
+                (public, tuple(m for m in members if m in names))
+                for public, members in backend.together.items()
+                if p.name in members and members[1] in names
+            ),
+            None,
+        )
+        if together is None:
+            made.append(_hyper(backend.spelled(program.name, p.name), (p,)))
+        elif p.name == together[1][0]:
+            made.append(_hyper(together[0], tuple(program.parameter(n) for n in together[1])))
+    required = [h for h in made if not h.default]
+    return tuple(required + [h for h in made if h.default])
+
+
+_TYPES = {"float": "float", "int": "int", "bool": "bool", "choice": "str", "schedule": "Any"}
+
+
+def _hyper(name: str, parts: tuple[ir.Parameter, ...]) -> Hyper:
+    first = parts[0]
+    kind = _TYPES[first.domain.type]
+    if len(parts) > 1:
+        kind = f"tuple[{', '.join([kind] * len(parts))}]"
+        default = "(" + ", ".join(repr(p.default) for p in parts) + ")"
+        about = "; ".join(f"{p.name}: {p.about.rstrip('.')}" if p.about else p.name for p in parts)
+    else:
+        default = "" if first.default is ir.REQUIRED else repr(first.default)
+        about = first.about.rstrip(".")
+        kind = f"tuple[{kind}, ...]" if first.domain.many else kind
+        kind = f"{kind} | None" if first.domain.optional else kind
+    phrase = first.domain.phrase if len(parts) == 1 else f"each {first.domain.phrase}"
+    return Hyper(
+        name, tuple(p.name for p in parts), kind, default, about, phrase, _domain(first.domain)
+    )
+
+
+def _domain(d: ir.Domain) -> str:
+    """A domain as the text that makes it in generated code."""
+    parts = [repr(d.phrase)]
+    default = ir.Domain("")
+    shown = {"type": "kind"}
+    for key in ("type", "low", "high", "low_open", "high_open", "choices", "many", "optional"):
+        value = getattr(d, key)
+        if value != getattr(default, key):
+            parts.append(f"{shown.get(key, key)}={value!r}")
+    return f"Domain({', '.join(parts)})"
+
+
+def _python(e: ir.Expr, program: Program) -> str:
+    """A relation between hyperparameters as Python, of a mapping `h`."""
+    match e:
+        case ir.Hyper(name):
+            return f'h["{name}"]'
+        case ir.Number(value):
+            return repr(value)
+        case ir.Call("length", _, text):
+            return f'len(h["{text}"])'
+        case ir.Call(op, args, _):
+            signs = {**{k: v for k, v in _SIGNS.items()}}
+            inner = [_python(a, program) for a in args]
+            return f"({inner[0]} {signs[op]} {inner[1]})" if op in signs else f"not {inner[0]}"
+    raise ValueError(f"{program.name}: require(...) cannot use {ascii_expr(e)}")
+
+
+_SIGNS = {
+    **{"add": "+", "sub": "-", "mul": "*", "div": "/", "and": "and", "or": "or"},
+    **{"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="},
+}
+
+# ---------------------------------------------------------------------------------------------------
+# Files
+
+
+@functools.lru_cache
+def _environment(folder: Path) -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, folder.parent]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def render(lowered: Lowered, backend: Backend) -> str:
+    """The text of one module."""
+    template = _environment(backend.folder).get_template(f"{lowered.program.kind}.py.jinja")
+    return template.render(v=view(lowered, backend))
+
+
+def runtime(backend: Backend) -> str:
+    """The backend's runtime; what it imports from here is copied in, so that it stands alone."""
+    text = (backend.folder / "runtime.py").read_text()
+    included = {
+        "backends.domains": (Path(backends.__file__).parent / "domains.py").read_text(),
+        "generator.elementary": Path(elementary.__file__).read_text(),
+    }
+    tree = ast.parse(text)
+    imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+    lines = text.splitlines()
+    parts: list[str] = []
+    merged: list[ast.Import | ast.ImportFrom] = []
+    for node in imports:
+        source = included.get(getattr(node, "module", None) or "")
+        if source is None:
+            merged.append(node)
+        elif "elementary" in str(getattr(node, "module", "")):
+            parts.append(_elementary(source, backend.elementary))
+            merged.append(ast.Import([ast.alias("math")]))
+        else:
+            parts.append(_definitions(source))
+            body = ast.parse(source).body
+            merged += [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
+    head = "\n".join(lines[: imports[0].lineno - 1])
+    rest = "\n".join(lines[imports[-1].end_lineno :])
+    note = _edit_note(f"backends/{backend.name}/runtime.py, backends/domains.py", "them")
+    blocks = [note + head, _imports(merged), *(x.strip("\n") for x in parts), rest.strip("\n")]
+    return blocks[0].rstrip("\n") + "\n\n" + "\n\n".join(blocks[1:2]) + "".join(
+        "\n\n\n" + b for b in blocks[2:]
+    ) + "\n"
+
+
+def _edit_note(source: str, what: str) -> str:
+    return f"# @generated by `python -m generator build` from {source}; edit {what}.\n"
+
+
+def _imports(nodes: Sequence[ast.Import | ast.ImportFrom]) -> str:
+    """One sorted import block: the future, the standard library, the rest."""
+    plain: set[tuple[str, str]] = set()
+    named: dict[str, set[str]] = {}
+    for n in nodes:
+        for a in n.names:
+            as_name = f" as {a.asname}" if a.asname else ""
+            if isinstance(n, ast.Import):
+                plain.add((a.name, as_name))
+            else:
+                named.setdefault("." * n.level + (n.module or ""), set()).add(a.name + as_name)
+    sections: list[list[str]] = [[], [], []]
+
+    def section(module: str) -> list[str]:
+        root = module.partition(".")[0]
+        if root == "__future__":
+            return sections[0]
+        return sections[1] if root in sys.stdlib_module_names else sections[2]
+
+    for name, as_name in sorted(plain):
+        section(name).append(f"import {name}{as_name}")
+    for module in sorted(named):
+        line = f"from {module} import {', '.join(sorted(named[module], key=_import_order))}"
+        if len(line) > WIDTH:
+            inner = "".join(f"    {x},\n" for x in sorted(named[module], key=_import_order))
+            line = f"from {module} import (\n{inner})"
+        section(module).append(line)
+    return "\n\n".join("\n".join(s) for s in sections if s)
+
+
+def _import_order(name: str) -> tuple[int, str]:
+    """Constants, then classes, then functions, as isort has it."""
+    rank = 0 if name.isupper() else 1 if name[:1].isupper() else 2
+    return rank, name
+
+
+def _definitions(text: str) -> str:
+    """A module without its docstring and imports."""
+    tree = ast.parse(text)
+    first = next(n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef))
+    start = min([first.lineno, *(d.lineno for d in first.decorator_list)])
+    return "\n".join(text.splitlines()[start - 1 :]) + "\n"
+
+
+def _elementary(source: str, words: Mapping[str, str]) -> str:
+    """The elementary functions in a backend's words, each operation guarded where it guards."""
+    text = source.partition("# <text>\n")[2].strip("\n")
+    guard = words.get("guard", "")
+    made: list[str] = []
+    for line in text.splitlines():
+        code, _, comment = line.partition("  # ")
+        opened = re.match(r"def (\w+)\((\w+)", code)
+        statement = code.startswith("    ") and not code.lstrip().startswith(("#", '"""'))
+        if statement and code.strip():
+            tree = _InWords(words, guard).visit(ast.parse(code.strip()))
+            code = "    " + ast.unparse(tree)
+        made.append(code + (f"  # {comment}" if comment else ""))
+        if opened:
+            argument = opened[2]
+        elif guard and code.lstrip().startswith('"""'):
+            made.append(f"    {guard} = rounded({argument})")
+    return "\n".join(made) + "\n"
+
+
+class _InWords(ast.NodeTransformer):
+    """Renames the three functions that are no operators, and guards what the operators give."""
+
+    def __init__(self, words: Mapping[str, str], guard: str) -> None:
+        self.words, self.guard = words, guard
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Name(self.words.get(node.id, node.id), node.ctx)
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        self.generic_visit(node)
+        return ast.Call(ast.Name(self.guard), [node], []) if self.guard else node
+
+
+def package(lowered: Sequence[Lowered], backend: Backend) -> dict[str, str]:
+    """Every file of one backend's package, by its path inside it."""
+    files = {"runtime.py": runtime(backend)}
+    groups: dict[str, list[View]] = {folder: [] for folder in FOLDERS.values()}
+    for program in lowered:
+        folder = FOLDERS[program.program.kind]
+        files[f"{folder}/{program.program.name}.py"] = render(program, backend)
+        groups[folder].append(view(program, backend))
+    environment = _environment(backend.folder)
+    for folder, views in groups.items():
+        if views:
+            text = f'"""{backend.title} {folder}, one a file."""\n'
+            files[f"{folder}/__init__.py"] = _edit_note("specs", "those") + text
+    for name in ("__init__.py", "__init__.pyi"):
+        template = environment.get_template(f"package/{name}.jinja")
+        files[name] = template.render(
+            b=backend, groups=groups, views=[v for g in groups.values() for v in g]
+        )
+    return files
+
+
+def write(files: Mapping[str, str], out: Path, stale: bool = True) -> list[str]:
+    """Write what changed, remove what no spec makes any more; the paths that were touched."""
+    touched = []
+    for name, text in files.items():
+        path = out / name
+        if not path.exists() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text(text)
+            partial.replace(path)
+            touched.append(name)
+    if stale and out.exists():
+        for path in sorted(out.rglob("*")):
+            name = path.relative_to(out).as_posix()
+            if path.is_file() and name not in files and "__pycache__" not in name:
+                path.unlink()
+                touched.append(name)
+    return touched
+
+
+def differences(files: Mapping[str, str], out: Path) -> list[str]:
+    """What `write` would change, as unified diffs."""
+    found = []
+    for name, text in files.items():
+        path = out / name
+        old = path.read_text() if path.exists() else ""
+        if old != text:
+            diff = difflib.unified_diff(
+                old.splitlines(), text.splitlines(), f"{name} (there)", f"{name} (built)", lineterm=""
+            )
+            found.append("\n".join(diff))
+    for path in sorted(out.rglob("*")) if out.exists() else []:
+        name = path.relative_to(out).as_posix()
+        if path.is_file() and name not in files and "__pycache__" not in name:
+            found.append(f"{name}: no spec makes this file any more")
+    return found

@@ -1,0 +1,44 @@
+"""The catalogue: one algorithm a file, declared once as equations. Data, no logic.
+
+A spec is a decorated function, called once to record what it says. Its signature is the public
+signature, its annotations are domains, its body is a list of equations that are executed exactly in
+the order and with the grouping in which they are written.
+
+    from generator.language import *
+
+    v = names("v")
+
+
+    @optimizer("HeavyBall")
+    def heavy_ball(lr: NonNegative = 1e-2, mu: Decay = 0.9):
+        (docstring: title, Source:, Note:, Args:)
+        v[0] = 0
+        v[t] = mu * v[t-1] + g[t]
+        theta[t] = theta[t-1] - lr * v[t]
+
+Time: an optimizer counts steps, t = 1, 2, ...; g[t] is the gradient at theta[t-1], and theta[t] is
+    defined. A transform defines u[t]. A schedule counts finished steps, n = 0, 1, ..., and defines
+    lr[n].
+Names: names("m v") declares names. `m[0] = value` makes m a state; without it m is a temporary.
+    A name is defined once, before its use, and read at t or t-1. `g[0] = first(g)` keeps the
+    gradient.
+Operations: + - * / ** elementwise; sqrt abs sign minimum maximum; exp log cos floor pi in step
+    scope; where(condition, a, b) chooses, equal(a, b) compares, & | ~ join conditions; // and %
+    on integers.
+Gradients: `g[t] = grad(point)` where the gradient is not taken at theta[t-1].
+Loops: `x[0] = start`, then `for k in iterate(count):` with `x[k] = f(x[k-1])`; x[count] is the
+    result. A tuple hyperparameter is read as boundaries[k], k = 1, ..., length(boundaries).
+Relations: require(condition) refuses hyperparameters that do not fit each other.
+
+Docstring: a title; in a schedule its value at 0, at each boundary and after the end; `Source:`;
+a `Note:` for each difference from the source or from a well-known implementation that matters to
+a user (a line indented deeper goes on with the one before); `Args:`, a phrase for each
+hyperparameter.
+
+House rules. Additive form, theta[t] = theta[t-1] - ..., where the paper allows it. A step is
+written lr * (numerator / denominator): it does not underflow before it is normalised, and adamw
+without decay has the bits of adam. A fraction of a length is formed first, base * (n / total): it
+is exactly 1 at the end, so that a decay to 0 ends at 0 and not beside it. Clocks stay at or above
+0, also in branches that are not taken. Reserved words (s, n, ...) cannot name a state: what a paper
+calls s or n is v or w here.
+"""

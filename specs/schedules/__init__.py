@@ -1,0 +1,1 @@
+"""Schedules: each defines lr[n], the learning rate after n finished steps."""

@@ -1,0 +1,469 @@
+"""Every algorithm of the catalogue in plain float64 NumPy, written from its paper.
+
+In: starting parameters and gradients (arrays), or a step count. Out: the parameters after each
+step, or a learning rate. Must not know: the specs, the generator, the generated code. That is the
+point of this file: it states the paper's equations a second time, in textbook style, so that a spec
+which says something else is found out. Rounding differs from a spec's; only values agree.
+
+An optimizer is `name(theta, grads, *, hyperparameters)` with the names of its spec; `nesterov` gets
+a list of functions of a point in place of arrays. A schedule is `name(n, *, hyperparameters)`.
+
+Sources of the optimizers:
+    sgd                 Robbins & Monro, Annals of Mathematical Statistics 22(3), 1951
+    momentum            Liu, Gao & Yin, NeurIPS 2020, arXiv:2007.07989
+    heavy_ball          Polyak, 1964
+    nesterov            Sutskever et al., ICML 2013, equations 3 and 4
+    sgd_l2              Krogh & Hertz, NIPS 1991
+    rmsprop             Tieleman & Hinton, Coursera lecture 6.5, 2012 (eps inside the root)
+    adam, adamax        Kingma & Ba, ICLR 2015, Algorithms 1 and 2, arXiv:1412.6980
+    adamw               Loshchilov & Hutter, ICLR 2019, Algorithm 2, arXiv:1711.05101
+    amsgrad             Reddi et al., ICLR 2018, arXiv:1904.09237 (maximum of the corrected moment)
+    adagrad             Duchi et al., JMLR 12, 2011
+    adadelta            Zeiler, 2012, Algorithm 1, arXiv:1212.5701
+    radam               Liu et al., ICLR 2020, Algorithm 2, arXiv:1908.03265
+    nadam               Dozat, CS229 report, 2015, Algorithm 8
+    adabelief           Zhuang et al., NeurIPS 2020, Algorithm 2, arXiv:2010.07468
+    yogi                Zaheer et al., NeurIPS 2018, Algorithm 2
+    lion                Chen et al., NeurIPS 2023, Algorithm 2, arXiv:2302.06675
+    adan                Xie et al., TPAMI 2024, arXiv:2208.06677, as in the authors' code
+    signum              Bernstein et al., ICML 2018, Algorithm 2, arXiv:1802.04434
+Sources of the schedules and transforms stand beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Rate = Callable[[int], float]
+
+
+def _path(theta: Array, steps: Sequence[Array]) -> list[Array]:
+    """The parameters after each of these changes."""
+    return [theta + moved for moved in np.cumsum(steps, axis=0)]
+
+
+def _average(beta: float, values: Sequence[Array]) -> list[Array]:
+    """Exponential averages from zero: the sum of (1 - beta) beta^(t-i) x_i, written out."""
+    averages = []
+    for t in range(1, len(values) + 1):
+        weights = [(1 - beta) * beta ** (t - i) for i in range(1, t + 1)]
+        averages.append(np.sum([w * x for w, x in zip(weights, values, strict=False)], axis=0))
+    return averages
+
+
+def _corrected(beta: float, values: Sequence[Array]) -> list[Array]:
+    """Exponential averages without their bias: the weights add up to 1."""
+    return [x / (1 - beta**t) for t, x in enumerate(_average(beta, values), 1)]
+
+
+def _squares(grads: Sequence[Array]) -> list[Array]:
+    return [np.square(g) for g in grads]
+
+
+# --------------------------------------------------------------------------------------------------
+# Optimizers
+
+
+def sgd(theta: Array, grads: Sequence[Array], *, lr: float) -> list[Array]:
+    """Steps against the gradient."""
+    return _path(theta, [-lr * g for g in grads])
+
+
+def momentum(theta: Array, grads: Sequence[Array], *, lr: float, beta: float) -> list[Array]:
+    """Steps against the average gradient."""
+    return _path(theta, [-lr * v for v in _average(beta, grads)])
+
+
+def heavy_ball(theta: Array, grads: Sequence[Array], *, lr: float, mu: float) -> list[Array]:
+    """Polyak's own form: x_{t+1} = x_t - lr g + mu (x_t - x_{t-1})."""
+    path = [theta, theta]
+    for g in grads:
+        path.append(path[-1] - lr * g + mu * (path[-1] - path[-2]))
+    return path[2:]
+
+
+def nesterov(
+    theta: Array, grads: Sequence[Callable[[Array], Array]], *, lr: float, beta: float
+) -> list[Array]:
+    """Velocity v' = beta v - lr grad(theta + beta v), theta' = theta + v'."""
+    velocity, path = np.zeros_like(theta), []
+    for grad in grads:
+        velocity = beta * velocity - lr * grad(theta + beta * velocity)
+        theta = theta + velocity
+        path.append(theta)
+    return path
+
+
+def sgd_l2(theta: Array, grads: Sequence[Array], *, lr: float, weight_decay: float) -> list[Array]:
+    """Steps against the gradient of loss + weight_decay / 2 |theta|^2."""
+    path = []
+    for g in grads:
+        theta = (1 - lr * weight_decay) * theta - lr * g
+        path.append(theta)
+    return path
+
+
+def rmsprop(
+    theta: Array, grads: Sequence[Array], *, lr: float, gamma: float, eps: float
+) -> list[Array]:
+    """The gradient over its running root mean square."""
+    mean_squares = _average(gamma, _squares(grads))
+    return _path(
+        theta, [-lr * g / np.sqrt(q + eps) for g, q in zip(grads, mean_squares, strict=True)]
+    )
+
+
+def adam(
+    theta: Array, grads: Sequence[Array], *, lr: float, beta1: float, beta2: float, eps: float
+) -> list[Array]:
+    """The corrected mean over the root of the corrected mean square."""
+    means, mean_squares = _corrected(beta1, grads), _corrected(beta2, _squares(grads))
+    pairs = zip(means, mean_squares, strict=True)
+    return _path(theta, [-lr * m / (np.sqrt(v) + eps) for m, v in pairs])
+
+
+def adamw(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> list[Array]:
+    """Adam's step on parameters that have shrunk by lr weight_decay."""
+    means, mean_squares = _corrected(beta1, grads), _corrected(beta2, _squares(grads))
+    path = []
+    for m, v in zip(means, mean_squares, strict=True):
+        theta = (1 - lr * weight_decay) * theta - lr * m / (np.sqrt(v) + eps)
+        path.append(theta)
+    return path
+
+
+def amsgrad(
+    theta: Array, grads: Sequence[Array], *, lr: float, beta1: float, beta2: float, eps: float
+) -> list[Array]:
+    """Adam with the largest corrected mean square so far."""
+    means, mean_squares = _corrected(beta1, grads), _corrected(beta2, _squares(grads))
+    largest = np.maximum.accumulate(mean_squares)
+    pairs = zip(means, largest, strict=True)
+    return _path(theta, [-lr * m / (np.sqrt(w) + eps) for m, w in pairs])
+
+
+def adagrad(theta: Array, grads: Sequence[Array], *, lr: float, eps: float) -> list[Array]:
+    """The gradient over the root of the sum of all squares."""
+    sums = np.cumsum(_squares(grads), axis=0)
+    return _path(theta, [-lr * g / (np.sqrt(s) + eps) for g, s in zip(grads, sums, strict=True)])
+
+
+def adadelta(
+    theta: Array, grads: Sequence[Array], *, lr: float, rho: float, eps: float
+) -> list[Array]:
+    """The step -RMS[steps] / RMS[g] g."""
+    mean_g2, mean_x2, path = np.zeros_like(theta), np.zeros_like(theta), []
+    for g in grads:
+        mean_g2 = rho * mean_g2 + (1 - rho) * g**2
+        delta = -np.sqrt((mean_x2 + eps) / (mean_g2 + eps)) * g
+        mean_x2 = rho * mean_x2 + (1 - rho) * delta**2
+        theta = theta + lr * delta
+        path.append(theta)
+    return path
+
+
+def radam(
+    theta: Array, grads: Sequence[Array], *, lr: float, beta1: float, beta2: float, eps: float
+) -> list[Array]:
+    """Adam's step times the rectification, or the corrected mean while rho <= 4."""
+    means, mean_squares = _corrected(beta1, grads), _corrected(beta2, _squares(grads))
+    rho_inf, steps = 2 / (1 - beta2) - 1, []
+    for t, (m, v) in enumerate(zip(means, mean_squares, strict=True), 1):
+        rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
+        if rho > 4:
+            now, limit = (rho - 4) * (rho - 2) / rho, (rho_inf - 4) * (rho_inf - 2) / rho_inf
+            steps.append(-lr * math.sqrt(now / limit) * m / (np.sqrt(v) + eps))
+        else:
+            steps.append(-lr * m)
+    return _path(theta, steps)
+
+
+def adamax(
+    theta: Array, grads: Sequence[Array], *, lr: float, beta1: float, beta2: float, eps: float
+) -> list[Array]:
+    """The corrected mean over the largest |g_i| beta2^(t-i)."""
+    steps = []
+    for t, m in enumerate(_corrected(beta1, grads), 1):
+        norm = np.max([beta2 ** (t - i) * np.abs(g) for i, g in enumerate(grads[:t], 1)], axis=0)
+        steps.append(-lr * m / (norm + eps))
+    return _path(theta, steps)
+
+
+def nadam(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    psi: float,
+) -> list[Array]:
+    """Adam with (1 - mu_t) g / (1 - prod mu) + mu_{t+1} m / (1 - prod mu, next included)."""
+    count = len(grads)
+    mu = [beta1 * (1 - 0.96 ** (psi * t) / 2) for t in range(1, count + 2)]
+    products = np.cumprod(mu)
+    means, mean_squares = _average(beta1, grads), _corrected(beta2, _squares(grads))
+    steps = []
+    for i in range(count):
+        g_hat = grads[i] / (1 - products[i])
+        m_hat = means[i] / (1 - products[i + 1])
+        m_bar = (1 - mu[i]) * g_hat + mu[i + 1] * m_hat
+        steps.append(-lr * m_bar / (np.sqrt(mean_squares[i]) + eps))
+    return _path(theta, steps)
+
+
+def adabelief(
+    theta: Array, grads: Sequence[Array], *, lr: float, beta1: float, beta2: float, eps: float
+) -> list[Array]:
+    """Adam with squared deviations from the mean; eps joins the average in every step."""
+    means = _average(beta1, grads)
+    belief, path = np.zeros_like(theta), []
+    for t, (g, m) in enumerate(zip(grads, means, strict=True), 1):
+        belief = beta2 * belief + (1 - beta2) * (g - m) ** 2 + eps
+        m_hat, s_hat = m / (1 - beta1**t), belief / (1 - beta2**t)
+        theta = theta - lr * m_hat / (np.sqrt(s_hat) + eps)
+        path.append(theta)
+    return path
+
+
+def yogi(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    initial_accumulator: float,
+) -> list[Array]:
+    """The second moment goes up or down by (1 - beta2) g^2, towards g^2."""
+    means = _average(beta1, grads)
+    second, path = np.full_like(theta, initial_accumulator), []
+    for g, m in zip(grads, means, strict=True):
+        change = (1 - beta2) * g**2
+        below, above = second < g**2, second > g**2
+        second = np.where(below, second + change, np.where(above, second - change, second))
+        theta = theta - lr * m / (np.sqrt(second) + eps)
+        path.append(theta)
+    return path
+
+
+def lion(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+) -> list[Array]:
+    """The sign of an interpolation between the last mean and the gradient."""
+    means = [np.zeros_like(theta), *_average(beta2, grads)]
+    path = []
+    for g, m in zip(grads, means, strict=False):
+        direction = np.sign(g + beta1 * (m - g))
+        theta = (1 - lr * weight_decay) * theta - lr * direction
+        path.append(theta)
+    return path
+
+
+def adan(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    beta3: float,
+    eps: float,
+    weight_decay: float,
+) -> list[Array]:
+    """Means of g, of its differences and of (g + beta2 difference)^2; a proximal decay."""
+    differences = [g - h for g, h in zip(grads, [grads[0], *grads[:-1]], strict=True)]
+    mixed = [g + beta2 * d for g, d in zip(grads, differences, strict=True)]
+    means, slopes = _corrected(beta1, grads), _corrected(beta2, differences)
+    path = []
+    for m, v, q in zip(means, slopes, _corrected(beta3, _squares(mixed)), strict=True):
+        rates = lr / (np.sqrt(q) + eps)
+        theta = (theta - rates * (m + beta2 * v)) / (1 + weight_decay * lr)
+        path.append(theta)
+    return path
+
+
+def signum(theta: Array, grads: Sequence[Array], *, lr: float, beta: float) -> list[Array]:
+    """Steps of lr against the sign of the mean."""
+    return _path(theta, [-lr * np.sign(m) for m in _average(beta, grads)])
+
+
+# --------------------------------------------------------------------------------------------------
+# Transforms: the gradient (or update) g at theta becomes another one
+
+
+def clip_by_value(theta: Array, g: Array, *, c: float) -> Array:
+    """Entries cut at -c and c."""
+    return np.clip(g, -c, c)
+
+
+def weight_decay(theta: Array, g: Array, *, weight_decay: float) -> Array:
+    """The gradient of loss + weight_decay / 2 |theta|^2. Krogh & Hertz, NIPS 1991."""
+    return g + weight_decay * theta
+
+
+def decoupled_weight_decay(theta: Array, g: Array, *, lr: float, weight_decay: float) -> Array:
+    """The update g, and the parameters shrunk beside it. arXiv:1711.05101, section 2."""
+    return ((1 - lr * weight_decay) * theta + g) - theta
+
+
+# --------------------------------------------------------------------------------------------------
+# Schedules
+
+
+def constant(n: int, *, base_lr: float) -> float:
+    """Always the same."""
+    return base_lr
+
+
+def linear(n: int, *, base_lr: float, total: int, end: float) -> float:
+    """A straight line from base_lr to end. arXiv:2310.07831."""
+    return end if n >= total else (base_lr * (total - n) + end * n) / total
+
+
+def polynomial(n: int, *, base_lr: float, total: int, power: float, end: float) -> float:
+    """The poly policy. arXiv:1606.00915."""
+    return end if n >= total else end + (base_lr - end) * ((total - n) / total) ** power
+
+
+def exponential(n: int, *, base_lr: float, decay: float, steps: int, staircase: bool) -> float:
+    """Multiplied by decay once in `steps` steps. arXiv:1910.07454."""
+    return base_lr * math.pow(decay, math.floor(n / steps) if staircase else n / steps)
+
+
+def inverse_sqrt(n: int, *, base_lr: float, scale: int) -> float:
+    """1 / sqrt(n), level before `scale`. arXiv:1910.10683, section 3.1.2."""
+    return base_lr if n < scale else base_lr * math.sqrt(scale) / math.sqrt(n)
+
+
+def inverse_time(n: int, *, base_lr: float, decay: float, steps: int, staircase: bool) -> float:
+    """1 / (1 + decay n). Bottou, Stochastic Gradient Descent Tricks, 2012."""
+    passed = math.floor(n / steps) if staircase else n / steps
+    return base_lr / (1 + decay * passed)
+
+
+def step_decay(n: int, *, base_lr: float, decay: float, step: int) -> float:
+    """Multiplied by decay once at the end of each interval. arXiv:1904.12838."""
+    rate = base_lr
+    for _ in range(n // step):
+        rate *= decay
+    return rate
+
+
+def piecewise(
+    n: int, *, base_lr: float, boundaries: Sequence[int], values: Sequence[float]
+) -> float:
+    """The value of the piece that n lies in. arXiv:1706.02677, section 5.1."""
+    pieces = [base_lr, *values]
+    return pieces[sum(n >= b for b in boundaries)]
+
+
+def cosine(n: int, *, base_lr: float, total: int, end: float) -> float:
+    """Half a cosine from base_lr to end. arXiv:1608.03983, equation 5."""
+    return end if n >= total else _half_cosine(base_lr, end, n / total)
+
+
+def cosine_restarts(n: int, *, base_lr: float, first: int, factor: int, end: float) -> float:
+    """The same, again and again, each cycle longer by `factor`. arXiv:1608.03983, equation 5."""
+    cycle = first
+    while n >= cycle:
+        n, cycle = n - cycle, cycle * factor
+    return _half_cosine(base_lr, end, n / cycle)
+
+
+def cyclical(n: int, *, base_lr: float, lr_min: float, period: int) -> float:
+    """The triangular policy from its top. arXiv:1506.01186."""
+    return triangular(n + period, base_lr=base_lr, lr_min=lr_min, period=period)
+
+
+def triangular(n: int, *, base_lr: float, lr_min: float, period: int) -> float:
+    """The triangular policy as the paper computes it. arXiv:1506.01186, section 3.1."""
+    cycle = math.floor(1 + n / (2 * period))
+    x = abs(n / period - 2 * cycle + 1)
+    return lr_min + (base_lr - lr_min) * max(0.0, 1 - x)
+
+
+def warmup_cosine(n: int, *, base_lr: float, warmup: int, total: int, lr_min: float) -> float:
+    """A line up, half a cosine down. arXiv:1812.01187, sections 3.1 and 5.1."""
+    if n < warmup:
+        return _line(lr_min, base_lr, n / warmup)
+    return lr_min if n >= total else _half_cosine(base_lr, lr_min, (n - warmup) / (total - warmup))
+
+
+def warmup_linear(n: int, *, base_lr: float, warmup: int, total: int, end: float) -> float:
+    """A line up, a line down. arXiv:1810.04805, appendix A.2."""
+    if n < warmup:
+        return _line(0.0, base_lr, n / warmup)
+    return end if n >= total else _line(base_lr, end, (n - warmup) / (total - warmup))
+
+
+def warmup_stable_decay(
+    n: int, *, base_lr: float, warmup: int, stable: int, total: int, end: float
+) -> float:
+    """A line up, a plateau, a line down. arXiv:2404.06395, section 4."""
+    if n < warmup:
+        return _line(0.0, base_lr, n / warmup)
+    if n < stable:
+        return base_lr
+    return end if n >= total else _line(base_lr, end, (n - stable) / (total - stable))
+
+
+def one_cycle(
+    n: int, *, base_lr: float, total: int, up: float, start_factor: float, final_factor: float
+) -> float:
+    """Half a cosine up, half a cosine down. arXiv:1708.07120, with cosines for lines."""
+    start = base_lr / start_factor
+    if n < up * total:
+        return _half_cosine(start, base_lr, n / (up * total))
+    final = start / final_factor
+    z = (n - up * total) / (total - up * total)
+    return final if n >= total else _half_cosine(base_lr, final, z)
+
+
+def rex(n: int, *, base_lr: float, total: int) -> float:
+    """(1 - z) / (1 - z / 2). arXiv:2107.04197."""
+    return 0.0 if n >= total else base_lr * (1 - n / total) / (1 - n / total / 2)
+
+
+def warmup(n: int, *, warmup: int, schedule: Rate) -> float:
+    """A line up to where the schedule starts. arXiv:1706.02677, section 2.2."""
+    return _line(0.0, schedule(0), n / warmup) if n < warmup else schedule(n - warmup)
+
+
+def join(n: int, *, schedules: Sequence[Rate], boundaries: Sequence[int]) -> float:
+    """The schedule whose turn it is, at the steps since it began."""
+    starts = [0, *boundaries]
+    turn = max(i for i, start in enumerate(starts) if n >= start)
+    return schedules[turn](n - starts[turn])
+
+
+def _line(start: float, end: float, z: float) -> float:
+    """From start to end while z goes from 0 to 1."""
+    return (1 - z) * start + z * end
+
+
+def _half_cosine(start: float, end: float, z: float) -> float:
+    """The same along half a cosine: weights cos^2 and sin^2 of a quarter turn."""
+    return math.cos(z * math.pi / 2) ** 2 * start + math.sin(z * math.pi / 2) ** 2 * end
