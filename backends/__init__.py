@@ -60,6 +60,7 @@ class Backend:
         elementary: its words for `floor`, `where` and `absolute` in step scope, and its `guard`.
         spelling: what its users call a hyperparameter, by name or by (spec, name).
         together: hyperparameters that its users pass as one tuple.
+        implied: hyperparameters, by kind, that the shell supplies: base_lr of a torch schedule.
         modes: how its code runs; `verify` compares each.
         runner: import path of the module that runs a trajectory in a mode.
         functions: the kinds that its users call as functions, not as classes.
@@ -75,6 +76,7 @@ class Backend:
     elementary: Table = field(default_factory=dict)
     spelling: Mapping[str | tuple[str, str], str] = field(default_factory=dict)
     together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    implied: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     modes: tuple[str, ...] = ()
     runner: str = ""
     functions: tuple[str, ...] = ("transform",)

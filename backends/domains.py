@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -71,6 +71,26 @@ class Domain:
             elif value != value:
                 hint = " NaN often comes from a division by zero where the value was computed."
             raise ValueError(wrong + hint)
+
+
+NonNegative = Domain("a number in [0, inf)", low=0.0)
+Positive = Domain("a number in (0, inf)", low=0.0, low_open=True)
+Decay = Domain("a number in [0, 1)", low=0.0, high=1.0)
+Real = Domain("a number in (-inf, inf)")
+Count = Domain("an integer in [0, inf)", "int", low=0)
+PositiveCount = Domain("an integer in [1, inf)", "int", low=1)
+Flag = Domain("True or False", "bool")
+AnySchedule = Domain("a schedule", "schedule")
+
+
+def tuple_of(domain: Domain) -> Domain:
+    """A tuple whose entries lie in a domain."""
+    return replace(domain, phrase=f"a tuple, each entry {domain.phrase}", many=True)
+
+
+def optional(domain: Domain) -> Domain:
+    """A value of a domain, or None."""
+    return replace(domain, phrase=f"{domain.phrase}, or None", optional=True)
 
 
 def _is_number(value: Any) -> bool:

@@ -64,6 +64,9 @@ class _Printer:
         name, index = v.args
         if isinstance(index, Number):
             return f"{name}[{int(index.value) - 1}]"
+        added = self.inline.get(index)
+        if added is not None and added.op == "add" and added.args[1] == Number(1):
+            return f"{name}[{self.operand(added.args[0])[0]}]"
         return f"{name}[{_wrap(self.operand(index), _LEVEL['sub'])} - 1]"
 
     def assignment(self, left: str, v: Value) -> list[str]:

@@ -7,6 +7,7 @@ mathematics, any framework; what a file looks like stands in the backend's templ
 from __future__ import annotations
 
 import ast
+import builtins
 import difflib
 import functools
 import hashlib
@@ -14,7 +15,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
@@ -41,6 +42,19 @@ class Hyper:
     about: str
     phrase: str
     domain: str  # the Domain as Python text
+
+    @property
+    def doc(self) -> str:
+        """As it stands under `Args:`, wrapped for an indent of eight."""
+        about = f"{self.about}; " if self.about else ""
+        return "\n".join(
+            textwrap.wrap(
+                f"{self.name}: {about}{self.phrase}.",
+                92,
+                subsequent_indent="    ",
+                break_on_hyphens=False,
+            )
+        )
 
     @property
     def signature(self) -> str:
@@ -83,9 +97,11 @@ class View:
     update_result: str
     additive: bool
     evaluate: str
+    domains: tuple[str, ...]  # names of domains, taken from the runtime
     runtime: tuple[str, ...]  # names that the kernel takes from the runtime
-    domains: tuple[str, ...]
     words: frozenset[str]  # every name that the kernel mentions
+    scalar_words: frozenset[str]
+    step_words: frozenset[str]
     public: str  # the name that the package exports
     relations: tuple[tuple[str, str], ...]  # what must hold: text, Python
     uses_theta: bool
@@ -104,7 +120,8 @@ def view(lowered: Lowered, backend: Backend) -> View:
     hypers = _hypers(program, backend)
     lines = [*scalar.scalars, *(e for _, e in scalar.exports), scalar.result]
     tensor_lines = [*step.step, *update.step, *(e for _, e in step.states), step.result]
-    words = set(re.findall(r"(?<![.\w])[A-Za-z_]\w*", "\n".join([*lines, *tensor_lines])))
+    scalar_words, step_words = _words(lines), _words(tensor_lines)
+    words = scalar_words | step_words
     functions = {
         f for f in {*backend.tensor.values(), *backend.scalar.values()} if f.isidentifier()
     }
@@ -128,7 +145,7 @@ def view(lowered: Lowered, backend: Backend) -> View:
         hypers=hypers,
         spec_hypers=tuple(p.name for p in program.parameters),
         states=tuple(s.name for s in lowered.tensor_states),
-        scalar_states=tuple((s.name, ascii_expr(s.start)) for s in lowered.scalar_states),
+        scalar_states=tuple((s.name, _scalar_start(s)) for s in lowered.scalar_states),
         starts=starts,
         init_hypers=tuple(dict.fromkeys(s for _, s in starts if s in _names(program))),
         memory=_memory(lowered),
@@ -145,15 +162,23 @@ def view(lowered: Lowered, backend: Backend) -> View:
         update_result=update.result,
         additive=lowered.delta is not None,
         evaluate=lowered.evaluate or "",
-        runtime=tuple(sorted((functions & words) - hidden - {"fl", "store"})),
-        domains=tuple(sorted({h.domain for h in hypers})),
+        runtime=tuple(sorted((functions & words) - hidden - {"fl", "store", *dir(builtins)}))
+        + (("rounded",) if "fl" in words else ()),
+        domains=tuple(sorted({w for h in hypers for w in re.findall(r"[A-Za-z_]+", h.domain)})),
         words=frozenset(words),
+        scalar_words=frozenset(scalar_words),
+        step_words=frozenset(step_words),
         public=program.name if program.kind in backend.functions else program.class_name,
         relations=tuple(
             (ascii_expr(e), _python(e, program)) for e, _ in program.requires
         ),
         uses_theta=any("theta" in v.args for v in lowered.step),
     )
+
+
+def _words(lines: Sequence[str]) -> set[str]:
+    """Every name that some lines mention, attributes apart."""
+    return set(re.findall(r"(?<![.\w])[A-Za-z_]\w*", "\n".join(lines)))
 
 
 def _names(program: Program) -> set[str]:
@@ -219,6 +244,12 @@ def _start(s: ir.State) -> str:
     return "copy"
 
 
+def _scalar_start(s: ir.State) -> str:
+    """A number, or the name of a hyperparameter as a string."""
+    start = _start(s)
+    return f'"{start}"' if start.isidentifier() and start != "zero" else start.replace("zero", "0.0")
+
+
 def _memory(lowered: Lowered) -> str:
     """What the states cost, in words."""
     count = len(lowered.tensor_states)
@@ -237,6 +268,8 @@ def _hypers(program: Program, backend: Backend) -> tuple[Hyper, ...]:
     made: list[Hyper] = []
     names = [p.name for p in program.parameters]
     for p in program.parameters:
+        if p.name in backend.implied.get(program.kind, ()):
+            continue
         together = next(
             (
                 (public, tuple(m for m in members if m in names))
@@ -274,15 +307,32 @@ def _hyper(name: str, parts: tuple[ir.Parameter, ...]) -> Hyper:
     )
 
 
+_NAMED = {
+    "NonNegative": "NonNegative",
+    "Positive": "Positive",
+    "Decay": "Decay",
+    "Real": "Real",
+    "Count": "Count",
+    "PositiveCount": "PositiveCount",
+    "bool": "Flag",
+    "Schedule": "AnySchedule",
+}
+
+
 def _domain(d: ir.Domain) -> str:
     """A domain as the text that makes it in generated code."""
-    parts = [repr(d.phrase)]
+    if d.optional:
+        return f"optional({_domain(replace(d, optional=False))})"
+    if d.many:
+        return f"tuple_of({_domain(replace(d, many=False))})"
+    if d.name in _NAMED:
+        return _NAMED[d.name]
+    parts = [f'"{d.phrase}"', *([f'"{d.type}"'] if d.type != "float" else [])]
     default = ir.Domain("")
-    shown = {"type": "kind"}
-    for key in ("type", "low", "high", "low_open", "high_open", "choices", "many", "optional"):
+    for key in ("low", "high", "low_open", "high_open", "choices"):
         value = getattr(d, key)
         if value != getattr(default, key):
-            parts.append(f"{shown.get(key, key)}={value!r}")
+            parts.append(f"{key}={value!r}")
     return f"Domain({', '.join(parts)})"
 
 
@@ -313,19 +363,50 @@ _SIGNS = {
 
 @functools.lru_cache
 def _environment(folder: Path) -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, folder.parent]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["suffixed"] = lambda text, suffix: text + suffix
+    environment.filters["trimmed"] = lambda text: text.rstrip("\n")
+    environment.filters["quoted"] = lambda text: f'"{text}"'
+    environment.tests["in_case"] = lambda name, upper: name[0].isupper() == upper
+    return environment
 
 
 def render(lowered: Lowered, backend: Backend) -> str:
     """The text of one module."""
     template = _environment(backend.folder).get_template(f"{lowered.program.kind}.py.jinja")
-    return template.render(v=view(lowered, backend))
+    return _spaced(template.render(v=view(lowered, backend)))
+
+
+def _spaced(text: str) -> str:
+    """Blank lines as PEP 8 has them, so that templates need not count theirs."""
+    made: list[str] = []
+    blank = quoted = False
+    for line in text.splitlines():
+        line = line.rstrip()
+        if not line:
+            blank = True
+            continue
+        inside, quoted = quoted, quoted ^ (line.count('"""') % 2 == 1)
+        if inside:
+            made += [""] * blank + [line]
+            blank = False
+            continue
+        last = made[-1] if made else ""
+        opens = line.startswith(("def ", "class ", "@", "async "))
+        after_body = last.startswith(" ") and not line.startswith((" ", ")", "]", "}", '"""', "#"))
+        if made and (opens or after_body) and not last.startswith(("@", "#")):
+            made += ["", ""]
+        elif blank and made:
+            made.append("")
+        made.append(line)
+        blank = False
+    return "\n".join(made) + "\n"
 
 
 def runtime(backend: Backend) -> str:

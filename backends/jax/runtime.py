@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,8 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from backends.domains import Domain, check_all  # <include backends/domains.py>
+from backends.domains import Domain, check_all
+from generator.elementary import cos, exp, log, real_power
 
 try:
     from optax import GradientTransformationExtraArgs
@@ -40,7 +41,7 @@ Tensor = jax.Array
 Scalar = Any  # a double in step scope; an array of the compute dtype, without axes, in a kernel
 Tree = Any  # a pytree of arrays
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The guard
 
 _INTEGERS = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
@@ -57,8 +58,8 @@ def _zero(bits: Any) -> Any:
 
 @jax.custom_jvp
 def _opaque(x: Any) -> Any:
-    # The zero comes from the value itself: a value that the compiler does not know is hidden, and one
-    # that it knows is folded as it should be. A zero from elsewhere is one that may be known.
+    # The zero comes from the value itself, so that a value which the compiler does not know is hidden
+    # from it, and one which it knows is computed as it should be. Any other zero may be known.
     bits = _bits(x)
     return lax.bitcast_convert_type(bits ^ _zero(bits), x.dtype)
 
@@ -68,44 +69,68 @@ def _opaque_jvp(primals: Any, tangents: Any) -> Any:
     return _opaque(*primals), tangents[0]
 
 
-def fl(x: Any) -> Any:
-    """The result of one operation, rounded; nothing is fused or merged across it."""
-    return _opaque(x) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x
-
-
 @jax.custom_jvp
-def _hidden_by(x: Any, zero: Any) -> Any:
-    return lax.bitcast_convert_type(_bits(x) ^ zero.astype(_bits(x).dtype), x.dtype)
+def _hidden(x: Any, zero: Any) -> Any:
+    bits = _bits(x)
+    return lax.bitcast_convert_type(bits ^ zero.astype(bits.dtype), x.dtype)
 
 
-@_hidden_by.defjvp
-def _hidden_by_jvp(primals: Any, tangents: Any) -> Any:
-    return _hidden_by(*primals), tangents[0]
+@_hidden.defjvp
+def _hidden_jvp(primals: Any, tangents: Any) -> Any:
+    return _hidden(*primals), tangents[0]
+
+
+def rounded(*given: Any) -> Callable[[Any], Any]:
+    """Return fl, the rounded operation: fl(x) is x to its last bit, under every transformation.
+
+    XLA may fuse, merge and reorder what it can see; through fl it sees nothing. The derivative of fl,
+    of any order, is the identity's. A literal has nothing to hide behind but what is given.
+
+    Args:
+        *given: values that are no constants: the step, the scalars. Literals get their dtype.
+    """
+    arrays = [x for x in jax.tree.leaves(given) if _is_array(x) and x.dtype != bool]
+
+    def fl(x: Any) -> Any:
+        if isinstance(x, (int, float)):
+            return _literal(x, *arrays[:1])
+        return _opaque(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return fl
+
+
+def _literal(x: float, cover: Any = None) -> Any:
+    """A literal as an array that the compiler does not know, if it does not know the cover."""
+    if cover is None:
+        return jnp.asarray(x, jnp.float64)
+    inexact = jnp.issubdtype(cover.dtype, jnp.floating)
+    bits = _bits(cover) if inexact else cover
+    one = jnp.sum(bits.reshape(-1)[:1], dtype=bits.dtype) if bits.ndim else bits  # empty: 0
+    return _hidden(jnp.asarray(x, cover.dtype if inexact else jnp.float64), _zero(one))
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array)  # tracers too
 
 
 @jax.jit
 def _start() -> Any:
-    """The count before the first step: 0, which XLA cannot know, as it runs no loops ahead of time.
+    """The count before the first step: 0, which XLA does not know, as it runs no loop in advance.
 
-    Where the first steps are compiled together with `init`, a known count would make all scalars
-    known, and known scalars are merged.
+    Where the first steps are compiled together with `init`, a known count would make the scalars
+    known, and XLA merges what is known.
     """
     return lax.while_loop(lambda n: n > 0, lambda n: n >> 1, jnp.int32(2))
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Operations whose values JAX leaves open
 
 
 def div(a: Any, b: Any) -> Any:
-    """a / b of doubles; a divisor that the compiler knows would be replaced by its reciprocal."""
+    """The quotient of doubles; XLA would take the reciprocal of a divisor that it knows."""
     a, b = jnp.asarray(a, jnp.float64), jnp.asarray(b, jnp.float64)
-    return a / _hidden_by(b, _zero(_bits(a)))
-
-
-def sqrt(x: Any) -> Any:
-    """The square root; NaN below zero."""
-    return jnp.sqrt(x)
+    return a / _hidden(b, _zero(_bits(a)))
 
 
 def maximum(x: Any, y: Any) -> Any:
@@ -119,34 +144,9 @@ def minimum(x: Any, y: Any) -> Any:
 
 
 def sign(x: Any) -> Any:
-    """1 above zero, -1 below; zeros and NaN are kept. Its derivative is zero everywhere."""
+    """1 above zero, -1 below; zeros and NaN are kept. The derivative is 0 everywhere."""
     x = lax.stop_gradient(x)
     return jnp.where(x > 0, 1, jnp.where(x < 0, -1, x))
-
-
-def floor(x: Any) -> Any:
-    """The largest integer not above x."""
-    return jnp.floor(x)
-
-
-def where(condition: Any, a: Any, b: Any) -> Any:
-    """a where the condition holds, else b."""
-    return jnp.where(condition, a, b)
-
-
-def logical_and(a: Any, b: Any) -> Any:
-    """Both conditions hold."""
-    return jnp.logical_and(a, b)
-
-
-def logical_or(a: Any, b: Any) -> Any:
-    """One of the conditions holds."""
-    return jnp.logical_or(a, b)
-
-
-def logical_not(a: Any) -> Any:
-    """The condition does not hold."""
-    return jnp.logical_not(a)
 
 
 def to_float(i: Any) -> Any:
@@ -167,7 +167,7 @@ def _power(x: Any, k: Any) -> Any:
         result, x, k = carry
         return jnp.where(k & 1 == 1, result * x, result), x * x, k >> 1
 
-    start = jnp.ones_like(x), *jnp.broadcast_arrays(x, k)
+    start = jnp.ones_like(x * k), *jnp.broadcast_arrays(x, k)
     return lax.while_loop(lambda carry: jnp.any(carry[2] > 0), squared, start)[0]
 
 
@@ -178,13 +178,11 @@ def _power_jvp(primals: Any, tangents: Any) -> Any:
     return _power(x, k), slope * tangents[0]
 
 
-# <elementary>
-
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Methods
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Method:
     """An algorithm as the shell runs it: pure functions, what they keep and what they are given."""
 
@@ -195,34 +193,25 @@ class Method:
     init: Callable[..., Any] | None = None  # (theta, **hypers) -> tensor states
     step: Callable[..., Any] | None = None  # (theta, g, state, s) -> (theta or u, state)
     update: Callable[..., Any] | None = None  # (theta, g, state, s) -> (u, state), where exact
-    update_reads_theta: bool = True
+    reads_theta: bool = True  # whether `update` does, or, in a transform, `step`
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
-    scalar_states: Mapping[str, float] = MappingProxyType({})  # of step scope, and their starts
+    scalar_states: Mapping[str, float] = field(default_factory=dict)  # of step scope: their starts
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
+    relations: tuple[tuple[str, Callable[[Mapping[str, Any]], Any]], ...] = ()  # what must hold
 
 
-def _is_array(value: Any) -> bool:
-    return isinstance(value, jax.Array)  # tracers too
-
-
-def _hypers(method: Method, given: Mapping[str, Any], scheduled: bool) -> dict[str, Any]:
+def _hypers(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
     """Hyperparameters as they are kept, checked: doubles, 64-bit integers, arrays, functions."""
-    domains = {spelling: domain for spelling, domain in method.hypers.values()}
-    spelled = {method.hypers[name][0]: value for name, value in given.items()}
-
-    def unchecked(value: Any) -> bool:
-        return _is_array(value)
-
-    numbers = {k: d for k, d in domains.items() if not (scheduled and _scheduled(d, spelled[k]))}
-    check_all(method.name, numbers, spelled, unchecked)
-    return {
-        name: _kept(method.name, spelling, domain, given[name])
-        for name, (spelling, domain) in method.hypers.items()
-    }
-
-
-def _scheduled(domain: Domain, value: Any) -> bool:
-    return domain.kind == "float" and callable(value)
+    kept = {}
+    for name, (spelling, domain) in method.hypers.items():
+        value = given[name]
+        schedule = method.step is not None and domain.kind == "float" and callable(value)
+        if not schedule:
+            check_all(method.name, {spelling: domain}, {spelling: value}, unchecked=_is_array)
+        kept[name] = _kept(method.name, spelling, domain, value)
+    if not any(map(_is_array, jax.tree.leaves(kept))):
+        check_all(method.name, {}, kept, method.relations)
+    return kept
 
 
 def _kept(owner: str, name: str, domain: Domain, value: Any) -> Any:
@@ -244,7 +233,7 @@ def _kept(owner: str, name: str, domain: Domain, value: Any) -> Any:
     return value
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Step scope: double precision
 
 
@@ -318,7 +307,7 @@ def _compiled(
             zero = zero if is_known or x.dtype == jnp.int64 else zero | _zero(_bits(x))
         states = dict(zip(stored, args, strict=False))
         arrays = iter(args[len(stored) :])
-        leaves = [_hidden(next(arrays), zero) if x is None else x[0] for x in static]
+        leaves = [_covered(next(arrays), zero) if x is None else x[0] for x in static]
         hypers = {
             name: value.at(n, wide) if isinstance(value, Schedule) else value
             for name, value in jax.tree.unflatten(structure, leaves).items()
@@ -330,13 +319,13 @@ def _compiled(
     return jax.jit(_in_double(function, dtype))
 
 
-def _hidden(x: Any, zero: Any) -> Any:
-    return x ^ zero if x.dtype == jnp.int64 else _hidden_by(x, zero)
+def _covered(x: Any, zero: Any) -> Any:
+    return x ^ zero if x.dtype == jnp.int64 else _hidden(x, zero)
 
 
 def _stored(dtype: Any, x: Any) -> Any:
     """A double as it is after a stay in the compute dtype; the guard, for XLA drops such visits."""
-    return fl(x.astype(dtype)).astype(jnp.float64)
+    return _opaque(x.astype(dtype)).astype(jnp.float64)
 
 
 def _evaluated(
@@ -344,7 +333,7 @@ def _evaluated(
     count: Any,
     hypers: Mapping[str, Any],
     dtype: Any,
-    stored: Mapping[str, Any] = MappingProxyType({}),
+    stored: Mapping[str, Any],
 ) -> Any:
     """The step's scalars after `count` finished steps, each rounded once to dtype."""
     leaves, structure = jax.tree.flatten(dict(hypers))
@@ -357,7 +346,7 @@ def _evaluated(
         return function(count, *stored.values(), *arrays)
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Schedules
 
 
@@ -371,14 +360,14 @@ class Schedule:
 
     def __init__(self, method: Method, **hypers: Any) -> None:
         self.method = method
-        self.hypers = _hypers(method, hypers, scheduled=False)
+        self.hypers = _hypers(method, hypers)
 
     def __call__(self, count: Any) -> Any:
         """The learning rate after `count` finished steps; an array of counts gives as many."""
         count = jnp.asarray(count)
         if not jnp.issubdtype(count.dtype, jnp.integer):
             count = count.astype(jnp.int32)
-        return _evaluated(_itself, count, {"value": self}, jnp.result_type(float))
+        return _evaluated(_itself, count, {"value": self}, jnp.result_type(float), {})
 
     def at(self, n: Any, wide: bool) -> Any:
         """The double after n finished steps; in step scope only."""
@@ -431,12 +420,12 @@ def _function(value: Any, wide: bool) -> Any:
     def foreign(n: Any) -> Any:
         with jax.enable_x64(wide):
             result = jnp.asarray(value(jnp.asarray(n, jnp.int32)))
-        return fl(jnp.asarray(result, jnp.float64))
+        return _opaque(jnp.asarray(result, jnp.float64))
 
     return foreign
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Parameters and gradients
 
 _FLOATS = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
@@ -455,7 +444,7 @@ def _nearest(x: Any, dtype: Any) -> Any:
     even = bits + ((1 << (drop - 1)) - 1) + (bits >> drop & 1)
     near = lax.bitcast_convert_type(even & -(1 << drop), x.dtype)
     if dtype == jnp.float16:  # its subnormals are the multiples of 2**-24, as are 0.5 to 1 in float32
-        tiny = fl(jnp.abs(x) + 0.5) - 0.5
+        tiny = _opaque(jnp.abs(x) + 0.5) - 0.5
         tiny = lax.bitcast_convert_type(_bits(tiny) | bits & jnp.int32(-(2**31)), x.dtype)
         near = jnp.where(jnp.abs(x) < 2.0**-14, tiny, near)
     return jnp.where(x != x, x, near)
@@ -538,7 +527,7 @@ def _wide_enough(*trees: Tree) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The shell
 
 
@@ -558,10 +547,16 @@ class State(NamedTuple):
 
 
 class Transformation(GradientTransformationExtraArgs):
-    """An optax gradient transformation: `init(params)` and `update(grads, state, params)`."""
+    """An optax gradient transformation: `init(params)`, `update(grads, state, params)`."""
+
+    @classmethod
+    def of(cls, method: Method, **hypers: Any) -> Transformation:
+        """A method with its hyperparameters, given by the spec's names, checked."""
+        shell = _Shell(method, hypers)
+        return cls(shell.init, shell.transformed)
 
 
-class Optimizer(Transformation):
+class Optimizer(GradientTransformationExtraArgs):
     """An optax gradient transformation that has, besides, the exact step.
 
     Attributes:
@@ -575,6 +570,14 @@ class Optimizer(Transformation):
     step: Callable[[Tree, Tree, State], tuple[Tree, State]]
     evaluation_params: Callable[[Tree, State], Tree]
 
+    @classmethod
+    def of(cls, method: Method, **hypers: Any) -> Optimizer:
+        """A method with its hyperparameters, given by the spec's names, checked."""
+        shell = _Shell(method, hypers)
+        self = cls(shell.init, shell.update)
+        self.step, self.evaluation_params = shell.step, shell.evaluation_params
+        return self
+
 
 @functools.cache
 def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -587,7 +590,7 @@ class _Shell:
 
     def __init__(self, method: Method, hypers: Mapping[str, Any]) -> None:
         self.method = method
-        self.hypers = _hypers(method, hypers, scheduled=True)
+        self.hypers = _hypers(method, hypers)
         for name in method.init_hypers:
             if callable(self.hypers[name]):
                 raise TypeError(
@@ -618,9 +621,8 @@ class _Shell:
         columns = [[slot[i] for slot in slots] for i in range(len(self.method.state._fields))]
         return self.method.state(*(jax.tree.unflatten(structure, c) for c in columns))
 
-    def slots(self, state: State, params: Tree, arrays: list[Any]) -> list[Any]:
+    def slots(self, state: State, structure: Any, arrays: list[Any]) -> list[Any]:
         """The states of each parameter."""
-        structure = jax.tree.structure(params)
         columns = [jax.tree.leaves(tree) for tree in state.tensors]
         fits = all(jax.tree.structure(tree) == structure for tree in state.tensors)
         if not fits or any(
@@ -652,35 +654,134 @@ class _Shell:
         }
 
     def run(
-        self, one: Callable[..., Any], params: Tree, thetas: list[Any], gs: list[Any], state: State
+        self, one: Callable[..., Any], structure: Any, thetas: list[Any], gs: list[Any], state: State
     ) -> tuple[Tree, State]:
         """`one(theta, g, slot, s)` for every parameter, and the state after it."""
-        structure = jax.tree.structure(params)
+        old = self.slots(state, structure, thetas)
         dtypes = [compute_dtype(theta.dtype) for theta in thetas]
         by_dtype = self.scalars(state, set(dtypes))
         results, slots = [], []
-        old = self.slots(state, params, thetas)
         for theta, g, dtype, slot in zip(thetas, gs, dtypes, old, strict=True):
-            result, slot = one(theta, g.astype(dtype), slot, by_dtype[dtype])
+            result, new = one(theta, g, slot, by_dtype[dtype])
             results.append(result)
-            slots.append(slot)
-        kept = {
-            name: {k: getattr(by_dtype[jnp.dtype(name)], k) for k in starts}
-            for name, starts in state.scalars.items()
+            slots.append(new)
+        scalars = {
+            name: {k: getattr(by_dtype[jnp.dtype(name)], k) for k in kept}
+            for name, kept in state.scalars.items()
         }
         count = state.count + (state.count < np.iinfo(np.int32).max)
         tensors = self.gathered(slots, structure)
-        return jax.tree.unflatten(structure, results), State(count, tensors, kept)
+        return jax.tree.unflatten(structure, results), State(count, tensors, scalars)
 
-    def stepped(self, theta: Any, g: Any, slot: Any, s: Any) -> tuple[Any, Any]:
-        """The new parameter."""
-        assert self.method.step is not None
-        new, slot = _kernel(self.method.step)(theta.astype(g.dtype), g, slot, s)
-        return stored(new, theta.dtype), slot
+    def called(self, kernel: Any, theta: Any, g: Any, slot: Any, s: Any) -> tuple[Any, Any]:
+        """A kernel on one parameter, in its compute dtype."""
+        dtype = compute_dtype(theta.dtype)
+        return _kernel(kernel)(theta.astype(dtype), g.astype(dtype), slot, s)  # type: ignore[no-any-return]
 
-    def added(self, theta: Any, g: Any, slot: Any, s: Any) -> tuple[Any, Any]:
-        """What is to be added to the parameter: exactly, or else nearest to the step."""
-        if self.method.update is not None and theta.dtype == g.dtype:
-            return _kernel(self.method.update)(theta, g, slot, s)  # type: ignore[no-any-return]
-        new, slot = self.stepped(theta, g, slot, s)
-        return stored(new.astype(g.dtype) - theta.astype(g.dtype), theta.dtype), slot
+    # What users call -------------------------------------------------------------------------------
+
+    def step(self, params: Tree, grads: Tree, state: State) -> tuple[Tree, State]:
+        """Do one step, exactly.
+
+        Args:
+            params: the parameters.
+            grads: their gradients, in the same structure, of the same shapes.
+            state: what `init` or the last step gave.
+
+        Returns:
+            The new parameters and the new state.
+        """
+
+        def one(theta: Any, g: Any, slot: Any, s: Any) -> tuple[Any, Any]:
+            new, slot = self.called(self.method.step, theta, g, slot, s)
+            return stored(new, theta.dtype), slot
+
+        with _wide_enough(params):
+            thetas, gs = _matched(self.method.name, params, grads)
+            return self.run(one, jax.tree.structure(params), thetas, gs, state)
+
+    def update(
+        self, updates: Tree, state: State, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[Tree, State]:
+        """Do one step, given as what is to be added to the parameters.
+
+        Where the algorithm adds to the parameters last, and they are float32 or float64, the sum has
+        the bits of `step`; else it comes as near as a sum can.
+
+        Args:
+            updates: the gradients.
+            state: what `init` or the last update gave.
+            params: the parameters.
+            **extra_args: what other transformations of a chain may need; not used.
+
+        Returns:
+            What optax.apply_updates adds to the parameters, and the new state.
+        """
+        del extra_args
+        method = self.method
+
+        def exact(theta: Any, g: Any, slot: Any, s: Any) -> tuple[Any, Any]:
+            u, slot = self.called(method.update, theta, g, slot, s)
+            return stored(u, theta.dtype), slot
+
+        def nearest(theta: Any, g: Any, slot: Any, s: Any) -> tuple[Any, Any]:
+            if method.update is not None and theta.dtype == compute_dtype(theta.dtype):
+                return exact(theta, g, slot, s)
+            new, slot = self.called(method.step, theta, g, slot, s)
+            # The parameter that `step` stores and this one often lie close enough to differ exactly.
+            new, old = stored(new, theta.dtype).astype(new.dtype), theta.astype(new.dtype)
+            return stored(new - old, theta.dtype), slot
+
+        with _wide_enough(updates, params):
+            if params is not None:
+                thetas, gs = _matched(method.name, params, updates)
+                return self.run(nearest, jax.tree.structure(params), thetas, gs, state)
+            if method.update is None or method.reads_theta:
+                raise ValueError(
+                    f"{method.name}: update needs the parameters. Call update(grads, state, params)."
+                )
+            gs = _arrays(method.name, "the gradient of", updates)
+            return self.run(exact, jax.tree.structure(updates), gs, gs, state)
+
+    def transformed(
+        self, updates: Tree, state: State, params: Tree | None = None, **extra_args: Any
+    ) -> tuple[Tree, State]:
+        """Transform gradients.
+
+        Args:
+            updates: the gradients.
+            state: what `init` or the last update gave.
+            params: the parameters, where the transform reads them.
+            **extra_args: what other transformations of a chain may need; not used.
+
+        Returns:
+            The transformed gradients, and the new state.
+        """
+        del extra_args
+        method = self.method
+
+        def one(theta: Any, g: Any, slot: Any, s: Any) -> tuple[Any, Any]:
+            u, slot = self.called(method.step, theta, g, slot, s)
+            return stored(u, g.dtype), slot
+
+        if method.reads_theta and params is None:
+            raise ValueError(
+                f"{method.name}: update needs the parameters. Call update(grads, state, params)."
+            )
+        with _wide_enough(updates, params):
+            if method.reads_theta:
+                thetas, gs = _matched(method.name, params, updates)
+            else:
+                thetas = gs = _arrays(method.name, "the gradient of", updates)
+            return self.run(one, jax.tree.structure(updates), thetas, gs, state)
+
+    def evaluation_params(self, params: Tree, state: State) -> Tree:
+        """The parameters to evaluate the model with.
+
+        They differ from `params` where the algorithm takes its gradient at another point.
+        """
+        if self.method.evaluate is None:
+            return params
+        values = getattr(state.tensors, self.method.evaluate)
+        return jax.tree.map(lambda p, x: stored(x, jnp.asarray(p).dtype), params, values)
+

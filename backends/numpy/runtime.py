@@ -19,11 +19,6 @@ from numpy.typing import NDArray
 from backends.domains import Domain, check_all
 from generator.elementary import cos, exp, log, real_power
 
-__all__ = [  # what the generated files import
-    *("Array Domain Method Optimizer Scalar Schedule Tree transformed".split()),
-    *("cos exp log maximum minimum power real_power sign where".split()),
-]
-
 Array = NDArray[Any]
 Scalar = Any  # numpy.float64 in step scope; a scalar of the compute dtype in a kernel
 Tree = Any  # an array, a list or tuple of trees, or a dictionary of trees
@@ -80,7 +75,7 @@ class Method(NamedTuple):
     scalars: Callable[..., Any]  # (t, **hypers) -> the step's scalars in double
     step: Callable[..., Any]  # (theta, g, state, s) -> (theta, state)
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
-    scalar_states: Mapping[str, float] = {}  # states of step scope and their starts
+    scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
 
 
@@ -285,7 +280,10 @@ class Optimizer:
         theta, g32 = p.astype(dtype, copy=False), g.astype(dtype, copy=False)
         if not slot:
             started = method.init(theta, **{h: hypers[h] for h in method.init_hypers})
-            slot.update(step=0, **method.scalar_states, **started._asdict())
+            slot.update(step=0, **started._asdict())
+            for name, start in method.scalar_states.items():
+                start = hypers[start] if isinstance(start, str) else start
+                slot[name] = float(dtype.type(start))
         t = slot["step"] + 1
         kept = {f"{name}_prev": np.float64(slot[name]) for name in method.scalar_states}
         key = (t, dtype, *kept.values())

@@ -13,15 +13,18 @@ function of its own wherever it is called from, and in it every product, quotien
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import keras
 import tensorflow as tf
 
-from backends.domains import Domain, check_all  # <include backends/domains.py>
+from backends.domains import Domain, check_all
+from generator.elementary import cos, exp, log, real_power
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
@@ -56,11 +59,12 @@ def rounded(x: Any) -> Function:
     zeros = {bits: tf.cast(zero, bits) for bits in _BITS.values()}
     dtype = x.dtype if getattr(x, "dtype", None) in _BITS else tf.float64
 
-    @tf.custom_gradient
-    def hidden(y: Tensor) -> tuple[Tensor, Function]:
+    def hidden(y: Tensor) -> Tensor:
         bits = _BITS[y.dtype]
-        y = tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(y, bits), zeros[bits]), y.dtype)
-        return y, _unchanged
+        return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(y, bits), zeros[bits]), y.dtype)
+
+    if not _derivative_given.get():
+        hidden = tf.custom_gradient(lambda y, hidden=hidden: (hidden(y), _unchanged))
 
     def fl(y: Any) -> Tensor:
         y = tf.convert_to_tensor(y, dtype) if isinstance(y, float) else tf.convert_to_tensor(y)
@@ -69,14 +73,19 @@ def rounded(x: Any) -> Function:
     return fl
 
 
+# Whether what is being traced has a derivative of its own, so that its operations need none.
+_derivative_given: ContextVar[bool] = ContextVar("derivative_given", default=False)
+
+
 def _unchanged(y: Any) -> Any:
     return y
 
 
 def _hidden_zero(x: Any) -> Tensor:
     """An integer that is 0 and that no compiler knows."""
-    if isinstance(x, (int, float)) or tf.get_static_value(x) is not None:
+    if isinstance(x, (int, float)) or tf.get_static_value(tf.convert_to_tensor(x)) is not None:
         x = _opaque()
+    x = tf.convert_to_tensor(x)
     first = tf.reshape(x, [-1])[:1]  # empty where x is; the sum of nothing is 0
     b = tf.reduce_sum(tf.bitcast(first, _BITS[x.dtype]) if x.dtype.is_floating else first)
     return tf.bitwise.bitwise_and(b * (b + 1), tf.constant(1, b.dtype))
@@ -137,45 +146,42 @@ def sqrt(x: Any) -> Tensor:
     return _root(_double(x))
 
 
+def _with_derivative(text: Function, *partials: Function) -> Function:
+    """A scalar function as one XLA function, traced once for all, and its partial derivatives."""
+
+    @functools.cache
+    def compiled(*dtypes: Any) -> Any:
+        return tf.function(text, [tf.TensorSpec([], x) for x in dtypes], False, jit_compile=True)
+
+    def function(*operands: Any) -> Tensor:
+        tensors = [x if tf.is_tensor(x) and x.dtype.is_integer else _double(x) for x in operands]
+
+        @tf.custom_gradient
+        def value(*xs: Tensor) -> tuple[Tensor, Function]:
+            def gradient(d: Tensor) -> list[Any]:
+                return [d * partial(*xs) for partial in partials]
+
+            one_by_one = tf.executing_eagerly() or not _use_xla or any(x.shape.rank for x in xs)
+            token = _derivative_given.set(True)
+            try:
+                y = text(*xs) if one_by_one else compiled(*(x.dtype for x in xs))(*xs)
+            finally:
+                _derivative_given.reset(token)
+            return y, gradient
+
+        return value(*tensors)
+
+    return functools.wraps(text)(function)
+
+
 def power(x: Any, k: Any) -> Tensor:
     """x**k by squaring from the lowest bit, the same products on every backend; k may be a tensor."""
-    if isinstance(k, int) and k < 0:
-        return div(1.0, power(x, -k))
-
-    @tf.custom_gradient
-    def value(x: Tensor) -> tuple[Tensor, Function]:
-        def gradient(d: Tensor) -> Tensor:
-            return d * to_float(k) * power(x, maximum(k - 1, 0))
-
-        return _by_squaring(x, k), gradient
-
-    return value(_double(x))
-
-
-def _by_squaring(x: Tensor, k: Any) -> Tensor:
-    fl = rounded(x)
     if isinstance(k, int):
-        result = tf.ones_like(x)
-        while k:
-            if k & 1:
-                result = fl(result * x)
-            k >>= 1
-            if k:
-                x = fl(x * x)
-        return result
-    if k.shape != x.shape:
-        x = tf.broadcast_to(x, tf.shape(k))
-
-    def body(result: Tensor, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        one = tf.constant(1, k.dtype)
-        odd = tf.equal(tf.bitwise.bitwise_and(k, one), one)
-        result = tf.where(odd, fl(result * x), result)
-        return result, fl(x * x), tf.bitwise.right_shift(k, one)
-
-    def more(result: Tensor, x: Tensor, k: Tensor) -> Tensor:
-        return tf.reduce_any(tf.greater(k, 0))
-
-    return tf.while_loop(more, body, (tf.ones_like(x), x, k))[0]
+        if k < 0:
+            return div(1.0, power(x, -k))
+        k = tf.constant(k, tf.int64)
+    
+    return value(_double(x))
 
 
 def maximum(x: Any, y: Any) -> Tensor:
@@ -211,19 +217,9 @@ def to_float(i: Any) -> Tensor:
     return _double(i)
 
 
-def logical_and(a: Any, b: Any) -> Tensor:
-    """Both."""
-    return tf.logical_and(a, b)
-
-
-def logical_or(a: Any, b: Any) -> Tensor:
-    """Either."""
-    return tf.logical_or(a, b)
-
-
-def logical_not(a: Any) -> Tensor:
-    """The opposite."""
-    return tf.logical_not(a)
+def logical_not(condition: Any) -> Tensor:
+    """The opposite of a condition."""
+    return tf.logical_not(condition)
 
 
 # <elementary>
@@ -336,15 +332,19 @@ def use_xla(flag: bool) -> None:
     _use_xla = flag
 
 
+class _Rate(NamedTuple):
+    """What is left of a function of n: a generated schedule's class, another function, or neither."""
+
+    kind: Any
+    inner: Any
+
+
 def _pack(value: Any, floats: list[Any], ints: list[int]) -> Any:
     """Move the numbers out of a hyperparameter; what is left of it is hashable and fixed in a trace."""
     if isinstance(value, (bool, str)) or value is None:
         return value
     if isinstance(value, (tuple, list)):
         return tuple(_pack(v, floats, ints) for v in value)
-    if isinstance(value, Schedule):
-        inner = ((k, _pack(v, floats, ints)) for k, v in value.hypers.items())
-        return type(value), tuple(inner)
     if isinstance(value, int):
         ints.append(value)
         return int
@@ -353,22 +353,44 @@ def _pack(value: Any, floats: list[Any], ints: list[int]) -> Any:
 
 
 def _unpack(holes: Any, floats: Iterator[Any], ints: Iterator[Any]) -> Any:
-    """Put numbers back where `_pack` took them; a schedule becomes a function of n."""
+    """Put the numbers back where `_pack` took them."""
     if holes is float:
         return next(floats)
     if holes is int:
         return next(ints)
+    if isinstance(holes, _Rate):
+        return _unpack_rate(holes, floats, ints)
     if isinstance(holes, tuple):
-        if holes and isinstance(holes[0], type) and issubclass(holes[0], Schedule):
-            kind, inner = holes
-            hypers = {kind.spelling.get(k, k): _unpack(v, floats, ints) for k, v in inner}
-            return functools.partial(kind.function, **hypers)
         return tuple(_unpack(h, floats, ints) for h in holes)
     return holes
 
 
+def _pack_rate(value: Any, floats: list[Any], ints: list[int]) -> Any:
+    """The same for a hyperparameter of a schedule that is itself a schedule, or several."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_pack_rate(v, floats, ints) for v in value)
+    if isinstance(value, Schedule):
+        inner = []
+        for name, domain in value.domains.items():
+            pack = _pack_rate if domain.kind == "schedule" else _pack
+            inner.append((value.spelling.get(name, name), pack(getattr(value, name), floats, ints)))
+        return _Rate(type(value), tuple(inner))
+    return _Rate(value, ()) if callable(value) else _Rate(None, _pack(float(value), floats, ints))
+
+
+def _unpack_rate(rate: _Rate, floats: Iterator[Any], ints: Iterator[Any]) -> Function:
+    kind, inner = rate
+    if kind is None:
+        number = _unpack(inner, floats, ints)
+        return lambda n: number
+    if inner:
+        hypers = {name: _unpack(holes, floats, ints) for name, holes in inner}
+        return functools.partial(kind.function, **hypers)
+    return lambda n: _double(kind(n))
+
+
 def _vectors(floats: Sequence[Any], ints: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Numbers as a float64 and an int64 vector: arguments of a kernel, so values never retrace it."""
+    """Numbers as a float64 and an int64 vector: arguments of a kernel, so that none retraces it."""
     if all(isinstance(x, float) for x in floats):
         doubles = tf.constant(list(floats), tf.float64, [len(floats)])
     else:
@@ -383,15 +405,15 @@ def _update(method: Method, dtype: Any, holes: Any) -> Function:
     def update(
         t: Tensor, floats: Tensor, ints: Tensor, kept: Any, theta: Tensor, g: Tensor, state: Any
     ) -> tuple[Tensor, Any, Any]:
-        numbers = iter(tf.unstack(rounded(t)(floats))), iter(tf.unstack(ints))
+        fl = rounded(t)  # gradients, too, may be constants that XLA knows; the clock never is
+        numbers = iter(tf.unstack(fl(floats))), iter(tf.unstack(ints))
         hypers = {name: _unpack(hole, *numbers) for name, hole in holes}
         s = _scalars(method, t, compute, kept, hypers)
         theta = tf.cast(theta, compute)
         if method.evaluate:  # a copy of the parameters, as they are when training begins
             copy = tf.where(tf.equal(t, 1), theta, getattr(state, method.evaluate))
             state = state._replace(**{method.evaluate: copy})
-        g = rounded(theta)(g)  # a gradient may be a constant that XLA knows, a variable never
-        theta, state = method.step(theta, g, state, s)
+        theta, state = method.step(theta, fl(g), state, s)
         return stored(theta, dtype), state, {name: getattr(s, name) for name in kept}
 
     return update
@@ -484,10 +506,12 @@ def _canonical(domain: Domain, value: Any) -> Any:
     return kinds.get(domain.kind, _unchanged)(value)
 
 
-def _checked(owner: str, domains: Mapping[str, Domain], values: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(
+    owner: str, domains: Mapping[str, Domain], values: Mapping[str, Any], relations: Any = ()
+) -> dict[str, Any]:
     """Values inside their domains; tensors are not looked at, schedules give what they give."""
-    known = {name: domains[name] for name in values if not _is_schedule(domains[name], values[name])}
-    check_all(owner, known, values, _is_tensor)
+    known = {k: domains[k] for k, v in values.items() if not _is_schedule(domains[k], v)}
+    check_all(owner, known, values, relations, _is_tensor)
     return {name: _canonical(domains[name], value) for name, value in values.items()}
 
 
@@ -565,6 +589,7 @@ class Optimizer(keras.optimizers.Optimizer):
 
     method: Method
     domains: Mapping[str, Domain]
+    relations: Sequence[tuple[str, Function]] = ()
     spelling: Mapping[str, str] = {}  # names that differ: Keras' -> the spec's
 
     def __init__(self, *, name: str | None = None, **arguments: Any) -> None:
@@ -575,18 +600,20 @@ class Optimizer(keras.optimizers.Optimizer):
                 "SGDL2), or put a weight-decay transform in front."
             )
         hypers = {k: arguments.pop(k) for k in self.domains if k in arguments}
-        hypers = _checked(owner, self.domains, hypers)
+        hypers = _checked(owner, self.domains, hypers, self.relations)
         rate = hypers.pop("learning_rate", 1.0)
         # weight_decay stays here: Keras' base class would decay a second time.
         super().__init__(learning_rate=rate, name=name or self.method.name, **arguments)
         for key, value in hypers.items():
             setattr(self, key, value)
         self._checks = True
-        self._parked: tuple[int, list[tuple[Any, Tensor]]] | None = None
+        self._parked: _Parked | None = None
+        self._evaluating = False
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.domains and name != "learning_rate" and getattr(self, "_checks", False):
-            value = _checked(type(self).__name__, {name: self.domains[name]}, {name: value})[name]
+            now = {**{key: getattr(self, key) for key in self.domains}, name: value}
+            value = _checked(type(self).__name__, self.domains, now, self.relations)[name]
         super().__setattr__(name, value)
 
     @property
@@ -624,8 +651,8 @@ class Optimizer(keras.optimizers.Optimizer):
                 )
             seen.add(self._var_key(variable))
         super().build(variables)
-        hypers = self._hypers(None)
-        init = {name: hypers[name] for name in self.method.init_hypers}
+        named = {self.spelling.get(key, key): key for key in self.domains}
+        init = {name: getattr(self, named[name]) for name in self.method.init_hypers}
         slots = [self._slots_of(variable, init) for variable in variables]
         for i, name in enumerate(self.method.state._fields):
             setattr(self, f"_state_{name}", [slot[i] if slot else None for slot in slots])
@@ -662,26 +689,361 @@ class Optimizer(keras.optimizers.Optimizer):
         )
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        """Do one step on the variables; None for one that has no gradient. Sparse gradients are made dense.
+        """Do one step on the variables. Sparse gradients are made dense.
+
+        Args:
+            grads: a gradient for each variable, None for one that has none.
+            trainable_variables: the variables; those the optimizer was built with if left out.
 
         Raises:
             ValueError: gradients and variables do not match in number or shape; nothing is changed.
             TypeError: a gradient is not of a floating-point type; nothing is changed.
+            RuntimeError: the model holds its evaluation weights.
         """
         owner = type(self).__name__
-        grads = list(grads)
-        variables = self._trainable_variables if trainable_variables is None else trainable_variables
-        variables = list(variables)
-        if self._parked and self._parked[0] == "inside":
+        if self._evaluating:
             raise RuntimeError(
-                f"{owner}: a step inside `with optimizer.evaluation(...)`. Leave the block first."
+                f"{owner}: a step inside `with optimizer.evaluation()`. Leave the block first."
             )
+        grads = list(grads)
+        given = self._trainable_variables if trainable_variables is None else trainable_variables
+        variables = list(given)
         if (self.built or trainable_variables is not None) and len(grads) != len(variables):
             raise ValueError(
-                f"{owner}: {len(grads)} gradients for {len(variables)} parameters. Pass one gradient a "
-                "parameter, None for a parameter that has none."
+                f"{owner}: {len(grads)} gradients for {len(variables)} parameters. Pass one for each, "
+                "None for a parameter that has none."
             )
         for i, (g, v) in enumerate(zip(grads, variables, strict=False)):
             if g is not None and not self._overwrite_variable_with_gradient(v):
                 grads[i] = _dense(owner, g, v)
-        super().apply(grads, trainable_variables)
+        super().apply(grads, variables if trainable_variables is not None else None)
+        if self.method.evaluate:
+            for g, v in zip(grads, variables, strict=True):
+                if g is not None and getattr(v, "constraint", None) is not None:
+                    slot = self._slot(self.method.evaluate, v)
+                    slot.assign(v.constraint(slot))
+
+    def _backend_update_step(self, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
+        """Keras calls this with the gradients clipped, averaged and unscaled."""
+        if tf.distribute.has_strategy():  # Keras sums gradients over replicas, then goes one by one
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+            grads, trainable_variables = [], []
+        kept = self._advance(grads, trainable_variables, learning_rate)
+        for (name, kind), value in kept.items():
+            self.assign(getattr(self, f"_state_{name}")[kind], value)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update one variable and its states."""
+        self._advance([gradient], [variable], learning_rate)
+
+    def _advance(self, grads: Any, variables: Any, learning_rate: Any) -> dict[tuple[str, str], Tensor]:
+        """One kernel call for all variables of one dtype. Returns the new states of step scope."""
+        t = tf.cast(tf.convert_to_tensor(self.iterations), tf.int64) + 1
+        groups: dict[tuple[Any, bool], list[tuple[Any, Any]]] = {}
+        for g, v in zip(grads, variables, strict=True):
+            groups.setdefault((_native(v).dtype, self._decays(v)), []).append((g, v))
+        kept_by_kind: dict[str, dict[str, Any]] = {}
+        for name in self.method.scalar_states:
+            for kind, variable in getattr(self, f"_state_{name}").items():
+                kept_by_kind.setdefault(kind, {})[name] = tf.convert_to_tensor(variable)
+        present = {compute_dtype(dtype).name for dtype, _ in groups}
+        for kind in kept_by_kind:
+            if kind not in present:  # the clock moves for these scalars, too
+                groups[tf.as_dtype(kind), True] = []
+        moved = {}
+        for (dtype, decays), pairs in groups.items():
+            kind = compute_dtype(dtype).name
+            hypers = self._hypers(learning_rate, decays)
+            moved[kind] = self._advance_group(dtype, pairs, hypers, t, kept_by_kind.get(kind, {}))
+        return {(name, kind): new for kind, news in moved.items() for name, new in news.items()}
+
+    def _advance_group(
+        self, dtype: Any, pairs: Sequence[Any], hypers: Mapping[str, Any], t: Tensor, kept: Any
+    ) -> Any:
+        fields, compute = self.method.state._fields, compute_dtype(dtype)
+        if not pairs:
+            none = tf.zeros([0], compute)
+            empty = none, none, self.method.state(*[none] * len(fields))
+            return _run(self.method, compute, hypers, t, kept, *empty)[2]
+        variables = [_native(v) for _, v in pairs]
+        slots = [[_native(self._slot(name, v)) for _, v in pairs] for name in fields]
+        theta = _joined(variables)
+        g = _joined([tf.cast(g, compute) for g, _ in pairs])
+        state = self.method.state(*[_joined(slot) for slot in slots])
+        theta, state, kept = _run(self.method, dtype, hypers, t, kept, theta, g, state)
+        shapes = [v.shape for v in variables]
+        for targets, vector in zip([variables, *slots], [theta, *state], strict=True):
+            for target, value in zip(targets, _parted(vector, shapes), strict=True):
+                self.assign(target, value)
+        return kept
+
+    def _slot(self, name: str, variable: Any) -> Any:
+        return getattr(self, f"_state_{name}")[self._get_variable_index(variable)]
+
+    def _decays(self, variable: Any) -> bool:
+        return "weight_decay" not in self.domains or bool(self._use_weight_decay(variable))
+
+    def _hypers(self, learning_rate: Any, decays: bool) -> dict[str, Any]:
+        """The hyperparameters of the coming step by the spec's names."""
+        now = {key: getattr(self, key) for key in self.domains if key != "learning_rate"}
+        now = {key: v(self._iterations) if callable(v) else v for key, v in now.items()}
+        if "learning_rate" in self.domains:
+            now["learning_rate"] = learning_rate
+        if not decays:
+            now["weight_decay"] = 0.0
+        return {self.spelling.get(key, key): now[key] for key in self.domains}
+
+    @contextmanager
+    def evaluation(self, variables: Any = None) -> Iterator[None]:
+        """The weights to evaluate with: `with optimizer.evaluation(): model.evaluate(...)`.
+
+        Where the algorithm takes its gradient at another point (look-ahead), the variables hold that
+        point during training; inside this block they hold the iterate. Copies are swapped, nothing is
+        recomputed, so a run with evaluations has the bits of a run without. For other algorithms the
+        block changes nothing.
+
+        Args:
+            variables: the variables to swap; all that the optimizer was built with if left out.
+        """
+        entered = self._enter_evaluation(variables)
+        before, self._evaluating = self._evaluating, True
+        try:
+            yield
+        finally:
+            self._evaluating = before
+            if entered:
+                self._leave_evaluation()
+
+    def _enter_evaluation(self, variables: Any = None) -> bool:
+        """Put the evaluation weights in, training weights aside; False where they are in already."""
+        name = self.method.evaluate
+        if name is None or not self.built:
+            return False
+        now = int(self._iterations.numpy())
+        if self._parked is not None and self._parked.step == now:
+            return False
+        chosen = self._trainable_variables if variables is None else variables
+        pairs = [(_native(v), self._slot(name, v)) for v in chosen]
+        pairs = [(v, slot) for v, slot in pairs if slot is not None]
+        self._parked = _Parked(now, [(v, tf.identity(v)) for v, _ in pairs])
+        for v, slot in pairs:
+            v.assign(stored(tf.convert_to_tensor(slot), v.dtype))
+        return True
+
+    def _leave_evaluation(self) -> None:
+        """Put the training weights back, if no step has been done since they were put aside."""
+        parked, self._parked = self._parked, None
+        if parked is not None and parked.step == int(self._iterations.numpy()):
+            for v, value in parked.values:
+                v.assign(value)
+
+    def finalize_variable_values(self, var_list: Any) -> None:
+        """Leave the evaluation weights in the model, as Keras does at the end of `fit`."""
+        if self.use_ema:
+            super().finalize_variable_values(var_list)
+        else:
+            self._enter_evaluation(var_list)
+
+    def get_config(self) -> dict[str, Any]:
+        """Everything that makes another optimizer like this one, as JSON."""
+        config = super().get_config()
+        for key in ("learning_rate", "weight_decay"):
+            if key not in self.domains:
+                del config[key]
+        own = {key: getattr(self, key) for key in self.domains if key != "learning_rate"}
+        return {**config, **{key: _serialized(value) for key, value in own.items()}}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Optimizer:
+        """The reverse of `get_config`."""
+        return cls(**{key: _deserialized(value, custom_objects) for key, value in config.items()})
+
+
+@dataclass
+class _Parked:
+    """Training weights that are set aside while the variables hold the evaluation weights."""
+
+    step: int
+    values: list[tuple[Any, Tensor]]
+
+
+class EvaluationWeights(keras.callbacks.Callback):
+    """Validates, predicts and, if asked, saves with the weights to evaluate with.
+
+    For optimizers whose variables hold another point during training (see `Optimizer.evaluation`);
+    for all others it does nothing. `fit` leaves the evaluation weights in the model at its end; with
+    this callback the next `fit` goes on from the training weights, to the bit as if there had been
+    one. A checkpoint to resume from must hold the training weights: place its callback before this
+    one, and those that save a model to be used after it.
+
+    Args:
+        swap_on_epoch: whether the evaluation weights are in the model for the `on_epoch_end` of the
+            callbacks that follow, as in keras.callbacks.SwapEMAWeights.
+    """
+
+    def __init__(self, swap_on_epoch: bool = False) -> None:
+        super().__init__()
+        self.swap_on_epoch = swap_on_epoch
+        self._entered = False
+
+    def _enter(self) -> bool:
+        optimizer = self._optimizer()
+        return optimizer is not None and optimizer._enter_evaluation()
+
+    def _leave(self) -> None:
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            optimizer._leave_evaluation()
+
+    def _optimizer(self) -> Optimizer | None:
+        optimizer = getattr(self.model, "optimizer", None)
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
+        return optimizer if isinstance(optimizer, Optimizer) else None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Go on from the training weights."""
+        self._leave()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Go on from the training weights."""
+        self._leave()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Let the following callbacks see the evaluation weights."""
+        if self.swap_on_epoch:
+            self._enter()
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Evaluate with the evaluation weights."""
+        self._entered = self._enter()
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """Put back what was in the model."""
+        if self._entered:
+            self._leave()
+        self._entered = False
+
+    def on_predict_begin(self, logs: Any = None) -> None:
+        """Predict with the evaluation weights."""
+        self._entered = self._enter()
+
+    def on_predict_end(self, logs: Any = None) -> None:
+        """Put back what was in the model."""
+        self.on_test_end()
+
+
+# ---------------------------------------------------------------------------------------------------
+# Schedules and transforms
+
+
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate as a function of the number of finished steps, in double precision.
+
+    Fits any Keras optimizer; the generated ones take its float64 value as it is.
+    """
+
+    function: Function
+    domains: Mapping[str, Domain]
+    relations: Sequence[tuple[str, Function]] = ()
+    spelling: Mapping[str, str] = {}
+
+    def __init__(self, **hypers: Any) -> None:
+        self.__dict__.update(_checked(type(self).__name__, self.domains, hypers, self.relations))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.domains:
+            now = {**{key: getattr(self, key) for key in self.domains}, name: value}
+            value = _checked(type(self).__name__, self.domains, now, self.relations)[name]
+        super().__setattr__(name, value)
+
+    def __call__(self, step: Any) -> Tensor:
+        """The learning rate after `step` finished steps, a float64 tensor."""
+        floats: list[Any] = []
+        ints: list[int] = []
+        holes = _pack_rate(self, floats, ints)
+        n = tf.cast(tf.convert_to_tensor(step), tf.int64)
+        arguments = n, *_vectors(floats, ints)
+        if tf.executing_eagerly():
+            return _value(holes)(*arguments)
+        if _use_xla:
+            return _compiled_value(holes, len(floats), len(ints))(*arguments)
+        return _outside(_value(holes), arguments, tf.zeros(n.shape, tf.float64))
+
+    def table(self, n: int) -> Any:
+        """The first n values, as a NumPy array."""
+        return tf.broadcast_to(self(tf.range(n, dtype=tf.int64)), [n]).numpy()
+
+    def get_config(self) -> dict[str, Any]:
+        """Everything that makes another schedule like this one, as JSON."""
+        return {name: _serialized(getattr(self, name)) for name in self.domains}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Schedule:
+        """The reverse of `get_config`."""
+        return cls(**{key: _deserialized(value) for key, value in config.items()})
+
+
+def _value(holes: Any) -> Function:
+    def value(n: Tensor, floats: Tensor, ints: Tensor) -> Tensor:
+        numbers = iter(tf.unstack(rounded(n)(floats))), iter(tf.unstack(ints))
+        return _unpack_rate(holes, *numbers)(n)
+
+    return value
+
+
+@functools.cache
+def _compiled_value(holes: Any, floats: int, ints: int) -> Any:
+    """`_value` as one XLA function, traced once for all steps and values."""
+    sizes = ([], tf.int64), ([floats], tf.float64), ([ints], tf.int64)
+    signature = [tf.TensorSpec(shape, dtype) for shape, dtype in sizes]
+    return tf.function(_value(holes), signature, autograph=False, jit_compile=True)
+
+
+def _serialized(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_serialized(v) for v in value]
+    return keras.saving.serialize_keras_object(value) if callable(value) else value
+
+
+def _deserialized(value: Any, custom_objects: Any = None) -> Any:
+    if isinstance(value, list):
+        return [_deserialized(v, custom_objects) for v in value]
+    if isinstance(value, dict):
+        return keras.saving.deserialize_keras_object(value, custom_objects)
+    return value
+
+
+def transformed(
+    owner: str,
+    method: Method,
+    domains: Mapping[str, Domain],
+    grads: Sequence[Any],
+    params: Sequence[Any] | None,
+    hypers: Mapping[str, Any],
+) -> list[Any]:
+    """New gradients in place of the old, in a list; None stays None, sparse ones are made dense."""
+    hypers = _checked(owner, domains, hypers)
+    grads = list(grads)
+    at = list(params) if params is not None else grads
+    if len(at) != len(grads):
+        raise ValueError(f"{owner}: {len(grads)} gradients for {len(at)} parameters. Pass one for each.")
+    groups: dict[Any, list[int]] = {}
+    for i, g in enumerate(grads):
+        if g is None:
+            continue
+        if params is not None:
+            _check_parameter(owner, at[i])
+            grads[i] = _dense(owner, g, at[i])
+        else:
+            grads[i] = tf.convert_to_tensor(g)
+        groups.setdefault(grads[i].dtype, []).append(i)
+    for dtype, members in groups.items():
+        g = _joined([grads[i] for i in members])
+        compute = compute_dtype(dtype)
+        theta = g if params is None else _joined([tf.cast(_native(at[i]), dtype) for i in members])
+        state = method.init(theta)
+        t = _opaque()[0] + 1
+        u = _run(method, dtype, hypers, t, {}, theta, tf.cast(g, compute), state)[0]
+        for i, part in zip(members, _parted(u, [grads[i].shape for i in members]), strict=True):
+            grads[i] = part
+    return grads

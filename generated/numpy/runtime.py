@@ -14,7 +14,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,6 +78,26 @@ class Domain:
             elif value != value:
                 hint = " NaN often comes from a division by zero where the value was computed."
             raise ValueError(wrong + hint)
+
+
+NonNegative = Domain("a number in [0, inf)", low=0.0)
+Positive = Domain("a number in (0, inf)", low=0.0, low_open=True)
+Decay = Domain("a number in [0, 1)", low=0.0, high=1.0)
+Real = Domain("a number in (-inf, inf)")
+Count = Domain("an integer in [0, inf)", "int", low=0)
+PositiveCount = Domain("an integer in [1, inf)", "int", low=1)
+Flag = Domain("True or False", "bool")
+AnySchedule = Domain("a schedule", "schedule")
+
+
+def tuple_of(domain: Domain) -> Domain:
+    """A tuple whose entries lie in a domain."""
+    return replace(domain, phrase=f"a tuple, each entry {domain.phrase}", many=True)
+
+
+def optional(domain: Domain) -> Domain:
+    """A value of a domain, or None."""
+    return replace(domain, phrase=f"{domain.phrase}, or None", optional=True)
 
 
 def _is_number(value: Any) -> bool:
@@ -292,11 +312,6 @@ def real_power(x: Any, y: Any) -> Any:
     return where(x < 0.0, n, r)
 
 
-__all__ = [  # what the generated files import
-    *("Array Domain Method Optimizer Scalar Schedule Tree transformed".split()),
-    *("cos exp log maximum minimum power real_power sign where".split()),
-]
-
 Array = NDArray[Any]
 Scalar = Any  # numpy.float64 in step scope; a scalar of the compute dtype in a kernel
 Tree = Any  # an array, a list or tuple of trees, or a dictionary of trees
@@ -353,7 +368,7 @@ class Method(NamedTuple):
     scalars: Callable[..., Any]  # (t, **hypers) -> the step's scalars in double
     step: Callable[..., Any]  # (theta, g, state, s) -> (theta, state)
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
-    scalar_states: Mapping[str, float] = {}  # states of step scope and their starts
+    scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
 
 
@@ -558,7 +573,10 @@ class Optimizer:
         theta, g32 = p.astype(dtype, copy=False), g.astype(dtype, copy=False)
         if not slot:
             started = method.init(theta, **{h: hypers[h] for h in method.init_hypers})
-            slot.update(step=0, **method.scalar_states, **started._asdict())
+            slot.update(step=0, **started._asdict())
+            for name, start in method.scalar_states.items():
+                start = hypers[start] if isinstance(start, str) else start
+                slot[name] = float(dtype.type(start))
         t = slot["step"] + 1
         kept = {f"{name}_prev": np.float64(slot[name]) for name in method.scalar_states}
         key = (t, dtype, *kept.values())

@@ -1,0 +1,55 @@
+"""Runs trajectories and kernels with the generated NumPy package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run
+
+POLICY = Policy()
+
+
+def trajectory(run: Run, mode: str) -> Outcome:
+    """The optimizer in place on a list of arrays."""
+    params = [np.array(p) for p in run.params]
+    hypers = dict(run.hypers)
+    if run.schedule is not None:
+        name, given = run.schedule
+        hypers["lr"] = run.package.create(name, **given)
+    optimizer = run.package.create(run.name, params, **hypers)
+    for grads in run.grads:
+        optimizer.step(list(grads))
+    states = [
+        {k: np.asarray(v) for k, v in slot.items() if k != "step"}
+        for slot in optimizer.state.values()
+    ]
+    return Outcome(params, states)
+
+
+def kernels(
+    modules: Sequence[ModuleType], mode: str, inputs: Sequence[KernelInput]
+) -> list[KernelOutput]:
+    """Each module's kernel on its input."""
+    return [_kernel(m, x) for m, x in zip(modules, inputs, strict=True)]
+
+
+def _kernel(module: ModuleType, x: KernelInput) -> KernelOutput:
+    method: Any = module.METHOD
+    dtype = np.asarray(x.theta).dtype
+    hypers = {k: np.float64(v) if isinstance(v, float) else v for k, v in x.hypers.items()}
+    with np.errstate(all="ignore"):
+        starts = {k: hypers.get(v, v) for k, v in method.scalar_states.items()}
+        theta, kept = x.theta, {k: np.float64(dtype.type(v)) for k, v in starts.items()}
+        state = method.init(theta, **{h: hypers[h] for h in method.init_hypers})
+        for t in range(x.first, x.first + x.steps):
+            store = {"store": lambda v: np.float64(dtype.type(v))} if kept else {}
+            previous = {f"{k}_prev": v for k, v in kept.items()}
+            s = method.scalars(t, **previous, **store, **hypers)
+            kept = {k: getattr(s, k) for k in kept}
+            rounded = type(s)(*(v if isinstance(v, bool | np.bool_) else dtype.type(v) for v in s))
+            theta, state = method.step(theta, x.g, state, rounded)
+    return KernelOutput(np.asarray(theta), {**state._asdict(), **kept})

@@ -1,0 +1,84 @@
+"""What a trajectory is, for whoever runs one: `verify`, the tests, a stranger's backend.
+
+In: nothing. Out: `Run` (what to do) and `Outcome` (what came of it), both in NumPy. Must not know: any
+framework. A backend's `runner` module offers
+
+    trajectory(run: Run, mode: str) -> Outcome      the generated shell, as its users run it
+    kernels(modules, mode, inputs) -> list          many generated kernels in one compiled function
+    POLICY: Policy                                  where its ecosystem's contract differs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+Arrays = Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trajectory.
+
+    Attributes:
+        package: the generated package, already imported.
+        name: the spec's name.
+        params: start values, one array a parameter, in the storage dtype.
+        grads: for each step one array a parameter; None where there is no gradient.
+        hypers: hyperparameters by the spec's names.
+        schedule: a schedule's name and hyperparameters for lr, or None for a constant.
+        device: where to run, in the framework's words.
+    """
+
+    package: ModuleType
+    name: str
+    params: Arrays
+    grads: Sequence[Sequence[Any]]
+    hypers: Mapping[str, Any]
+    schedule: tuple[str, Mapping[str, Any]] | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a trajectory ended: parameters, and each parameter's states by name."""
+
+    params: Arrays
+    states: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What follows from an ecosystem's contract, and what `verify` must know of it.
+
+    Attributes:
+        missing: `skip`: a parameter without a gradient keeps its step count; `clock`: there is one
+            count for all, which goes on; `refuse`: every gradient must be there.
+        rounds: hyperparameters that the framework keeps in float32, so that they count as that.
+        additive: modes that are exact for additive programs and float32 or float64 only.
+    """
+
+    missing: str = "skip"
+    rounds: frozenset[str] = frozenset()
+    additive: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class KernelInput:
+    """What one kernel is called with, `steps` times in a row: theta and g, arrays of one dtype."""
+
+    theta: Any
+    g: Any
+    hypers: Mapping[str, Any]
+    steps: int = 1
+    first: int = 1  # t of the first step
+
+
+@dataclass(frozen=True)
+class KernelOutput:
+    """What came of it."""
+
+    theta: Any
+    state: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,89 @@
+"""As written is as executed: random programs have the bits of the lowered program in every mode."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+
+import programs
+from backends import discover
+from backends.running import KernelInput
+from generator import render
+
+BACKENDS = discover()
+MODES = [(b, m) for b, backend in BACKENDS.items() for m in backend.modes]
+COUNT = 100
+
+
+def generated(tmp_path, monkeypatch, name, made):
+    """The rendered modules of some programs, imported from a package of their own."""
+    backend = BACKENDS[name]
+    package = f"random_{name}_{tmp_path.name}"
+    files = {"__init__.py": "", "optimizers/__init__.py": "", "runtime.py": render.runtime(backend)}
+    for m in made:
+        files[f"optimizers/{m.lowered.program.name}.py"] = render.render(m.lowered, backend)
+    render.write(files, tmp_path / package)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    return [
+        importlib.import_module(f"{package}.optimizers.{m.lowered.program.name}") for m in made
+    ]
+
+
+def compare(made, inputs, outputs, steps):
+    wrong = []
+    compared = 0
+    for m, x, y in zip(made, inputs, outputs, strict=True):
+        want = programs.reference(m, x.theta, x.g, steps)
+        compared += int(want.valid.sum())
+        ok = programs.same(want.theta, y.theta) | ~want.valid
+        for state, value in y.state.items():
+            if value.shape == want.theta.shape:
+                ok &= programs.same(want.state[state], value) | ~want.valid
+            elif want.valid.all():
+                assert float(want.state[state]) == pytest.approx(float(value), abs=0, nan_ok=True)
+        if not ok.all():
+            where = np.flatnonzero(~ok)[:3]
+            wrong.append((m.lowered.program.name, int((~ok).sum()), where, want.theta[where]))
+    assert not wrong, f"{len(wrong)} of {len(made)} programs differ: {wrong[:5]}"
+    assert compared > 0.5 * sum(x.theta.size for x in inputs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("name", "mode"), MODES, ids=lambda x: x)
+def test_random_programs(name, mode, dtype, tmp_path, monkeypatch):
+    pytest.importorskip({"numpy": "numpy"}.get(name, name))
+    steps = 3
+    made = [programs.make(seed) for seed in range(COUNT)]
+    modules = generated(tmp_path, monkeypatch, name, made)
+    inputs = []
+    for seed, m in enumerate(made):
+        theta, g = programs.ordinary(seed, dtype)
+        inputs.append(KernelInput(theta, g, m.hypers, steps))
+    runner = importlib.import_module(BACKENDS[name].runner)
+    compare(made, inputs, runner.kernels(modules, mode, inputs), steps)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("name", "mode"), MODES, ids=lambda x: x)
+def test_special_values(name, mode, dtype, tmp_path, monkeypatch):
+    pytest.importorskip({"numpy": "numpy"}.get(name, name))
+    made = [programs.single(op) for op in programs.TENSOR_OPS]
+    modules = generated(tmp_path, monkeypatch, name, made)
+    theta, g = programs.special_pairs(dtype)
+    inputs = [KernelInput(theta, g, {}, 1) for _ in made]
+    runner = importlib.import_module(BACKENDS[name].runner)
+    compare(made, inputs, runner.kernels(modules, mode, inputs), 1)
+
+
+def test_every_operation_is_drawn():
+    drawn = set()
+    for seed in range(COUNT):
+        lowered = programs.make(seed).lowered
+        drawn |= {v.op for v in (*lowered.step, *lowered.scalars)}
+    wanted = set(programs.TENSOR_OPS) - {"power"} | {"real_power", "exp", "log", "cos", "power"}
+    assert wanted <= drawn
+
+
