@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,10 +104,9 @@ def check_all(
     owner: str,
     domains: Mapping[str, Domain],
     values: Mapping[str, Any],
-    relations: Sequence[tuple[str, Callable[[Mapping[str, Any]], Any]]] = (),
     unchecked: Callable[[Any], bool] = lambda value: False,
 ) -> None:
-    """Check every value that has a domain; `unchecked` says which are tensors, tracers, schedules."""
+    """Check every value that has a domain; `unchecked` says which are tensors or schedules."""
     for name, domain in domains.items():
         value = values[name]
         entries = value if isinstance(value, (tuple, list)) else (value,)
@@ -118,7 +117,13 @@ def check_all(
                 domain.check(owner, f"{name}[{position}]", entry)
         else:
             domain.check(owner, name, value)
-    for text, holds in relations:
-        if not holds(values):
+
+
+def check_relations(
+    owner: str, requires: Callable[..., Mapping[str, Any]] | None, values: Mapping[str, Any]
+) -> None:
+    """Refuse hyperparameters that do not fit each other; by the spec's names."""
+    for text, holds in (requires(**values) if requires else {}).items():
+        if isinstance(holds, bool) and not holds:
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")

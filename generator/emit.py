@@ -116,7 +116,8 @@ class _Printer:
         lines = [f"{name} = {self.operand(start)[0]}" for name, start, _ in r.carried]
         last = self.operand(r.count)[0]
         stop = str(int(last) + 1) if last.isdigit() else f"{last} + 1"
-        lines.append(f"for {r.index} in range(1, {stop}):")
+        counter = r.index if r.index in uses(r.body) else "_"
+        lines.append(f"for {counter} in range(1, {stop}):")
         self.indent += 4
         ends = {e for _, _, e in r.carried}
         single = Counter({n: 1 for n in ends if isinstance(n, str)}) if len(ends) == 1 else None

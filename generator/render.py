@@ -44,6 +44,11 @@ class Hyper:
     domain: str  # the Domain as Python text
 
     @property
+    def plain(self) -> bool:
+        """Whether the spec has it under the same name."""
+        return self.spec == (self.name,)
+
+    @property
     def doc(self) -> str:
         """As it stands under `Args:`, wrapped for an indent of eight."""
         about = f"{self.about}; " if self.about else ""
@@ -104,6 +109,7 @@ class View:
     step_words: frozenset[str]
     public: str  # the name that the package exports
     relations: tuple[tuple[str, str], ...]  # what must hold: text, Python
+    related: tuple[str, ...]  # the hyperparameters among which it must hold
     uses_theta: bool
 
 
@@ -170,7 +176,16 @@ def view(lowered: Lowered, backend: Backend) -> View:
         step_words=frozenset(step_words),
         public=program.name if program.kind in backend.functions else program.class_name,
         relations=tuple(
-            (ascii_expr(e), _python(e, program)) for e, _ in program.requires
+            (ascii_expr(e), _python(e, program).removeprefix("(").removesuffix(")"))
+            for e, _ in program.requires
+        ),
+        related=tuple(
+            dict.fromkeys(
+                x.name if isinstance(x, ir.Hyper) else x.text
+                for e, _ in program.requires
+                for x in ir.walk(e)
+                if isinstance(x, ir.Hyper) or (isinstance(x, ir.Call) and x.op == "length")
+            )
         ),
         uses_theta=any("theta" in v.args for v in lowered.step),
     )
@@ -337,14 +352,14 @@ def _domain(d: ir.Domain) -> str:
 
 
 def _python(e: ir.Expr, program: Program) -> str:
-    """A relation between hyperparameters as Python, of a mapping `h`."""
+    """A relation between hyperparameters as Python."""
     match e:
         case ir.Hyper(name):
-            return f'h["{name}"]'
+            return name
         case ir.Number(value):
             return repr(value)
         case ir.Call("length", _, text):
-            return f'len(h["{text}"])'
+            return f"len({text})"
         case ir.Call(op, args, _):
             signs = {**{k: v for k, v in _SIGNS.items()}}
             inner = [_python(a, program) for a in args]
@@ -538,9 +553,10 @@ def package(lowered: Sequence[Lowered], backend: Backend) -> dict[str, str]:
             files[f"{folder}/__init__.py"] = _edit_note("specs", "those") + text
     for name in ("__init__.py", "__init__.pyi"):
         template = environment.get_template(f"package/{name}.jinja")
-        files[name] = template.render(
+        text = template.render(
             b=backend, groups=groups, views=[v for g in groups.values() for v in g]
         )
+        files[name] = text if name.endswith("i") else _spaced(text)
     return files
 
 

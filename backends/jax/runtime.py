@@ -158,11 +158,11 @@ def power(x: Any, k: Any) -> Any:
     """x**k by squaring from the lowest bit; an integer k that is traced must not be negative."""
     if isinstance(k, int) and k < 0:
         return div(1.0, power(x, -k))
-    return _power(jnp.asarray(x, jnp.float64), jnp.asarray(k, jnp.int64))
+    return _raised(jnp.asarray(x, jnp.float64), jnp.asarray(k, jnp.int64))
 
 
 @jax.custom_jvp
-def _power(x: Any, k: Any) -> Any:
+def _raised(x: Any, k: Any) -> Any:
     def squared(carry: Any) -> Any:
         result, x, k = carry
         return jnp.where(k & 1 == 1, result * x, result), x * x, k >> 1
@@ -171,11 +171,11 @@ def _power(x: Any, k: Any) -> Any:
     return lax.while_loop(lambda carry: jnp.any(carry[2] > 0), squared, start)[0]
 
 
-@_power.defjvp
-def _power_jvp(primals: Any, tangents: Any) -> Any:
+@_raised.defjvp
+def _raised_jvp(primals: Any, tangents: Any) -> Any:
     x, k = primals
-    slope = k * _power(x, jnp.maximum(k - 1, 0))
-    return _power(x, k), slope * tangents[0]
+    slope = k * _raised(x, jnp.maximum(k - 1, 0))
+    return _raised(x, k), slope * tangents[0]
 
 
 # --------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.domains import Domain, check_all
+from backends.domains import Domain, check_all, check_relations
 from generator.elementary import cos, exp, log, real_power
 
 Array = NDArray[Any]
@@ -77,6 +77,7 @@ class Method(NamedTuple):
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
+    requires: Callable[..., Mapping[str, Any]] | None = None  # relations: text, whether it holds
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -212,12 +213,9 @@ class Optimizer:
     def _check(self, hypers: Mapping[str, Any]) -> None:
         """Refuse what lies outside its domain; schedules are checked by what they give."""
         known = {k: v for k, v in hypers.items() if self.domains[k].kind != "float" or not callable(v)}
-        check_all(self.name_of(), {k: self.domains[k] for k in known}, known)
-
-    @classmethod
-    def name_of(cls) -> str:
-        """The class name, for messages."""
-        return cls.__name__
+        check_all(type(self).__name__, {k: self.domains[k] for k in known}, known)
+        if len(hypers) == len(self.domains):
+            check_relations(type(self).__name__, self.method.requires, hypers)
 
     def _now(self) -> dict[str, Any]:
         """The hyperparameters of the coming step, schedules evaluated and checked."""
@@ -368,10 +366,11 @@ class Schedule:
 
     function: Callable[..., Any]
     domains: Mapping[str, Domain]
-    relations: tuple[tuple[str, Callable[[Mapping[str, Any]], Any]], ...] = ()
+    requires: Callable[..., Mapping[str, Any]] | None = None
 
     def __init__(self, **hypers: Any) -> None:
-        check_all(type(self).__name__, self.domains, hypers, self.relations)
+        check_all(type(self).__name__, self.domains, hypers)
+        check_relations(type(self).__name__, type(self).__dict__.get("requires"), hypers)
         self.__dict__.update(hypers)
         self._hypers = {name: self._callable(name, value) for name, value in hypers.items()}
 

@@ -146,42 +146,70 @@ def sqrt(x: Any) -> Tensor:
     return _root(_double(x))
 
 
-def _with_derivative(text: Function, *partials: Function) -> Function:
-    """A scalar function as one XLA function, traced once for all, and its partial derivatives."""
+def _with_derivative(text: Function, *partials: Function | None) -> Function:
+    """A scalar function as one XLA function, traced once for all, with its partial derivatives."""
 
     @functools.cache
     def compiled(*dtypes: Any) -> Any:
-        return tf.function(text, [tf.TensorSpec([], x) for x in dtypes], False, jit_compile=True)
+        signature = [tf.TensorSpec([], dtype) for dtype in dtypes]
+        return tf.function(text, signature, autograph=False, jit_compile=True)
+
+    @tf.custom_gradient
+    def value(*xs: Tensor) -> tuple[Tensor, Function]:
+        def gradient(d: Tensor) -> list[Any]:
+            return [None if partial is None else d * partial(*xs) for partial in partials]
+
+        token = _derivative_given.set(True)
+        try:
+            if tf.executing_eagerly() or not _use_xla or any(x.shape.rank != 0 for x in xs):
+                return text(*xs), gradient
+            return compiled(*(x.dtype for x in xs))(*xs), gradient
+        finally:
+            _derivative_given.reset(token)
 
     def function(*operands: Any) -> Tensor:
-        tensors = [x if tf.is_tensor(x) and x.dtype.is_integer else _double(x) for x in operands]
-
-        @tf.custom_gradient
-        def value(*xs: Tensor) -> tuple[Tensor, Function]:
-            def gradient(d: Tensor) -> list[Any]:
-                return [d * partial(*xs) for partial in partials]
-
-            one_by_one = tf.executing_eagerly() or not _use_xla or any(x.shape.rank for x in xs)
-            token = _derivative_given.set(True)
-            try:
-                y = text(*xs) if one_by_one else compiled(*(x.dtype for x in xs))(*xs)
-            finally:
-                _derivative_given.reset(token)
-            return y, gradient
-
-        return value(*tensors)
+        integer = [tf.is_tensor(x) and x.dtype.is_integer for x in operands]
+        return value(*(x if i else _double(x) for x, i in zip(operands, integer, strict=True)))
 
     return functools.wraps(text)(function)
 
 
+def _by_squaring(x: Tensor, k: Tensor) -> Tensor:
+    fl = rounded(x)
+    x = tf.broadcast_to(x, tf.broadcast_dynamic_shape(tf.shape(x), tf.shape(k)))
+    one = tf.constant(1, k.dtype)
+
+    def more(result: Tensor, x: Tensor, k: Tensor) -> Tensor:
+        return tf.reduce_any(tf.greater(k, 0))
+
+    def body(result: Tensor, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        odd = tf.equal(tf.bitwise.bitwise_and(k, one), one)
+        result = tf.where(odd, fl(result * x), result)
+        return result, fl(x * x), tf.bitwise.right_shift(k, one)
+
+    return tf.while_loop(more, body, (tf.ones_like(x), x, k))[0]
+
+
+_integer_power = _with_derivative(
+    _by_squaring, lambda x, k: to_float(k) * power(x, maximum(k - 1, 0)), None
+)
+
+
 def power(x: Any, k: Any) -> Tensor:
-    """x**k by squaring from the lowest bit, the same products on every backend; k may be a tensor."""
-    if isinstance(k, int):
-        if k < 0:
-            return div(1.0, power(x, -k))
-        k = tf.constant(k, tf.int64)
-    
-    return value(_double(x))
+    """x**k by squaring from the lowest bit, the same products on every backend."""
+    if not isinstance(k, int):
+        return _integer_power(x, k)
+    return _integer_power(x, tf.constant(k, tf.int64)) if k >= 0 else div(1.0, power(x, -k))
+
+
+exp = _with_derivative(exp, lambda x: exp(x))
+log = _with_derivative(log, lambda x: div(1.0, x))
+cos = _with_derivative(cos, lambda x: -cos(x - math.pi / 2.0))
+real_power = _with_derivative(
+    real_power,
+    lambda x, y: y * real_power(x, y - 1.0),
+    lambda x, y: where(x > 0.0, log(where(x > 0.0, x, 1.0)) * real_power(x, y), 0.0),
+)
 
 
 def maximum(x: Any, y: Any) -> Tensor:
@@ -221,8 +249,6 @@ def logical_not(condition: Any) -> Tensor:
     """The opposite of a condition."""
     return tf.logical_not(condition)
 
-
-# <elementary>
 
 # ---------------------------------------------------------------------------------------------------
 # Dtypes

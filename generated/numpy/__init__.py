@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import inspect
 from typing import Any
 
 if __name__ == "numpy":
@@ -15,6 +17,7 @@ if __name__ == "numpy":
         "this folder has the name of a framework: put the folder above its package on sys.path, "
         "not the package itself"
     )
+
 
 _WHERE = {
     "AdaBelief": "optimizers.adabelief",
@@ -102,6 +105,8 @@ _BY_NAME = {
     "decoupled_weight_decay": "decoupled_weight_decay",
     "weight_decay": "weight_decay",
 }
+_SPELLING: dict[str, dict[str, Any]] = {
+}
 __all__ = ["create", "names", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
@@ -120,9 +125,29 @@ def names() -> list[str]:
     return sorted(_BY_NAME)
 
 
-
 def create(name: str, *args: Any, **hypers: Any) -> Any:
-    """Any optimizer or schedule by its spec's name and hyperparameters: `create("adamw", params)`."""
+    """Any algorithm by its spec's name and hyperparameters, the same on every backend.
+
+    Args:
+        name: one of `names()`.
+        *args: what comes first in the class: parameters, an optimizer, gradients.
+        **hypers: hyperparameters by the spec's names; this package's own are understood, too.
+
+    Raises:
+        ValueError: no algorithm has this name.
+    """
     if name not in _BY_NAME:
-        raise ValueError(f"unknown name {name!r}. There are {', '.join(names())}.")
-    return __getattr__(_BY_NAME[name])(*args, **hypers)
+        close = difflib.get_close_matches(name, _BY_NAME, 1)
+        hint = f" Did you mean {close[0]!r}?" if close else f" There are {', '.join(names())}."
+        raise ValueError(f"no algorithm is called {name!r}.{hint}")
+    made = __getattr__(_BY_NAME[name])
+    for public, spec in _SPELLING.get(name, {}).items():
+        if isinstance(spec, str):
+            if spec in hypers:
+                hypers[public] = hypers.pop(spec)
+        elif set(spec) & set(hypers):
+            default = inspect.signature(made).parameters[public].default
+            hypers[public] = tuple(
+                hypers.pop(s, d) for s, d in zip(spec, default, strict=True)
+            )
+    return made(*args, **hypers)

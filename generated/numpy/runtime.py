@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -111,10 +111,9 @@ def check_all(
     owner: str,
     domains: Mapping[str, Domain],
     values: Mapping[str, Any],
-    relations: Sequence[tuple[str, Callable[[Mapping[str, Any]], Any]]] = (),
     unchecked: Callable[[Any], bool] = lambda value: False,
 ) -> None:
-    """Check every value that has a domain; `unchecked` says which are tensors, tracers, schedules."""
+    """Check every value that has a domain; `unchecked` says which are tensors or schedules."""
     for name, domain in domains.items():
         value = values[name]
         entries = value if isinstance(value, (tuple, list)) else (value,)
@@ -125,8 +124,14 @@ def check_all(
                 domain.check(owner, f"{name}[{position}]", entry)
         else:
             domain.check(owner, name, value)
-    for text, holds in relations:
-        if not holds(values):
+
+
+def check_relations(
+    owner: str, requires: Callable[..., Mapping[str, Any]] | None, values: Mapping[str, Any]
+) -> None:
+    """Refuse hyperparameters that do not fit each other; by the spec's names."""
+    for text, holds in (requires(**values) if requires else {}).items():
+        if isinstance(holds, bool) and not holds:
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
 
@@ -370,6 +375,7 @@ class Method(NamedTuple):
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
+    requires: Callable[..., Mapping[str, Any]] | None = None  # relations: text, whether it holds
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -505,12 +511,9 @@ class Optimizer:
     def _check(self, hypers: Mapping[str, Any]) -> None:
         """Refuse what lies outside its domain; schedules are checked by what they give."""
         known = {k: v for k, v in hypers.items() if self.domains[k].kind != "float" or not callable(v)}
-        check_all(self.name_of(), {k: self.domains[k] for k in known}, known)
-
-    @classmethod
-    def name_of(cls) -> str:
-        """The class name, for messages."""
-        return cls.__name__
+        check_all(type(self).__name__, {k: self.domains[k] for k in known}, known)
+        if len(hypers) == len(self.domains):
+            check_relations(type(self).__name__, self.method.requires, hypers)
 
     def _now(self) -> dict[str, Any]:
         """The hyperparameters of the coming step, schedules evaluated and checked."""
@@ -661,10 +664,11 @@ class Schedule:
 
     function: Callable[..., Any]
     domains: Mapping[str, Domain]
-    relations: tuple[tuple[str, Callable[[Mapping[str, Any]], Any]], ...] = ()
+    requires: Callable[..., Mapping[str, Any]] | None = None
 
     def __init__(self, **hypers: Any) -> None:
-        check_all(type(self).__name__, self.domains, hypers, self.relations)
+        check_all(type(self).__name__, self.domains, hypers)
+        check_relations(type(self).__name__, type(self).__dict__.get("requires"), hypers)
         self.__dict__.update(hypers)
         self._hypers = {name: self._callable(name, value) for name, value in hypers.items()}
 

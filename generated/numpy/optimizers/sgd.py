@@ -16,8 +16,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ..runtime import Array, Method, NonNegative, Optimizer, Scalar, Tree
 
 __all__ = ["SGD", "sgd_init", "sgd_scalars", "sgd_step"]

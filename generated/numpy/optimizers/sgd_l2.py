@@ -17,8 +17,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ..runtime import Array, Method, NonNegative, Optimizer, Scalar, Tree
 
 __all__ = ["SGDL2", "sgd_l2_init", "sgd_l2_scalars", "sgd_l2_step"]

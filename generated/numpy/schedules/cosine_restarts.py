@@ -46,7 +46,7 @@ def cosine_restarts_value(
     """The learning rate after n finished steps, in double."""
     start = 0
     span = first
-    for k in range(1, 33):
+    for _ in range(1, 33):
         restart = start + span
         start_part = n < restart
         start_2 = where(start_part, start, restart)

@@ -41,6 +41,13 @@ def join_value(
     return rate
 
 
+def join_requires(*, schedules: Any, boundaries: Any, **_: Any) -> dict[str, Any]:
+    """What must hold between hyperparameters."""
+    return {
+        "length(schedules) = length(boundaries) + 1": len(schedules) == (len(boundaries) + 1),
+    }
+
+
 class Join(Schedule):
     """Schedules one after another, each with a clock of its own.
 
@@ -59,10 +66,7 @@ class Join(Schedule):
         "boundaries": tuple_of(PositiveCount),
     }
 
-    relations = (
-        ("length(schedules) = length(boundaries) + 1", lambda h: (len(h["schedules"]) == (len(h["boundaries"]) + 1))),
-    )
-
+    requires = join_requires
     def __init__(
         self,
         schedules: tuple[Any, ...],

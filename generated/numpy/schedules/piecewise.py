@@ -40,6 +40,13 @@ def piecewise_value(
     return rate
 
 
+def piecewise_requires(*, boundaries: Any, values: Any, **_: Any) -> dict[str, Any]:
+    """What must hold between hyperparameters."""
+    return {
+        "length(boundaries) = length(values)": len(boundaries) == len(values),
+    }
+
+
 class Piecewise(Schedule):
     """Constant pieces.
 
@@ -59,10 +66,7 @@ class Piecewise(Schedule):
         "values": tuple_of(NonNegative),
     }
 
-    relations = (
-        ("length(boundaries) = length(values)", lambda h: (len(h["boundaries"]) == len(h["values"]))),
-    )
-
+    requires = piecewise_requires
     def __init__(
         self,
         base_lr: float,

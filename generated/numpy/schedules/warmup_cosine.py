@@ -47,6 +47,13 @@ def warmup_cosine_value(
     return lr
 
 
+def warmup_cosine_requires(*, warmup: Any, total: Any, **_: Any) -> dict[str, Any]:
+    """What must hold between hyperparameters."""
+    return {
+        "warmup <= total": warmup <= total,
+    }
+
+
 class WarmupCosine(Schedule):
     """Linear warm-up, then cosine decay.
 
@@ -68,10 +75,7 @@ class WarmupCosine(Schedule):
         "lr_min": NonNegative,
     }
 
-    relations = (
-        ("warmup <= total", lambda h: (h["warmup"] <= h["total"])),
-    )
-
+    requires = warmup_cosine_requires
     def __init__(
         self,
         base_lr: float,

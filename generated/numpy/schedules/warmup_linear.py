@@ -41,6 +41,13 @@ def warmup_linear_value(
     return lr
 
 
+def warmup_linear_requires(*, warmup: Any, total: Any, **_: Any) -> dict[str, Any]:
+    """What must hold between hyperparameters."""
+    return {
+        "warmup <= total": warmup <= total,
+    }
+
+
 class WarmupLinear(Schedule):
     """Linear warm-up, then linear decay.
 
@@ -62,10 +69,7 @@ class WarmupLinear(Schedule):
         "end": NonNegative,
     }
 
-    relations = (
-        ("warmup <= total", lambda h: (h["warmup"] <= h["total"])),
-    )
-
+    requires = warmup_linear_requires
     def __init__(
         self,
         base_lr: float,

@@ -43,6 +43,14 @@ def warmup_stable_decay_value(
     return lr
 
 
+def warmup_stable_decay_requires(*, warmup: Any, stable: Any, total: Any, **_: Any) -> dict[str, Any]:
+    """What must hold between hyperparameters."""
+    return {
+        "warmup <= stable": warmup <= stable,
+        "stable <= total": stable <= total,
+    }
+
+
 class WarmupStableDecay(Schedule):
     """Linear warm-up, a plateau, linear decay.
 
@@ -66,11 +74,7 @@ class WarmupStableDecay(Schedule):
         "end": NonNegative,
     }
 
-    relations = (
-        ("warmup <= stable", lambda h: (h["warmup"] <= h["stable"])),
-        ("stable <= total", lambda h: (h["stable"] <= h["total"])),
-    )
-
+    requires = warmup_stable_decay_requires
     def __init__(
         self,
         base_lr: float,

@@ -1,0 +1,98 @@
+"""What people ask of a spec: hyperparameters, states, memory. `list`, `show` and the catalogue tell it.
+
+In: a catalogue entry. Out: small records of text. Must not know: how they are printed, any backend.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from generator import check, ir
+from generator.catalogue import Entry
+from generator.equations import ascii_expr
+
+_SIZE = 4  # bytes of a float32, the narrowest dtype in which states are kept
+_ONE_A = {(): "tensor", ("rows", "1"): "row", ("1", "cols"): "column"}
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """A hyperparameter."""
+
+    name: str
+    default: str  # empty where it must be given
+    domain: str
+    about: str
+
+
+@dataclass(frozen=True)
+class State:
+    """Something that is kept between steps."""
+
+    name: str
+    scope: str
+    shape: str
+    start: str
+    memory: str
+
+
+def hypers(entry: Entry) -> list[Hyper]:
+    """The hyperparameters, in the order of the signature."""
+    made = []
+    for p in entry.program.parameters:
+        default = "" if p.default == ir.REQUIRED else _short(p.default)
+        made.append(Hyper(p.name, default, p.domain.phrase, p.about))
+    return made
+
+
+def states(entry: Entry) -> list[State]:
+    """The states; where the gradient is taken elsewhere, theta is one of them."""
+    return [
+        State(s.name, _info(entry, s).scope, _info(entry, s).describe(), _start(s), _memory(entry, s))
+        for s in _kept(entry)
+    ]
+
+
+def memory(entry: Entry) -> str:
+    """What all states cost: `8 bytes a parameter`."""
+    counted = Counter(_unit(entry, s) for s in _kept(entry) if not s.scalar)
+    return ", ".join(f"{_SIZE * n} bytes a {unit}" for unit, n in counted.items()) or "none"
+
+
+def bytes_a_parameter(entry: Entry) -> int:
+    """The part of that which grows with the number of parameters, in float32."""
+    return _SIZE * sum(not s.scalar and _unit(entry, s) == "parameter" for s in _kept(entry))
+
+
+def _kept(entry: Entry) -> list[ir.State]:
+    checked = entry.checked
+    point = [ir.State("theta", ir.Ref("theta", 1), scalar=False)] if checked.gradients == 1 else []
+    return [*checked.states, *point]
+
+
+def _info(entry: Entry, s: ir.State) -> check.Info:
+    return entry.checked.info[s.name]
+
+
+def _unit(entry: Entry, s: ir.State) -> str:
+    return _ONE_A.get(_info(entry, s).shape, "parameter")
+
+
+def _memory(entry: Entry, s: ir.State) -> str:
+    return "one number" if s.scalar else f"{_SIZE} bytes a {_unit(entry, s)}"
+
+
+def _start(s: ir.State) -> str:
+    match s.start:
+        case ir.Ref("theta", 1):
+            return "theta[0]"
+        case ir.Call("first", _, name):
+            return f"the first {name}"
+    return ascii_expr(s.start)
+
+
+def _short(value: object) -> str:
+    """A default as people write it: 1e-8, not 1e-08."""
+    return re.sub(r"e([+-])0+", r"e\1", repr(value))
