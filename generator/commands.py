@@ -1,25 +1,26 @@
 """What each command does; `__main__` reads the command line, this module carries it out.
 
-In: parsed arguments. Out: an exit code, printed text, written files. Must not know: any mathematics,
-any one backend.
+In: parsed arguments. Out: an exit code, printed text, written files. Must not know: any
+mathematics, any one backend.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import keyword
-import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import backends
 from backends import Backend
-from generator import catalogue, facts, page, render, show, starter
+from generator import catalogue, facts, ir, page, render, show, starter
 from generator.catalogue import Entry, UnknownName
 from generator.errors import NotAvailable, SpecError, shorten, suggest
 from generator.ir import Lowered
@@ -36,7 +37,7 @@ class Refused(Exception):
 
 MISTAKES = (SpecError, UnknownName, NotAvailable, Refused)
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What the arguments name
 
 
@@ -85,20 +86,22 @@ def _importable(word: str) -> bool:
     return word.isidentifier() and importlib.util.find_spec(word) is not None
 
 
-def _offered(programs: Sequence[Lowered], b: Backend) -> tuple[list[Lowered], list[str]]:
-    """The programs that a backend can print, and why not the others."""
-    made, missing = [], []
+def _offered(
+    programs: Sequence[Lowered], b: Backend
+) -> tuple[list[Lowered], tuple[str, ...], list[str]]:
+    """The programs that a backend can print, their public names, and why not the others."""
+    made, names, missing = [], [], []
     for program in programs:
         try:
-            render.view(program, b)
+            names.append(render.view(program, b).public)
         except NotAvailable as reason:
             missing.append(str(reason))
         else:
             made.append(program)
-    return made, missing
+    return made, tuple(names), missing
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # build
 
 
@@ -108,8 +111,8 @@ class Package:
 
     folder: Path
     files: dict[str, str]
-    owned: bool
-    backend: Backend | None = None
+    owned: bool = False
+    names: tuple[str, ...] = ()  # what can be imported from it
 
 
 def build(arguments: Namespace) -> int:
@@ -130,7 +133,7 @@ def build(arguments: Namespace) -> int:
     specs = f"{count} spec{'s'[: count != 1]}"
     print(f"{specs} for {for_whom} in {seconds:.1f} s")
     if arguments.out is not None:
-        _tell_how_to_import(packages)
+        _tell_how_to_import(packages, Path(arguments.out))
     return 0
 
 
@@ -177,15 +180,13 @@ def _packages(
         raise NotAvailable(f"{missing[0]}.")
     made = []
     for b, folder in progress(folders, "building", len(folders)):
-        offered, lacking = _offered(programs, b)
+        offered, names, lacking = _offered(programs, b)
         if arguments.spec and lacking:
             raise NotAvailable(f"{lacking[0]}. Name the backends that do: --backend ...")
         missing += lacking
-        owned = arguments.out is None
-        made.append(Package(folder, render.package(offered, b), owned, b))
+        made.append(Package(folder, render.package(offered, b), arguments.out is None, names))
     if arguments.out is None and not arguments.backend:
-        chosen = [b for b, _ in folders]
-        made.append(Package(GENERATED, page.files(entries, chosen), owned=False))
+        made.append(Package(GENERATED, page.files(entries, [b for b, _ in folders])))
     return made, missing, len(programs)
 
 
@@ -194,18 +195,22 @@ def _refuse_strangers(packages: Sequence[Package]) -> None:
     for p in packages:
         for name in p.files:
             path = p.folder / name
-            if path.is_file() and OURS not in path.read_text(errors="replace")[:200]:
+            if path.is_file() and not _is_ours(path):
                 raise Refused(
-                    f"{shorten(str(path))} was not made by this command and stays as it is. Move it "
-                    "away, or choose another --out."
+                    f"{shorten(str(path))} was not made by this command and stays as it is. "
+                    "Move it away, or choose another --out."
                 )
+
+
+def _is_ours(path: Path) -> bool:
+    return OURS in path.read_text(encoding="utf-8", errors="replace")[:200]
 
 
 def _compare(packages: Sequence[Package]) -> int:
     found = []
     for p in packages:
         for text in render.differences(p.files, p.folder):
-            if p.owned or text.startswith("---"):  # else: a file beside ours, which is nobody's matter
+            if p.owned or text.startswith("---"):  # other files beside ours are not our matter
                 found.append((p, text))
     for p, text in found:
         heading(shorten(str(p.folder)))
@@ -218,13 +223,20 @@ def _compare(packages: Sequence[Package]) -> int:
     return 1
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A folder that cannot be written to is the user's matter, not a traceback's."""
+    try:
+        yield
+    except OSError as error:
+        raise Refused(f"cannot write {error.filename or path}: {error.strerror}.") from error
+
+
 def _write(packages: Sequence[Package]) -> None:
     """Write what changed and say so."""
     for p in packages:
-        try:
+        with _writing(p.folder):
             touched = render.write(p.files, p.folder, stale=p.owned)
-        except OSError as error:
-            raise Refused(f"cannot write {error.filename or p.folder}: {error.strerror}.") from error
         removed = [name for name in touched if not (p.folder / name).exists()]
         written = len(touched) - len(removed)
         parts = [f"{written} written"] if written else []
@@ -236,13 +248,155 @@ def _write(packages: Sequence[Package]) -> None:
                 print(f"    {name}{' (removed)' if name in removed else ''}")
 
 
-def _tell_how_to_import(packages: Sequence[Package]) -> None:
+def _tell_how_to_import(packages: Sequence[Package], out: Path) -> None:
     for p in packages:
-        assert p.backend is not None
-        path, above = _import_path(p.folder)
-        names = [
-            render.view(program, p.backend).public for program in _programs_of(p)
+        path, above = _import_path(p.folder, out)
+        names = ", ".join(p.names[:3]) + (", ..." if len(p.names) > 3 else "")
+        here = above == Path.cwd().resolve()
+        where = "" if here else f"  # with {shorten(str(above))} on sys.path"
+        print(f"    from {path} import {names}{where}")
+        earlier = [
+            f.name
+            for f in sorted(p.folder.glob("*s/*.py"))
+            if f.relative_to(p.folder).as_posix() not in p.files and _is_ours(f)
         ]
-        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        where = "" if above == Path.cwd().resolve() else f"  # with {shorten(str(above))} on sys.path"
-        print(f"    from {path} import {shown}{where}")
+        if earlier:
+            print(
+                f"    {', '.join(earlier)} of an earlier build stay, but {path} names only this "
+                "build's; build all specs in one command"
+            )
+
+
+def _import_path(folder: Path, out: Path) -> tuple[str, Path]:
+    """How a package is imported, and the folder that must be on sys.path for it."""
+    top = out.resolve()
+    while (top.parent / "__init__.py").exists():
+        top = top.parent
+    return ".".join(folder.resolve().relative_to(top.parent).parts), top.parent
+
+
+# --------------------------------------------------------------------------------------------------
+# list
+
+
+def list_(arguments: Namespace) -> int:
+    """The catalogue as a table."""
+    chosen = _backends([])
+    entries = _entries([])
+    programs, _ = catalogue.available(entries)
+    offered = {b.name: {p.program.name for p in _offered(programs, b)[0]} for b in chosen}
+    having = {e.spec.name: [b for b in offered if e.spec.name in offered[b]] for e in entries}
+    if arguments.json:
+        print(json.dumps([_record(e, having[e.spec.name]) for e in entries], indent=2))
+        return 0
+    columns = ["name", "class", "algorithm", "states", "memory", "hyperparameters", "backends"]
+    for kind in dict.fromkeys(e.spec.kind for e in entries):
+        of_kind = [e for e in entries if e.spec.kind == kind]
+        heading(f"{kind}s ({len(of_kind)})")
+        table([*columns, "source"], [_row(e, having[e.spec.name]) for e in of_kind])
+        print()
+    return 0
+
+
+def _row(e: Entry, having: Sequence[str]) -> list[str]:
+    p = e.program
+    hypers = [f"{h.name}={h.default}" if h.default else h.name for h in facts.hypers(e)]
+    return [
+        p.name,
+        p.class_name,
+        p.title,
+        " ".join(s.name for s in facts.states(e)) or "none",
+        facts.memory(e),
+        ", ".join(hypers),
+        " ".join(having) or "none",
+        " ".join(p.source),
+    ]
+
+
+def _record(e: Entry, having: Sequence[str]) -> dict[str, Any]:
+    p = e.program
+    return {
+        "kind": p.kind,
+        "name": p.name,
+        "class": p.class_name,
+        "title": p.title,
+        "spec": shorten(p.file),
+        "hyperparameters": [
+            {
+                "name": h.name,
+                "default": None if h.default == ir.REQUIRED else h.default,
+                "required": h.default == ir.REQUIRED,
+                "domain": h.domain.phrase,
+                "meaning": h.about,
+            }
+            for h in p.parameters
+        ],
+        "states": [
+            {"name": s.name, "scope": s.scope, "shape": s.shape, "start": s.start}
+            for s in facts.states(e)
+        ],
+        "bytes_a_parameter": facts.bytes_a_parameter(e),
+        "memory": facts.memory(e),
+        "source": list(p.source),
+        "notes": list(p.notes),
+        "backends": list(having),
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# show, verify, new
+
+
+def show_(arguments: Namespace) -> int:
+    """One spec, at any stage."""
+    chosen = _backends(arguments.backend and [arguments.backend])
+    stage = arguments.stage or ("text" if arguments.backend else "")
+    for number, entry in enumerate(_entries([arguments.spec])):
+        if number:
+            print()
+        if arguments.latex:
+            show.latex(entry)
+        elif stage:
+            b = next((b for b in chosen if b.name == "numpy"), chosen[0])
+            show.STAGES[stage](entry, b)
+        else:
+            programs, _ = catalogue.available([entry])
+            show.overview(entry, [b.title for b in chosen if _offered(programs, b)[0]])
+    return 0
+
+
+def verify(arguments: Namespace) -> int:
+    """Compare every backend with the lowered program, bit for bit."""
+    return cast(int, importlib.import_module("generator.verify").main(arguments))
+
+
+def new(arguments: Namespace) -> int:
+    """A first spec and its test."""
+    name = arguments.name
+    path = Path(arguments.out or f"{name}.py")
+    if why := starter.refusal(name):
+        raise Refused(why)
+    if path.suffix != ".py" or not path.stem.isidentifier():
+        raise Refused(f"--out {path} is no file for a spec. Name one like {name}.py.")
+    files = starter.starter(name, path)
+    for file in files:
+        if file.exists():
+            raise Refused(f"{shorten(str(file))} exists and stays as it is. Choose another name.")
+    if starter.hidden(path.stem):
+        raise Refused(f"a file {path.name} could hide the module {path.stem}. Choose another name.")
+    for file, text in files.items():
+        with _writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+    spec, test = (shorten(str(f)) for f in files)
+    print(f"wrote {spec} and {test}. Next:")
+    rows = [
+        ["", f"write the equations of {spec}, and the paper's in {test}"],
+        [f"python -m generator show {spec}", "what has been understood"],
+        [f"python -m pytest {test}", "the paper's algorithm?"],
+        [f"python -m generator verify {spec}", "the same bits on every backend?"],
+        [f"python -m generator build {spec} --backend torch --out my_package/", "code to import"],
+    ]
+    for command, purpose in rows:
+        print(f"    {command:<{max(len(c) for c, _ in rows) + 2}}{purpose}" if command else purpose)
+    return 0

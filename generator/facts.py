@@ -1,6 +1,7 @@
-"""What people ask of a spec: hyperparameters, states, memory. `list`, `show` and the catalogue tell it.
+"""What people ask of a spec: hyperparameters, states, memory.
 
-In: a catalogue entry. Out: small records of text. Must not know: how they are printed, any backend.
+In: a catalogue entry. Out: small records of text, for `list`, `show` and the catalogue. Must not
+know: how they are printed, any backend.
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ def hypers(entry: Entry) -> list[Hyper]:
 
 def states(entry: Entry) -> list[State]:
     """The states; where the gradient is taken elsewhere, theta is one of them."""
-    return [
-        State(s.name, _info(entry, s).scope, _info(entry, s).describe(), _start(s), _memory(entry, s))
-        for s in _kept(entry)
-    ]
+    made = []
+    for s in _kept(entry):
+        info = _info(entry, s)
+        made.append(State(s.name, info.scope, info.describe(), _start(s), _memory(entry, s)))
+    return made
 
 
 def memory(entry: Entry) -> str:

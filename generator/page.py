@@ -1,4 +1,4 @@
-"""The files of `generated/` that belong to no backend: the catalogue for people, the package's docstring.
+"""The files of `generated/` that belong to no backend: the catalogue, the package's docstring.
 
 In: catalogue entries and backends. Out: text by path. Must not know: any backend's templates.
 """
@@ -112,7 +112,8 @@ def _missing(entry: Entry) -> str:
 def _markdown(text: str) -> str:
     """Plain text with Markdown's own signs made plain; code in backticks stays code."""
     parts = text.split("`")
-    return "`".join(re.sub(r"([*_<\[\\])", r"\\\1", x) if i % 2 == 0 else x for i, x in enumerate(parts))
+    parts[::2] = [re.sub(r"([*_<\[\\])", r"\\\1", x) for x in parts[::2]]
+    return "`".join(parts)
 
 
 def _cell(text: str) -> str:

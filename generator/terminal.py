@@ -1,7 +1,7 @@
 """What commands print: tables and progress on a terminal, plain lines everywhere else.
 
-In: texts. Out: standard output (results) and standard error (progress, mistakes). Must not know: what
-is printed. rich is imported only where a terminal shows it.
+In: texts. Out: standard output (results) and standard error (progress, mistakes). Must not know:
+what is printed. rich is imported only where a terminal shows it.
 """
 
 from __future__ import annotations

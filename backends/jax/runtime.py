@@ -113,16 +113,6 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, jax.Array)  # tracers too
 
 
-@jax.jit
-def _start() -> Any:
-    """The count before the first step: 0, which XLA does not know, as it runs no loop in advance.
-
-    Where the first steps are compiled together with `init`, a known count would make the scalars
-    known, and XLA merges what is known.
-    """
-    return lax.while_loop(lambda n: n > 0, lambda n: n >> 1, jnp.int32(2))
-
-
 # --------------------------------------------------------------------------------------------------
 # Operations whose values JAX leaves open
 
@@ -163,12 +153,12 @@ def power(x: Any, k: Any) -> Any:
 
 @jax.custom_jvp
 def _raised(x: Any, k: Any) -> Any:
-    def squared(carry: Any) -> Any:
-        result, x, k = carry
-        return jnp.where(k & 1 == 1, result * x, result), x * x, k >> 1
+    def squared(i: Any, carry: Any) -> Any:
+        result, x = carry
+        return jnp.where(k >> i & 1 == 1, result * x, result), x * x
 
-    start = jnp.ones_like(x * k), *jnp.broadcast_arrays(x, k)
-    return lax.while_loop(lambda carry: jnp.any(carry[2] > 0), squared, start)[0]
+    start = jnp.ones_like(x * k), x * jnp.ones_like(x * k)
+    return lax.fori_loop(0, 31, squared, start)[0]
 
 
 @_raised.defjvp
@@ -251,19 +241,19 @@ def _in_double(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
     """
 
     @jax.custom_jvp
-    def rounded(*args: Any) -> Any:
+    def narrowed(*args: Any) -> Any:
         with jax.enable_x64(True):
-            results = function(*map(_wide, args))
+            results = _apart(function, *map(_wide, args))
             return jax.tree.map(lambda x: x if x.dtype == bool else x.astype(dtype), results)
 
     def derivative(primals: Any, tangents: Any) -> Any:
-        results, structure = jax.tree.flatten(rounded(*primals))
+        results, structure = jax.tree.flatten(narrowed(*primals))
         slopes: list[Any] = [
             np.zeros(x.shape, jax.dtypes.float0) if x.dtype == bool else jnp.zeros_like(x)
             for x in results
         ]
         for i, tangent in enumerate(tangents):
-            if isinstance(tangent, SymbolicZero):
+            if isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0:
                 continue
             partial = _in_double(functools.partial(_partial, function, i), dtype)
             for j, slope in enumerate(partial(*primals)):
@@ -271,8 +261,23 @@ def _in_double(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
                     slopes[j] = slopes[j] + slope * tangent.astype(dtype)
         return jax.tree.unflatten(structure, results), jax.tree.unflatten(structure, slopes)
 
-    rounded.defjvp(derivative, symbolic_zeros=True)
-    return rounded
+    narrowed.defjvp(derivative, symbolic_zeros=True)
+    return narrowed
+
+
+def _apart(function: Callable[..., Any], n: Any, *args: Any) -> Any:
+    """The function, in a loop whose second round has the result.
+
+    XLA neither looks into a loop nor runs one in advance. So the scalars are not computed again in
+    every kernel that uses them, and they stay unknown, and therefore unmerged, even where the count
+    is a constant, as in steps compiled together with `init`.
+    """
+
+    def one_round(n: Any, _: None) -> tuple[Any, Any]:
+        return n ^ _zero(n), function(n, *args)
+
+    _, rounds = lax.scan(one_round, n, None, length=2)
+    return jax.tree.map(lambda x: x[1], rounds)
 
 
 def _partial(function: Callable[..., Any], i: int, *args: Any) -> list[Any]:
@@ -293,19 +298,16 @@ def _compiled(
     scalars: Callable[..., Any],
     structure: Any,
     static: tuple[Any, ...],
-    known: tuple[bool, ...],
     stored: tuple[str, ...],
     dtype: Any,
     wide: bool,
 ) -> Callable[..., Any]:
-    """`scalars` as one compiled function of the count, the stored states and the hyperparameters."""
+    """`scalars` as a compiled function of the count, the stored states and the hyperparameters."""
 
     def function(n: Any, *args: Any) -> Any:
-        # Constants are hidden by whatever is not known, else XLA computes with them in its own way.
+        # Hyperparameters are hidden behind the count: XLA computes in its own way with constants.
         zero = _zero(n)
-        for x, is_known in zip(args[len(stored) :], known, strict=True):
-            zero = zero if is_known or x.dtype == jnp.int64 else zero | _zero(_bits(x))
-        states = dict(zip(stored, args, strict=False))
+        states: dict[str, Any] = dict(zip(stored, args, strict=False))
         arrays = iter(args[len(stored) :])
         leaves = [_covered(next(arrays), zero) if x is None else x[0] for x in static]
         hypers = {
@@ -339,9 +341,8 @@ def _evaluated(
     leaves, structure = jax.tree.flatten(dict(hypers))
     arrays = [x for x in leaves if isinstance(x, (np.number, jax.Array))]
     static = tuple(None if isinstance(x, (np.number, jax.Array)) else (x,) for x in leaves)
-    known = tuple(not _is_array(x) for x in arrays)
     wide = bool(jax.config.jax_enable_x64)
-    function = _compiled(scalars, structure, static, known, tuple(stored), dtype, wide)
+    function = _compiled(scalars, structure, static, tuple(stored), dtype, wide)
     with jax.enable_x64(True):
         return function(count, *stored.values(), *arrays)
 
@@ -614,7 +615,7 @@ class _Shell:
                 for dtype in dtypes:
                     starts = method.scalar_states.items()
                     scalars[str(dtype)] = {k: jnp.asarray(x, dtype) for k, x in starts}
-            return State(_start(), self.gathered(slots, jax.tree.structure(params)), scalars)
+            return State(jnp.zeros((), jnp.int32), self.gathered(slots, jax.tree.structure(params)), scalars)
 
     def gathered(self, slots: list[Any], structure: Any) -> Any:
         """The states of all parameters, each a tree like the parameters."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -53,3 +54,26 @@ def _kernel(module: ModuleType, x: KernelInput) -> KernelOutput:
             rounded = type(s)(*(v if isinstance(v, bool | np.bool_) else dtype.type(v) for v in s))
             theta, state = method.step(theta, x.g, state, rounded)
     return KernelOutput(np.asarray(theta), {**state._asdict(), **kept})
+
+
+def schedule(
+    package: ModuleType, name: str, hypers: Mapping[str, Any], at: Sequence[int], mode: str
+) -> list[float]:
+    """A schedule's values after n finished steps."""
+    made = package.create(name, **hypers)
+    return [made(n) for n in at]
+
+
+def transform(
+    package: ModuleType,
+    name: str,
+    hypers: Mapping[str, Any],
+    params: Sequence[Any],
+    grads: Sequence[Any],
+    mode: str,
+) -> list[Any]:
+    """What a transform makes of some gradients."""
+    function = getattr(package, name)
+    takes_params = "params" in inspect.signature(function).parameters
+    made: list[Any] = function(list(grads), *([list(params)] if takes_params else []), **hypers)
+    return made

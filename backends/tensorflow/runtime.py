@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypedDict
 import keras
 import tensorflow as tf
 
-from backends.domains import Domain, check_all
+from backends.domains import Domain, check_all, check_relations
 from generator.elementary import cos, exp, log, real_power
 
 if keras.backend.backend() != "tensorflow":
@@ -39,9 +39,12 @@ Function = Callable[..., Any]
 # ---------------------------------------------------------------------------------------------------
 # Rounded operations
 
+_as_written = tf.autograph.experimental.do_not_convert  # no Python here decides on tensors
+
 _BITS = {tf.float32: tf.int32, tf.float64: tf.int64}
 
 
+@_as_written
 def rounded(x: Any) -> Function:
     """Return fl, the rounded operation: fl(y) is y, to its last bit, on every path.
 
@@ -63,9 +66,10 @@ def rounded(x: Any) -> Function:
         bits = _BITS[y.dtype]
         return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(y, bits), zeros[bits]), y.dtype)
 
-    if not _derivative_given.get():
+    if not _plain.get():
         hidden = tf.custom_gradient(lambda y, hidden=hidden: (hidden(y), _unchanged))
 
+    @_as_written
     def fl(y: Any) -> Tensor:
         y = tf.convert_to_tensor(y, dtype) if isinstance(y, float) else tf.convert_to_tensor(y)
         return hidden(y) if y.dtype.is_floating else y
@@ -73,8 +77,17 @@ def rounded(x: Any) -> Function:
     return fl
 
 
-# Whether what is being traced has a derivative of its own, so that its operations need none.
-_derivative_given: ContextVar[bool] = ContextVar("derivative_given", default=False)
+# Whether what is being traced needs no derivative, or has one given: then fl needs none of its own.
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
+
+
+@contextmanager
+def _without_derivatives() -> Iterator[None]:
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def _unchanged(y: Any) -> Any:
@@ -159,14 +172,12 @@ def _with_derivative(text: Function, *partials: Function | None) -> Function:
         def gradient(d: Tensor) -> list[Any]:
             return [None if partial is None else d * partial(*xs) for partial in partials]
 
-        token = _derivative_given.set(True)
-        try:
+        with _without_derivatives():
             if tf.executing_eagerly() or not _use_xla or any(x.shape.rank != 0 for x in xs):
                 return text(*xs), gradient
             return compiled(*(x.dtype for x in xs))(*xs), gradient
-        finally:
-            _derivative_given.reset(token)
 
+    @_as_written
     def function(*operands: Any) -> Tensor:
         integer = [tf.is_tensor(x) and x.dtype.is_integer for x in operands]
         return value(*(x if i else _double(x) for x, i in zip(operands, integer, strict=True)))
@@ -259,6 +270,11 @@ def compute_dtype(dtype: Any) -> Any:
     return tf.float64 if dtype == tf.float64 else tf.float32
 
 
+def full_like(x: Tensor, value: Any) -> Tensor:
+    """A tensor of the shape and dtype of x, filled with a value that is rounded to that dtype."""
+    return tf.fill(tf.shape(x), tf.cast(_double(value), x.dtype))
+
+
 def stored(x: Tensor, dtype: Any) -> Tensor:
     """A result in the parameter's dtype, rounded once, to nearest even.
 
@@ -290,10 +306,13 @@ class Method:
     scalars: Function  # (t, **hypers) -> the step's scalars in double
     step: Function  # (theta, g, state, s) -> (theta, state)
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
-    scalar_states: Mapping[str, float] = field(default_factory=dict)  # step scope, with their starts
+    # States of step scope: where they start, a number or a hyperparameter's name.
+    scalar_states: Mapping[str, float | str] = field(default_factory=dict)
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
+    requires: Function | None = None  # relations: text, whether it holds
 
 
+@_as_written
 def step_scalars(
     method: Method, t: Any, dtype: Any, kept: Mapping[str, Any] | None = None, **hypers: Any
 ) -> Any:
@@ -424,59 +443,75 @@ def _vectors(floats: Sequence[Any], ints: Sequence[int]) -> tuple[Tensor, Tensor
     return doubles, tf.constant(list(ints), tf.int64, [len(ints)])
 
 
-def _update(method: Method, dtype: Any, holes: Any) -> Function:
-    """One step over flat tensors: load, scalars, kernel, store."""
-    compute = compute_dtype(dtype)
+@dataclass(frozen=True)
+class _Kernel:
+    """What a trace fixes: a method, the dtype of its parameters, and which numbers it is given."""
 
-    def update(
-        t: Tensor, floats: Tensor, ints: Tensor, kept: Any, theta: Tensor, g: Tensor, state: Any
+    method: Method
+    dtype: Any
+    holes: Any
+    floats: int
+    ints: int
+
+    def scalars(self, t: Tensor, floats: Tensor, ints: Tensor, kept: Any) -> Any:
+        numbers = iter(tf.unstack(rounded(t)(floats))), iter(tf.unstack(ints))
+        hypers = {name: _unpack(hole, *numbers) for name, hole in self.holes}
+        return _scalars(self.method, t, compute_dtype(self.dtype), kept, hypers)
+
+    def step(self, t: Tensor, s: Any, theta: Tensor, g: Tensor, state: Any) -> tuple[Tensor, Any]:
+        theta = tf.cast(theta, compute_dtype(self.dtype))
+        copy = self.method.evaluate
+        if copy:  # of the parameters, as they are when training begins
+            first = tf.where(tf.equal(t, 1), theta, getattr(state, copy))
+            state = state._replace(**{copy: first})
+        # A gradient may be a constant that XLA knows; the clock never is.
+        theta, state = self.method.step(theta, rounded(t)(g), state, s)
+        return stored(theta, self.dtype), state
+
+    def both(
+        self, t: Tensor, floats: Tensor, ints: Tensor, kept: Any, theta: Tensor, g: Tensor, state: Any
     ) -> tuple[Tensor, Any, Any]:
-        fl = rounded(t)  # gradients, too, may be constants that XLA knows; the clock never is
-        numbers = iter(tf.unstack(fl(floats))), iter(tf.unstack(ints))
-        hypers = {name: _unpack(hole, *numbers) for name, hole in holes}
-        s = _scalars(method, t, compute, kept, hypers)
-        theta = tf.cast(theta, compute)
-        if method.evaluate:  # a copy of the parameters, as they are when training begins
-            copy = tf.where(tf.equal(t, 1), theta, getattr(state, method.evaluate))
-            state = state._replace(**{method.evaluate: copy})
-        theta, state = method.step(theta, fl(g), state, s)
-        return stored(theta, dtype), state, {name: getattr(s, name) for name in kept}
+        with _without_derivatives():
+            s = self.scalars(t, floats, ints, kept)
+            theta, state = self.step(t, s, theta, g, state)
+        return theta, state, {name: getattr(s, name) for name in kept}
 
-    return update
-
-
-@functools.cache
-def _compiled(method: Method, dtype: Any, holes: Any, floats: int, ints: int) -> Any:
-    """`_update` as one XLA function: traced once for all sizes, steps, values and optimizers."""
-    compute = compute_dtype(dtype)
-    flat, scalar = tf.TensorSpec([None], compute), tf.TensorSpec([], compute)
-    signature = [
-        tf.TensorSpec([], tf.int64),
-        tf.TensorSpec([floats], tf.float64),
-        tf.TensorSpec([ints], tf.int64),
-        dict.fromkeys(method.scalar_states, scalar),
-        tf.TensorSpec([None], dtype),
-        flat,
-        method.state(*[flat] * len(method.state._fields)),
-    ]
-    update = _update(method, dtype, holes)
-    return tf.function(update, signature, autograph=False, jit_compile=True)
+    def signature(self) -> list[Any]:
+        compute = compute_dtype(self.dtype)
+        flat = tf.TensorSpec([None], compute)
+        return [
+            tf.TensorSpec([], tf.int64),
+            tf.TensorSpec([self.floats], tf.float64),
+            tf.TensorSpec([self.ints], tf.int64),
+            dict.fromkeys(self.method.scalar_states, tf.TensorSpec([], compute)),
+            tf.TensorSpec([None], self.dtype),
+            flat,
+            self.method.state(*[flat] * len(self.method.state._fields)),
+        ]
 
 
-def _run(
-    method: Method, dtype: Any, hypers: Mapping[str, Any], t: Tensor, kept: Any, *tensors: Any
-) -> Any:
-    """One step over flat tensors: (theta, state, kept) from (theta, g, state)."""
+def _prepared(method: Method, dtype: Any, hypers: Mapping[str, Any]) -> tuple[_Kernel, Any]:
+    """The kernel for these hyperparameters, and their numbers."""
     floats: list[Any] = []
     ints: list[int] = []
     holes = tuple((name, _pack(value, floats, ints)) for name, value in hypers.items())
-    arguments = (t, *_vectors(floats, ints), kept, *tensors)
+    return _Kernel(method, dtype, holes, len(floats), len(ints)), _vectors(floats, ints)
+
+
+@functools.cache
+def _compiled(kernel: _Kernel) -> Any:
+    """A kernel as one XLA function over flat tensors, traced once for all sizes, steps and values."""
+    return tf.function(kernel.both, kernel.signature(), autograph=False, jit_compile=True)
+
+
+def _flat_step(kernel: _Kernel, *arguments: Any) -> Any:
+    """One step over flat tensors: (theta, state, kept)."""
     if _use_xla:
-        return _compiled(method, dtype, holes, len(floats), len(ints))(*arguments)
-    update = _update(method, dtype, holes)
+        return _compiled(kernel)(*arguments)
     if tf.executing_eagerly():
-        return update(*arguments)
-    return _outside(update, arguments, (tensors[0], tensors[2], kept))
+        return kernel.both(*arguments)
+    kept, theta, _, state = arguments[3:]
+    return _outside(kernel.both, arguments, (theta, state, kept))
 
 
 def _outside(function: Function, arguments: Any, like: Any) -> Any:
@@ -503,6 +538,50 @@ def _parted(vector: Tensor, shapes: Sequence[Any]) -> list[Tensor]:
         return [tf.reshape(vector, shapes[0])]
     parts = tf.split(vector, [shape.num_elements() for shape in shapes])
     return [tf.reshape(x, shape) for x, shape in zip(parts, shapes, strict=True)]
+
+
+def _step(
+    kernel: _Kernel, numbers: Any, kept: Any, variables: Any, grads: Any, slots: Any
+) -> Mapping[str, Tensor]:
+    """One step on variables of one dtype and their states, in place; gives the new `kept`."""
+    method, compute = kernel.method, compute_dtype(kernel.dtype)
+    grads = [tf.cast(g, compute) for g in grads]
+    targets = [variables, *slots]
+    if _inside_xla():
+        with _without_derivatives():
+            s = kernel.scalars(*numbers, kept)
+            for g, v, *states in zip(grads, *targets, strict=True):
+                state = method.state(*map(tf.convert_to_tensor, states))
+                theta, state = kernel.step(numbers[0], s, tf.convert_to_tensor(v), g, state)
+                for target, value in zip([v, *states], [theta, *state], strict=True):
+                    target.assign(value)
+        return {name: getattr(s, name) for name in kept}
+    theta, *states = [_joined(target) for target in targets]
+    arguments = theta, _joined(grads), method.state(*states)
+    theta, state, kept = _flat_step(kernel, *numbers, kept, *arguments)
+    for target, value in zip(targets, [theta, *state], strict=True):
+        for variable, part in zip(target, _parted(value, [v.shape for v in target]), strict=True):
+            variable.assign(part)
+    return dict(kept)
+
+
+@functools.lru_cache(maxsize=256)
+def _in_one_call(kernel: _Kernel, shapes: Any) -> Any:
+    """`_step` as a graph, for eager code: one call instead of ten a variable."""
+    return tf.function(functools.partial(_step, kernel), autograph=False)
+
+
+def _inside_xla() -> bool:
+    """Whether an XLA function is being traced: then everything becomes one program in any case.
+
+    There joining and parting would only copy; outside, one kernel over everything compiles and runs
+    faster than one a variable. The bits are the same, so that a wrong answer costs nothing but time.
+    """
+    try:  # TensorFlow has no public word for it
+        from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+    except ImportError:
+        return False
+    return bool(GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -533,12 +612,23 @@ def _canonical(domain: Domain, value: Any) -> Any:
 
 
 def _checked(
-    owner: str, domains: Mapping[str, Domain], values: Mapping[str, Any], relations: Any = ()
+    owner: str,
+    domains: Mapping[str, Domain],
+    values: Mapping[str, Any],
+    requires: Function | None = None,
+    spelling: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Values inside their domains; tensors are not looked at, schedules give what they give."""
     known = {k: domains[k] for k, v in values.items() if not _is_schedule(domains[k], v)}
-    check_all(owner, known, values, relations, _is_tensor)
+    check_all(owner, known, values, _is_tensor)
+    if len(values) == len(domains):
+        check_relations(owner, requires, _respelled(values, spelling or {}))
     return {name: _canonical(domains[name], value) for name, value in values.items()}
+
+
+def _respelled(values: Mapping[str, Any], spelling: Mapping[str, str]) -> dict[str, Any]:
+    """From Keras' names to the spec's."""
+    return {spelling.get(name, name): value for name, value in values.items()}
 
 
 def _is_schedule(domain: Domain, value: Any) -> bool:
@@ -615,7 +705,6 @@ class Optimizer(keras.optimizers.Optimizer):
 
     method: Method
     domains: Mapping[str, Domain]
-    relations: Sequence[tuple[str, Function]] = ()
     spelling: Mapping[str, str] = {}  # names that differ: Keras' -> the spec's
 
     def __init__(self, *, name: str | None = None, **arguments: Any) -> None:
@@ -626,7 +715,7 @@ class Optimizer(keras.optimizers.Optimizer):
                 "SGDL2), or put a weight-decay transform in front."
             )
         hypers = {k: arguments.pop(k) for k in self.domains if k in arguments}
-        hypers = _checked(owner, self.domains, hypers, self.relations)
+        hypers = self._accepted(hypers)
         rate = hypers.pop("learning_rate", 1.0)
         # weight_decay stays here: Keras' base class would decay a second time.
         super().__init__(learning_rate=rate, name=name or self.method.name, **arguments)
@@ -638,9 +727,14 @@ class Optimizer(keras.optimizers.Optimizer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.domains and name != "learning_rate" and getattr(self, "_checks", False):
-            now = {**{key: getattr(self, key) for key in self.domains}, name: value}
-            value = _checked(type(self).__name__, self.domains, now, self.relations)[name]
+            now = {key: getattr(self, key) for key in self.domains}
+            value = self._accepted({**now, name: value})[name]
         super().__setattr__(name, value)
+
+    @classmethod
+    def _accepted(cls, hypers: Mapping[str, Any]) -> dict[str, Any]:
+        requires = cls.method.requires
+        return _checked(cls.__name__, cls.domains, hypers, requires, cls.spelling)
 
     @property
     def learning_rate(self) -> Any:
@@ -650,7 +744,7 @@ class Optimizer(keras.optimizers.Optimizer):
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         if "learning_rate" in self.domains:
-            value = _checked(type(self).__name__, self.domains, {"learning_rate": value})["learning_rate"]
+            value = self._accepted({"learning_rate": value})["learning_rate"]
         keras.optimizers.Optimizer.learning_rate.fset(self, value)
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
@@ -677,13 +771,14 @@ class Optimizer(keras.optimizers.Optimizer):
                 )
             seen.add(self._var_key(variable))
         super().build(variables)
-        named = {self.spelling.get(key, key): key for key in self.domains}
-        init = {name: getattr(self, named[name]) for name in self.method.init_hypers}
+        numbers = _respelled({k: getattr(self, k) for k in self.domains}, self.spelling)
+        init = {name: numbers[name] for name in self.method.init_hypers}
         slots = [self._slots_of(variable, init) for variable in variables]
         for i, name in enumerate(self.method.state._fields):
             setattr(self, f"_state_{name}", [slot[i] if slot else None for slot in slots])
         kinds = {compute_dtype(_native(v).dtype).name for v in variables} or {"float32"}
         for name, start in self.method.scalar_states.items():
+            start = float(numbers.get(start, start))
             setattr(self, f"_state_{name}", {kind: self._kept(name, start, kind) for kind in sorted(kinds)})
 
     def _slots_of(self, variable: Any, init: Mapping[str, Any]) -> list[Any]:
@@ -714,6 +809,7 @@ class Optimizer(keras.optimizers.Optimizer):
             name=f"{name}_{kind}",
         )
 
+    @_as_written
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Do one step on the variables. Sparse gradients are made dense.
 
@@ -786,22 +882,19 @@ class Optimizer(keras.optimizers.Optimizer):
     def _advance_group(
         self, dtype: Any, pairs: Sequence[Any], hypers: Mapping[str, Any], t: Tensor, kept: Any
     ) -> Any:
-        fields, compute = self.method.state._fields, compute_dtype(dtype)
+        kernel, numbers = _prepared(self.method, dtype, hypers)
+        fields = self.method.state._fields
         if not pairs:
-            none = tf.zeros([0], compute)
+            none = tf.zeros([0], dtype)
             empty = none, none, self.method.state(*[none] * len(fields))
-            return _run(self.method, compute, hypers, t, kept, *empty)[2]
+            return _flat_step(kernel, t, *numbers, kept, *empty)[2]
+        grads = [g for g, _ in pairs]
         variables = [_native(v) for _, v in pairs]
         slots = [[_native(self._slot(name, v)) for _, v in pairs] for name in fields]
-        theta = _joined(variables)
-        g = _joined([tf.cast(g, compute) for g, _ in pairs])
-        state = self.method.state(*[_joined(slot) for slot in slots])
-        theta, state, kept = _run(self.method, dtype, hypers, t, kept, theta, g, state)
-        shapes = [v.shape for v in variables]
-        for targets, vector in zip([variables, *slots], [theta, *state], strict=True):
-            for target, value in zip(targets, _parted(vector, shapes), strict=True):
-                self.assign(target, value)
-        return kept
+        step = functools.partial(_step, kernel)
+        if tf.executing_eagerly() and _use_xla and not tf.distribute.has_strategy():
+            step = _in_one_call(kernel, tuple(tuple(v.shape) for v in variables))
+        return step((t, *numbers), kept, variables, grads, slots)
 
     def _slot(self, name: str, variable: Any) -> Any:
         return getattr(self, f"_state_{name}")[self._get_variable_index(variable)]
@@ -970,18 +1063,24 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     function: Function
     domains: Mapping[str, Domain]
-    relations: Sequence[tuple[str, Function]] = ()
+    requires: Function | None = None  # relations between hyperparameters, by the spec's names
     spelling: Mapping[str, str] = {}
 
     def __init__(self, **hypers: Any) -> None:
-        self.__dict__.update(_checked(type(self).__name__, self.domains, hypers, self.relations))
+        self.__dict__.update(self._accepted(hypers))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.domains:
-            now = {**{key: getattr(self, key) for key in self.domains}, name: value}
-            value = _checked(type(self).__name__, self.domains, now, self.relations)[name]
+            now = {key: getattr(self, key) for key in self.domains}
+            value = self._accepted({**now, name: value})[name]
         super().__setattr__(name, value)
 
+    @classmethod
+    def _accepted(cls, hypers: Mapping[str, Any]) -> dict[str, Any]:
+        requires = cls.__dict__.get("requires")
+        return _checked(cls.__name__, cls.domains, hypers, requires, cls.spelling)
+
+    @_as_written
     def __call__(self, step: Any) -> Tensor:
         """The learning rate after `step` finished steps, a float64 tensor."""
         floats: list[Any] = []
@@ -1039,6 +1138,7 @@ def _deserialized(value: Any, custom_objects: Any = None) -> Any:
     return value
 
 
+@_as_written
 def transformed(
     owner: str,
     method: Method,
@@ -1067,9 +1167,9 @@ def transformed(
         g = _joined([grads[i] for i in members])
         compute = compute_dtype(dtype)
         theta = g if params is None else _joined([tf.cast(_native(at[i]), dtype) for i in members])
-        state = method.init(theta)
-        t = _opaque()[0] + 1
-        u = _run(method, dtype, hypers, t, {}, theta, tf.cast(g, compute), state)[0]
+        kernel, numbers = _prepared(method, dtype, hypers)
+        arguments = theta, tf.cast(g, compute), method.init(tf.cast(theta, compute))
+        u = _flat_step(kernel, _opaque()[0] + 1, *numbers, {}, *arguments)[0]
         for i, part in zip(members, _parted(u, [grads[i].shape for i in members]), strict=True):
             grads[i] = part
     return grads

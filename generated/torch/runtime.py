@@ -502,8 +502,18 @@ def to_float(x: Any) -> Any:
     return x.double() if isinstance(x, Tensor) else float(x)
 
 
+def logical_and(a: Any, b: Any) -> Any:
+    """Whether both hold."""
+    return a & b
+
+
+def logical_or(a: Any, b: Any) -> Any:
+    """Whether one of two holds."""
+    return a | b
+
+
 def logical_not(a: Any) -> Any:
-    """The other truth value."""
+    """Whether it does not hold."""
     return ~a if isinstance(a, Tensor) else not a
 
 
@@ -603,7 +613,7 @@ def _double(value: Any) -> Any:
 # Hyperparameters
 
 Requires: TypeAlias = Callable[..., Mapping[str, Any]] | None  # relations: text, whether it holds
-Spelling: TypeAlias = Mapping[str, tuple[str, ...]]  # a shell's name -> the spec's name or names
+Spelling: TypeAlias = Mapping[str, str | tuple[str, ...]]  # a shell's name -> the spec's
 
 
 def _checked(owner: str, name: str, domain: Domain, value: Any) -> Any:
@@ -624,7 +634,7 @@ def _checked(owner: str, name: str, domain: Domain, value: Any) -> Any:
     domain.check(owner, name, value)
     if value is None:
         return None
-    number = {"int": int, "float": float}.get(domain.kind, lambda x: x)
+    number: Callable[[Any], Any] = {"int": int, "float": float}.get(domain.kind, lambda x: x)
     return tuple(map(number, value)) if domain.many else number(value)
 
 
@@ -639,8 +649,8 @@ def _checked_all(
     """Every hyperparameter of a shell, checked; one that bundles several (`betas`) as a tuple."""
     checked: dict[str, Any] = {}
     for name, domain in domains.items():
-        value, words = values[name], spelling.get(name, ())
-        if len(words) < 2:
+        value, words = values[name], spelling.get(name, name)
+        if isinstance(words, str):
             checked[name] = _checked(owner, name + place, domain, value)
             continue
         if not isinstance(value, (tuple, list)) or len(value) != len(words):
@@ -660,29 +670,12 @@ def _in_the_specs_words(
     """A shell's hyperparameters under the spec's names: `betas` as `beta1` and `beta2`."""
     named: dict[str, Any] = {}
     for name in domains:
-        words = spelling.get(name, (name,))
-        named.update(zip(words, values[name] if len(words) > 1 else (values[name],), strict=True))
+        words = spelling.get(name, name)
+        if isinstance(words, str):
+            named[words] = values[name]
+        else:
+            named.update(zip(words, values[name], strict=True))
     return named
-
-
-def in_the_shells_words(shell: type[Any], hypers: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords for a shell from hyperparameters under the spec's names; defaults fill a tuple."""
-    signature = inspect.signature(shell).parameters
-    given, keywords = dict(hypers), {}
-    for name in shell.domains:
-        words = shell.spelling.get(name, (name,))
-        if any(w in given for w in words):
-            default = signature[name].default
-            entries = [
-                given.pop(w, d)
-                for w, d in zip(words, default if len(words) > 1 else (default,), strict=True)
-            ]
-            keywords[name] = tuple(entries) if len(words) > 1 else entries[0]
-    for name in given:
-        if name not in signature or name in shell.domains:
-            known = ", ".join(w for n in shell.domains for w in shell.spelling.get(n, (n,)))
-            raise TypeError(f"{shell.__name__}: there is no hyperparameter {name}, only {known}.")
-    return {**keywords, **given}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -949,7 +942,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
             if not isinstance(error, BackendCompilerFailed):
                 raise
-            reason = str(error).strip().splitlines()[0]
+            cause = error.inner_exception
+            reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
             warnings.warn(
                 f"{self._name}: torch.compile failed ({reason}); going on without it, with the "
                 "same bits. Install a C++ compiler, or leave compile=True out.",
@@ -1092,6 +1086,15 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 # Schedules
 
 
+class Rule(NamedTuple):
+    """A learning rate as a function of the number n of finished steps."""
+
+    name: str
+    value: Callable[..., Any]  # (n, base_lr=..., **hypers) -> lr, in double
+    uses_base_lr: bool = True
+    requires: Requires = None
+
+
 @dataclass(frozen=True)
 class Unbound:
     """A schedule without an optimizer: a function of n and the base learning rate."""
@@ -1105,9 +1108,9 @@ class Unbound:
         for name, domain in self.schedule.domains.items():
             if domain.kind == "schedule":
                 hypers[name] = _callable(hypers[name], base_lr, domain.many)
-        if _takes_base_lr(self.schedule.function):
+        if self.schedule.rule.uses_base_lr:
             hypers["base_lr"] = base_lr
-        value: Scalar = self.schedule.function(n, **hypers)
+        value: Scalar = self.schedule.rule.value(n, **hypers)
         return value
 
     def table(self, n: int, base_lr: float) -> list[Scalar]:
@@ -1128,11 +1131,6 @@ def _callable(value: Any, base_lr: Scalar, many: bool) -> Any:
     return lambda n: _double(value(n)) if callable(value) else float(value)
 
 
-@functools.cache
-def _takes_base_lr(function: Callable[..., Any]) -> bool:
-    return "base_lr" in inspect.signature(function).parameters
-
-
 class Schedule(LRScheduler):  # type: ignore[misc]
     """An `LRScheduler` in closed form: the learning rate follows from `last_epoch` alone.
 
@@ -1140,10 +1138,9 @@ class Schedule(LRScheduler):  # type: ignore[misc]
     hyperparameters are the constructor's.
     """
 
-    function: ClassVar[Callable[..., Any]]  # (n, **hypers) -> lr, of finished steps, in double
+    rule: ClassVar[Rule]
     domains: ClassVar[Mapping[str, Domain]]
     spelling: ClassVar[Spelling] = {}
-    requires: ClassVar[Requires] = None
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, hypers: dict[str, Any], last_epoch: int = -1
@@ -1161,7 +1158,7 @@ class Schedule(LRScheduler):  # type: ignore[misc]
 
     @classmethod
     def _from(cls, hypers: Mapping[str, Any]) -> Unbound:
-        checked = _checked_all(cls.__name__, cls.domains, cls.spelling, cls.requires, hypers)
+        checked = _checked_all(cls.__name__, cls.domains, cls.spelling, cls.rule.requires, hypers)
         return Unbound(cls, _in_the_specs_words(cls.domains, cls.spelling, checked))
 
     def get_lr(self) -> list[Any]:

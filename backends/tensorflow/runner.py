@@ -1,0 +1,127 @@
+"""Runs trajectories and kernels with the generated TensorFlow package: eager, graph and XLA."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import tensorflow as tf
+
+from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run
+
+# Keras keeps learning_rate in a float32 variable, and one count for all variables.
+POLICY = Policy(missing="clock", rounds=frozenset({"lr"}))
+
+
+def _in_mode(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
+    if mode == "eager":
+        return function
+    made: Callable[..., Any] = tf.function(function, jit_compile=mode == "xla")
+    return made
+
+
+def trajectory(run: Run, mode: str) -> Outcome:
+    """The optimizer on a list of variables, applied eagerly or inside the user's function."""
+    variables = [
+        keras.Variable(p, dtype=p.dtype.name, trainable=True, name=f"p{i}")
+        for i, p in enumerate(run.params)
+    ]
+    hypers = dict(run.hypers)
+    if run.schedule is not None:
+        hypers["lr"] = run.package.create(run.schedule[0], **run.schedule[1])
+    optimizer = run.package.create(run.name, **hypers)
+    optimizer.build(variables)
+    functions: dict[tuple[bool, ...], Callable[..., Any]] = {}
+    for grads in run.grads:
+        present = tuple(g is not None for g in grads)
+        if present not in functions:
+
+            def apply(given: Any, present: tuple[bool, ...] = present) -> None:
+                rest = iter(given)
+                optimizer.apply([next(rest) if here else None for here in present], variables)
+
+            functions[present] = _in_mode(apply, mode)
+        functions[present]([tf.constant(g) for g in grads if g is not None])
+    states = []
+    for v in variables:
+        slots = {
+            name: np.asarray(optimizer._slot(name, v))
+            for name in optimizer.method.state._fields
+        }
+        states.append(slots)
+    return Outcome([np.asarray(v) for v in variables], states)
+
+
+def kernels(
+    modules: Sequence[ModuleType], mode: str, inputs: Sequence[KernelInput]
+) -> list[KernelOutput]:
+    """Each module's kernel on its input; in one function unless eager."""
+    methods: list[Any] = [m.METHOD for m in modules]
+    runtime: Any = inspect.getmodule(type(methods[0]))
+
+    def all_steps(thetas: Any, gs: Any, states: Any, kept: Any, t: Any) -> Any:
+        results = []
+        for m, x, theta, g, state, k in zip(methods, inputs, thetas, gs, states, kept, strict=True):
+            s = runtime.step_scalars(m, t, theta.dtype, x.hypers, k)
+            new, after = m.step(theta, g, state, s)
+            results.append((new, after, {name: getattr(s, name) for name in k}))
+        return results
+
+    # The kernel is an XLA function of its own wherever it is called from.
+    nested = tf.function(all_steps, jit_compile=True)
+    function = _in_mode(nested, mode) if mode != "eager" else nested
+    thetas = [tf.constant(x.theta) for x in inputs]
+    gs = [tf.constant(x.g) for x in inputs]
+    states = [
+        m.init(t, **{h: x.hypers[h] for h in m.init_hypers})
+        for m, x, t in zip(methods, inputs, thetas, strict=True)
+    ]
+    kept = [
+        {k: tf.constant(x.hypers.get(v, v), t.dtype) for k, v in m.scalar_states.items()}
+        for m, x, t in zip(methods, inputs, thetas, strict=True)
+    ]
+    for i in range(inputs[0].steps):
+        results = function(thetas, gs, states, kept, tf.constant(inputs[0].first + i, tf.int64))
+        thetas, states, kept = ([r[j] for r in results] for j in range(3))
+    return [
+        KernelOutput(
+            t.numpy(), {k: v.numpy() for k, v in {**s._asdict(), **scalars}.items()}
+        )
+        for t, s, scalars in zip(thetas, states, kept, strict=True)
+    ]
+
+
+def schedule(
+    package: ModuleType, name: str, hypers: Mapping[str, Any], at: Sequence[int], mode: str
+) -> list[float]:
+    """A schedule's values in double, as the optimizer takes them."""
+    made = package.create(name, **hypers)
+    function = _in_mode(lambda n: made.in_double(n), mode)
+    return [float(function(tf.constant(n, tf.int64))) for n in at]
+
+
+def transform(
+    package: ModuleType,
+    name: str,
+    hypers: Mapping[str, Any],
+    params: Sequence[Any],
+    grads: Sequence[Any],
+    mode: str,
+) -> list[Any]:
+    """What a transform makes of some gradients."""
+    function = getattr(package, name)
+    takes_params = "variables" in inspect.signature(function).parameters
+    given = [
+        [tf.constant(g) for g in grads],
+        *([[tf.constant(p) for p in params]] if takes_params else []),
+    ]
+    made = _in_mode(lambda *lists: function(*lists, **hypers), mode)(*given)
+    return [np.asarray(u) for u in made]

@@ -1,0 +1,148 @@
+"""Runs trajectories and kernels with the generated PyTorch package, eager and compiled."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run
+
+POLICY = Policy()
+_BF16 = "bfloat16"
+
+
+def tensor(x: Any, device: str = "cpu") -> torch.Tensor:
+    """A NumPy array as a tensor of its own; bfloat16 by its bits."""
+    x = np.array(x)
+    if x.dtype.name == _BF16:
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16).to(device)
+    return torch.from_numpy(x).to(device)
+
+
+def array(x: torch.Tensor, like: Any) -> Any:
+    """A tensor as a NumPy array of the storage dtype."""
+    x = x.detach().cpu()
+    if x.dtype == torch.bfloat16:
+        return x.view(torch.int16).numpy().view(like.dtype)
+    return x.numpy()
+
+
+def _trained(
+    optimizer: torch.optim.Optimizer, params: Sequence[torch.Tensor], run: Run, scheduler: Any
+) -> None:
+    for grads in run.grads:
+        for p, g in zip(params, grads, strict=True):
+            p.grad = None if g is None else tensor(g, run.device)
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+
+
+def trajectory(run: Run, mode: str) -> Outcome:
+    """The optimizer on a list of parameters."""
+    params = [torch.nn.Parameter(tensor(p, run.device)) for p in run.params]
+    hypers = dict(run.hypers)
+    scheduled = dict(run.schedule[1]) if run.schedule is not None else {}
+    if run.schedule is not None:
+        hypers["lr"] = scheduled.pop("base_lr", hypers["lr"])
+    optimizer = run.package.create(run.name, params, **hypers, compile=mode == "compile")
+    scheduler = None
+    if run.schedule is not None:
+        scheduler = run.package.create(run.schedule[0], optimizer, **scheduled)
+    _trained(optimizer, params, run, scheduler)
+    states = [
+        {
+            k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v)
+            for k, v in optimizer.state[p].items()
+            if k != "step"
+        }
+        for p in params
+    ]
+    ends = [array(p, q) for p, q in zip(params, run.params, strict=True)]
+    return Outcome(ends, states)
+
+
+def kernels(
+    modules: Sequence[ModuleType], mode: str, inputs: Sequence[KernelInput]
+) -> list[KernelOutput]:
+    """Each module's kernel on its input; compiled, all of them are one function."""
+    from typing import cast
+
+    methods: list[Any] = [m.METHOD for m in modules]
+    runtime: Any = inspect.getmodule(type(methods[0]))
+    thetas = [tensor(x.theta) for x in inputs]
+    gs = [tensor(x.g) for x in inputs]
+    kept = [
+        {k: float(_rounded(x.hypers.get(v, v), t.dtype)) for k, v in m.scalar_states.items()}
+        for m, x, t in zip(methods, inputs, thetas, strict=True)
+    ]
+    states = [
+        m.init(t, **{h: x.hypers[h] for h in m.init_hypers})
+        for m, x, t in zip(methods, inputs, thetas, strict=True)
+    ]
+
+    def all_steps(thetas: Any, gs: Any, states: Any, scalars: Any) -> Any:
+        return [
+            m.step(*arguments)
+            for m, *arguments in zip(methods, thetas, gs, states, scalars, strict=True)
+        ]
+
+    function: Callable[..., Any] = all_steps
+    if mode == "compile":
+        torch._dynamo.reset()
+        function = cast("Callable[..., Any]", torch.compile(all_steps, fullgraph=True))
+    for i in range(inputs[0].steps):
+        scalars = []
+        for j, (m, x) in enumerate(zip(methods, inputs, strict=True)):
+            dtype = thetas[j].dtype
+            previous = {f"{k}_prev": v for k, v in kept[j].items()}
+            store = {"store": runtime.storing(dtype)} if previous else {}
+            s = m.scalars(x.first + i, **previous, **store, **x.hypers)
+            kept[j] = {k: getattr(s, k) for k in kept[j]}
+            scalars.append(runtime.rounded(s, dtype))
+        results = function(thetas, gs, states, scalars)
+        thetas, states = [r[0] for r in results], [r[1] for r in results]
+    return [
+        KernelOutput(t.numpy(), {**{k: v.numpy() for k, v in s._asdict().items()}, **_arrays(k)})
+        for t, s, k in zip(thetas, states, kept, strict=True)
+    ]
+
+
+def _rounded(value: float, dtype: torch.dtype) -> Any:
+    return np.float32(value) if dtype == torch.float32 else np.float64(value)
+
+
+def _arrays(kept: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: np.asarray(v) for k, v in kept.items()}
+
+
+def schedule(
+    package: ModuleType, name: str, hypers: Mapping[str, Any], at: Sequence[int], mode: str
+) -> list[float]:
+    """A schedule's values after n finished steps."""
+    given = dict(hypers)
+    base = given.pop("base_lr", 0.0)
+    cls = getattr(package, package._BY_NAME[name])
+    made = cls.of(**given)
+    return [float(made(n, base)) for n in at]
+
+
+def transform(
+    package: ModuleType,
+    name: str,
+    hypers: Mapping[str, Any],
+    params: Sequence[Any],
+    grads: Sequence[Any],
+    mode: str,
+) -> list[Any]:
+    """What a transform makes of some gradients."""
+    function = getattr(package, name)
+    takes_params = "params" in inspect.signature(function).parameters
+    given = [[tensor(g) for g in grads], *([[tensor(p) for p in params]] if takes_params else [])]
+    made = function(*given, **hypers)
+    return [array(u, g) for u, g in zip(made, grads, strict=True)]

@@ -1,0 +1,553 @@
+"""Measures the promise: every backend, in every mode, takes the trajectory of the lowered program.
+
+In: specs, backends, a number of steps. Out: for each spec, backend, mode and dtype the largest distance
+in units in the last place, never "ok"; beside it how far we and the framework's own optimizer are from
+the 50-digit oracle. Must not know: any framework (each backend's runner does).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import multiprocessing
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+import backends
+from backends import Backend
+from backends.running import Outcome, Policy, Run
+from generator import catalogue, render
+from generator.catalogue import Entry
+from generator.interpret import Exact, Oracle, schedule_value
+from generator.ir import Lowered, Program
+
+SHAPES = ((), (1,), (7,), (64, 33), (3, 3, 8, 16), (0, 4))
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+SCHEDULE = "warmup_cosine"
+ORACLE_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: start, gradients, hyperparameters."""
+
+    name: str
+    params: list[Any]
+    grads: list[list[Any]]
+    hypers: dict[str, Any]
+    schedule: tuple[str, dict[str, Any]] | None = None
+
+
+@dataclass
+class Row:
+    """One line of the result."""
+
+    spec: str
+    backend: str
+    mode: str
+    dtype: str
+    ulp: float = 0.0
+    where: str = ""  # the case and the array with that distance
+    ours: float = math.nan  # rms distance from the oracle, of the framework's float32 run
+    native: float = math.nan  # the same for the framework's own optimizer
+    error: str = ""
+    cases: int = 0
+
+
+# ---------------------------------------------------------------------------------------------------
+# The grid
+
+
+def numpy_dtype(name: str) -> Any:
+    """A NumPy dtype; bfloat16 comes from the ml_dtypes that JAX and TensorFlow bring."""
+    if name == "bfloat16":
+        return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    return np.dtype(name)
+
+
+def compute_dtype(name: str) -> Any:
+    """float64 for float64, else float32."""
+    return np.dtype("float64" if name == "float64" else "float32")
+
+
+def cases(program: Program, dtype: str, steps: int, seed: int = 0) -> Iterator[Case]:
+    """Default and absurd hyperparameters, constant lr and a schedule, missing gradients."""
+    default = {p.name: p.default for p in program.parameters}
+    yield _case("default", dtype, steps, seed, default)
+    if "lr" in default:
+        total = max(steps - 2, 2)
+        rate = {"base_lr": 10 * default["lr"], "warmup": min(5, total // 2), "total": total}
+        scheduled = (SCHEDULE, {**rate, "lr_min": default["lr"] / 10})
+        yield _case("schedule", dtype, steps, seed + 1, default, scheduled)
+    yield _case("low", dtype, steps, seed + 2, _extreme(program, low=True))
+    yield _case("high", dtype, steps, seed + 3, _extreme(program, low=False))
+
+
+def _extreme(program: Program, low: bool) -> dict[str, Any]:
+    """Hyperparameters near the ends of their domains."""
+    chosen: dict[str, Any] = {}
+    for p in program.parameters:
+        d, value = p.domain, p.default
+        if d.type == "float" and not d.many:
+            if d.high == 1.0:
+                value = 0.0 if low else 0.99999
+            elif p.name == "lr":
+                value = 1e-7 if low else 10.0
+            elif d.low == 0.0:
+                value = (1e-12 if d.low_open else 0.0) if low else 3.0
+        chosen[p.name] = value
+    return chosen
+
+
+def _case(
+    name: str,
+    dtype: str,
+    steps: int,
+    seed: int,
+    hypers: dict[str, Any],
+    schedule: tuple[str, dict[str, Any]] | None = None,
+) -> Case:
+    rng = np.random.default_rng(seed)
+    kind = numpy_dtype(dtype)
+    half = dtype == "float16"
+
+    def gradient(shape: tuple[int, ...]) -> Any:
+        decades = rng.uniform(-2, 2, shape) if half else rng.uniform(-4, 4, shape)
+        values = rng.standard_normal(shape) * 10.0**decades
+        return np.asarray(np.where(rng.random(shape) < 0.1, 0.0, values)).astype(kind)
+
+    params = [np.asarray(rng.standard_normal(s)).astype(kind) for s in SHAPES]
+    grads: list[list[Any]] = []
+    for step in range(steps):
+        made: list[Any] = [gradient(s) for s in SHAPES]
+        if step % 3 == 2:
+            made[1] = made[3] = None
+        grads.append(made)
+    return Case(name, params, grads, hypers, schedule)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The reference
+
+
+def reference(
+    lowered: Lowered, schedule: Lowered | None, case: Case, dtype: str, policy: Policy
+) -> Outcome:
+    """The lowered program, node by node in NumPy, under an ecosystem's contract."""
+    kind = compute_dtype(dtype)
+    runs = [Exact(lowered, np.array(p), dtype=kind) for p in case.params]
+    hypers = {k: _counted(k, v, policy) for k, v in case.hypers.items()}
+    for r in runs:
+        r.start(hypers)
+    for step, grads in enumerate(case.grads):
+        if case.schedule is not None and schedule is not None:
+            hypers["lr"] = schedule_value(schedule, step, case.schedule[1])
+        for r, g in zip(runs, grads, strict=True):
+            if g is not None:
+                r.step(g, hypers, step + 1 if policy.missing == "clock" else None)
+    return Outcome([r.theta for r in runs], [r.state for r in runs])
+
+
+def _counted(name: str, value: Any, policy: Policy) -> Any:
+    """A hyperparameter that the framework keeps in float32 counts as that."""
+    return float(np.float32(value)) if name in policy.rounds else value
+
+
+def distance(a: Any, b: Any) -> float:
+    """The largest distance in units in the last place; NaN equals NaN, +0 differs from -0."""
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return math.inf
+    if a.size == 0:
+        return 0.0
+    width = {2: np.int16, 4: np.int32, 8: np.int64}[a.dtype.itemsize]
+    nan_a, nan_b = a != a, b != b
+    if (nan_a != nan_b).any():
+        return math.inf
+
+    def ordered(x: Any) -> Any:
+        """Bits as integers in the order of the numbers; -0 lies one below +0."""
+        bits = x.view(width).astype(object if width == np.int64 else np.int64)
+        return np.where(bits < 0, -(bits & int(np.iinfo(width).max)) - 1, bits)
+
+    gap = np.abs(ordered(a.reshape(-1)) - ordered(b.reshape(-1)))
+    gap[nan_a.reshape(-1)] = 0
+    return float(gap.max())
+
+
+def compared(want: Outcome, got: Outcome, kind: Any) -> tuple[float, str]:
+    """The largest distance over parameters and states, and where it is."""
+    worst, where = 0.0, ""
+    for i, (p, q) in enumerate(zip(want.params, got.params, strict=True)):
+        gap = distance(p, q)
+        if gap > worst:
+            worst, where = gap, f"theta{list(SHAPES[i])}"
+        for name, value in want.states[i].items():
+            if name not in got.states[i]:
+                continue
+            mine = np.asarray(value, kind)
+            gap = distance(mine, np.asarray(got.states[i][name]).astype(kind).reshape(mine.shape))
+            if gap > worst:
+                worst, where = gap, f"{name}{list(SHAPES[i])}"
+    return worst, where
+
+
+# ---------------------------------------------------------------------------------------------------
+# One job: a spec on a backend
+
+
+def built(entries: Sequence[Entry], backend: Backend, folder: Path) -> ModuleType:
+    """The generated package of some specs, in a folder of its own, imported."""
+    name = f"verified_{backend.name}_{os.getpid()}_{abs(hash(str(folder)))}"
+    lowered = [e.lowered for e in entries]
+    render.write(render.package(lowered, backend), folder / name)
+    sys.path.insert(0, str(folder))
+    try:
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(folder))
+
+
+def job(
+    path: str, backend_path: str, steps: int, dtypes: Sequence[str], device: str, seed: int = 0
+) -> list[dict[str, Any]]:
+    """All modes, dtypes and cases of one spec on one backend."""
+    backend = backends.load(backend_path)
+    runner = importlib.import_module(backend.runner)
+    policy: Policy = runner.POLICY
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        (schedule,) = catalogue.entries([SCHEDULE])
+        for entry in catalogue.load(Path(path)):
+            package = built([entry, schedule], backend, Path(folder))
+            if entry.program.kind == "schedule":
+                rows += _schedule_rows(entry, backend, runner, package, steps)
+            elif entry.program.kind == "transform":
+                rows += _transform_rows(entry, backend, runner, package, dtypes)
+            elif entry.program.kind == "optimizer":
+                for dtype in dtypes:
+                    rows += _rows(
+                        entry, schedule.lowered, backend, runner, policy, package, steps, dtype,
+                        device, seed,
+                    )  # fmt: skip
+    return [asdict(r) for r in rows]
+
+
+def _rows(
+    entry: Entry,
+    schedule: Lowered,
+    backend: Backend,
+    runner: Any,
+    policy: Policy,
+    package: ModuleType,
+    steps: int,
+    dtype: str,
+    device: str,
+    seed: int,
+) -> list[Row]:
+    lowered = entry.lowered
+    rows = {m: Row(lowered.program.name, backend.name, m, dtype) for m in backend.modes}
+    for case in cases(lowered.program, dtype, steps, seed):
+        if policy.missing == "refuse":
+            full = [[_given(g, p) for g, p in zip(gs, case.params, strict=True)] for gs in case.grads]
+            case = Case(case.name, case.params, full, case.hypers, case.schedule)
+        want = reference(lowered, schedule, case, dtype, policy)
+        for mode, row in rows.items():
+            if mode in policy.additive and (
+                lowered.delta is None or dtype not in ("float32", "float64")
+            ):
+                row.error = "not additive" if lowered.delta is None else "float32 and float64 only"
+                continue
+            run = Run(
+                package, lowered.program.name, case.params, case.grads, case.hypers,
+                case.schedule, device,
+            )  # fmt: skip
+            try:
+                gap, where = compared(want, runner.trajectory(run, mode), compute_dtype(dtype))
+            except Exception as error:  # a mode that fails is a result, too
+                row.ulp, row.error = math.inf, f"{type(error).__name__}: {error}"[:300]
+                continue
+            row.cases += 1
+            if gap > row.ulp:
+                row.ulp, row.where = gap, f"{case.name}: {where}"
+    if dtype == "float32" and rows:
+        first = next(iter(rows.values()))
+        first.ours, first.native = _from_oracle(lowered, runner, package, min(steps, 200), seed)
+    return list(rows.values())
+
+
+def _given(g: Any, p: Any) -> Any:
+    return np.zeros_like(p) if g is None else g
+
+
+def _from_oracle(
+    lowered: Lowered, runner: Any, package: ModuleType, steps: int, seed: int
+) -> tuple[float, float]:
+    """Rms distance from the 50-digit trajectory: ours, and the framework's own optimizer's."""
+    rng = np.random.default_rng(seed + 100)
+    theta = rng.standard_normal(ORACLE_SIZE).astype(np.float32)
+    grads = [rng.standard_normal(ORACLE_SIZE).astype(np.float32) for _ in range(steps)]
+    hypers = {p.name: p.default for p in lowered.program.parameters}
+    hypers = {k: _counted(k, v, runner.POLICY) for k, v in hypers.items()}
+    oracle = Oracle(lowered, list(theta))
+    for g in grads:
+        oracle.step(list(g), hypers)
+    truth = np.array([float(x) for x in oracle.theta])
+    run = Run(package, lowered.program.name, [theta], [[g] for g in grads], hypers)
+    mode = backends_modes(runner)[0]
+    ours = np.asarray(runner.trajectory(run, mode).params[0], np.float64)
+    native = getattr(runner, "native", lambda run: None)(run)
+    return _rms(ours - truth), math.nan if native is None else _rms(np.asarray(native) - truth)
+
+
+def backends_modes(runner: Any) -> tuple[str, ...]:
+    """The modes of the backend that a runner belongs to."""
+    return backends.load(runner.__name__.rpartition(".")[0]).modes
+
+
+def _rms(x: Any) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
+def _schedule_rows(
+    entry: Entry, backend: Backend, runner: Any, package: ModuleType, steps: int
+) -> list[Row]:
+    """A schedule's values, in double."""
+    program = entry.program
+    hypers = schedule_hypers(program, max(steps, 20))
+    at = [*range(max(steps, 20) + 3), 10**6]
+    want = np.array([schedule_value(entry.lowered, n, _functions(hypers)) for n in at])
+    rows = []
+    for mode in backend.modes:
+        row = Row(program.name, backend.name, mode, "float64", cases=1)
+        try:
+            got = runner.schedule(package, program.name, hypers, at, mode)
+            row.ulp = distance(want, np.asarray(got, np.float64))
+        except Exception as error:
+            row.ulp, row.error = math.inf, f"{type(error).__name__}: {error}"[:300]
+        rows.append(row)
+    return rows
+
+
+def _functions(hypers: dict[str, Any]) -> dict[str, Any]:
+    def function(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return tuple(function(v) for v in value)
+        return value
+
+    return {k: function(v) for k, v in hypers.items()}
+
+
+def schedule_hypers(program: Program, total: int) -> dict[str, Any]:
+    """Hyperparameters that reach every branch within `total` steps."""
+    chosen: dict[str, Any] = {}
+    lengths = {"warmup": total // 5, "stable": total // 2, "total": total, "first": total // 7 + 1}
+    for p in program.parameters:
+        d = p.domain
+        if d.type == "schedule":
+            parts = (_decaying, _constant, _decaying)
+            chosen[p.name] = parts if d.many else _decaying
+        elif d.many:
+            many = (total // 4, total // 2)
+            chosen[p.name] = many if d.type == "int" else (0.03, 0.007)
+        elif d.type == "bool":
+            chosen[p.name] = True
+        elif d.type == "int":
+            chosen[p.name] = lengths.get(p.name, 3)
+        elif p.name == "base_lr":
+            chosen[p.name] = 0.1
+        elif d.high == 1.0:
+            chosen[p.name] = 0.3
+        else:
+            chosen[p.name] = 0.013 if p.default is None or p.default == "required" else p.default
+    return chosen
+
+
+def _decaying(n: Any) -> Any:
+    return 0.1 / (1.0 + 0.25 * n)
+
+
+def _constant(n: Any) -> Any:
+    return 0.02 + 0.0 * n
+
+
+def _transform_rows(
+    entry: Entry, backend: Backend, runner: Any, package: ModuleType, dtypes: Sequence[str]
+) -> list[Row]:
+    program, rows = entry.program, []
+    rng = np.random.default_rng(5)
+    for dtype in dtypes:
+        kind = numpy_dtype(dtype)
+        g = [np.asarray(rng.standard_normal(s) * 3).astype(kind) for s in SHAPES]
+        theta = [np.asarray(rng.standard_normal(s)).astype(kind) for s in SHAPES]
+        hypers = {p.name: 0.37 for p in program.parameters}
+        want = []
+        for p, x in zip(theta, g, strict=True):
+            run = Exact(entry.lowered, np.array(p), dtype=compute_dtype(dtype))
+            run.step(x, hypers)
+            want.append(run.theta)
+        for mode in backend.modes:
+            row = Row(program.name, backend.name, mode, dtype, cases=1)
+            try:
+                got = runner.transform(package, program.name, hypers, theta, g, mode)
+                row.ulp = max(distance(a, b) for a, b in zip(want, got, strict=True))
+            except Exception as error:
+                row.ulp, row.error = math.inf, f"{type(error).__name__}: {error}"[:300]
+            rows.append(row)
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------
+# The command
+
+
+@dataclass
+class Report:
+    """A whole run."""
+
+    steps: int
+    machine: dict[str, str]
+    versions: dict[str, str]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def versions() -> dict[str, str]:
+    """What is installed of all that matters for bits."""
+    import importlib.metadata as metadata
+
+    found = {"python": platform.python_version()}
+    for name in ("numpy", "torch", "jax", "jaxlib", "optax", "tensorflow", "keras", "sympy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, str]:
+    """The machine in words; no names of hosts or paths."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return {"system": platform.system(), "processor": model, "cores": str(os.cpu_count())}
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """`python -m generator verify`: 0 if every distance is 0, else 1."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    chosen = catalogue.entries(arguments.specs)
+    files = list(dict.fromkeys(e.spec.file for e in chosen if _runs(e, console)))
+    paths = _backends(arguments.backend, console)
+    dtypes = DTYPES if not getattr(arguments, "dtype", None) else tuple(arguments.dtype)
+    work = [(f, b) for f in files for b in paths]
+    report = Report(arguments.steps, machine(), versions())
+    begun = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    context = multiprocessing.get_context("spawn")
+    with (
+        Progress(*columns, console=console, transient=True) as progress,
+        ProcessPoolExecutor(arguments.jobs or 1, context, max_tasks_per_child=8) as pool,
+    ):
+        task = progress.add_task("verify", total=len(work))
+        futures = {
+            pool.submit(job, f, b, arguments.steps, dtypes, arguments.device, arguments.seed): (f, b)
+            for f, b in work
+        }
+        for done in as_completed(futures):
+            report.rows += done.result()
+            progress.update(task, advance=1, description=Path(futures[done][0]).stem)
+    report.rows.sort(key=lambda r: (r["spec"], r["backend"], r["mode"], r["dtype"]))
+    if arguments.json:
+        target = Path(arguments.json)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(asdict(report), indent=1, default=str) + "\n")
+    show(report.rows, arguments.steps, Console())
+    wrong = [r for r in report.rows if r["ulp"] > 0]
+    seconds = time.monotonic() - begun
+    console.print(
+        f"{len(report.rows)} rows, {len(wrong)} with a distance above 0, {seconds:.0f} s",
+        highlight=False,
+    )
+    return 1 if wrong else 0
+
+
+def _runs(entry: Entry, console: Any) -> bool:
+    try:
+        return bool(entry.lowered)
+    except catalogue.NotAvailable as reason:
+        console.print(f"[yellow]left out:[/] {reason}", highlight=False)
+        return False
+
+
+def _backends(wanted: Sequence[str] | None, console: Any) -> list[str]:
+    """Import paths of the backends whose framework is installed."""
+    found = []
+    for name in wanted or sorted(backends.discover()):
+        path = name if "." in name else f"backends.{name}"
+        backend = backends.load(path)
+        try:
+            importlib.import_module(backend.runner)
+        except ImportError as error:
+            console.print(f"[yellow]left out:[/] {backend.title} ({error})", highlight=False)
+            continue
+        found.append(path)
+    return found
+
+
+def show(rows: Sequence[dict[str, Any]], steps: int, console: Any) -> None:
+    """The table: a line a spec, a column a mode; each entry the largest distance over its dtypes."""
+    from rich.table import Table
+
+    columns = list(dict.fromkeys((r["backend"], r["mode"]) for r in rows))
+    table = Table(title=f"largest distance from the lowered program, in ULP, {steps} steps")
+    table.add_column("spec")
+    for b, m in columns:
+        table.add_column(b if b == m else f"{b}\n{m}", justify="right")
+    table.add_column("rms from the oracle\nours / native", justify="right")
+    for spec in dict.fromkeys(r["spec"] for r in rows):
+        mine = [r for r in rows if r["spec"] == spec]
+        cells = []
+        for b, m in columns:
+            here = [r for r in mine if (r["backend"], r["mode"]) == (b, m)]
+            shown = [r for r in here if r["cases"] or r["ulp"]]
+            cells.append(f"{max(r['ulp'] for r in shown):g}" if shown else "-")
+        table.add_row(spec, *cells, _distances(mine))
+    console.print(table)
+    for r in rows:
+        if r["ulp"] > 0:
+            what = r["error"] or r["where"]
+            console.print(
+                f"{r['spec']} {r['backend']} {r['mode']} {r['dtype']}: {r['ulp']:g} ULP, {what}",
+                highlight=False,
+                markup=False,
+            )
+
+
+def _distances(rows: Sequence[dict[str, Any]]) -> str:
+    parts = []
+    for r in rows:
+        if not math.isnan(r["ours"]) and not math.isnan(r["native"]):
+            parts.append(f"{r['backend']} {r['ours']:.1e} / {r['native']:.1e}")
+    ours = [r["ours"] for r in rows if not math.isnan(r["ours"])]
+    return "\n".join(parts) or (f"{ours[0]:.1e} / -" if ours else "")
