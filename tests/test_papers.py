@@ -1,0 +1,96 @@
+"""Each spec is its paper's algorithm: a float64 reference written from the paper, not from the spec.
+
+Tolerance. Both sides compute in float64 with a few dozen roundings a step in another order. An error made
+in one step is carried on, at worst amplified by the step itself, which is a smooth function of what it
+reads wherever the gradient is not 0; sums of `STEPS` times `ROUNDINGS` units of 2**-53, times the size
+of the largest intermediate relative to the result, bound the difference.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import papers
+import pytest
+
+from generator import catalogue
+from generator.interpret import Exact, schedule_value
+from generator.verify import schedule_hypers
+
+STEPS, ROUNDINGS = 60, 64
+ENTRIES = {e.program.name: e for e in catalogue.entries()}
+OPTIMIZERS = [n for n, e in ENTRIES.items() if e.program.kind == "optimizer"]
+SCHEDULES = [n for n, e in ENTRIES.items() if e.program.kind == "schedule"]
+TRANSFORMS = [n for n, e in ENTRIES.items() if e.program.kind == "transform"]
+TOLERANCE = STEPS * ROUNDINGS * 2.0**-53
+
+
+def hypers_of(entry, ordinary):
+    if ordinary:
+        return {p.name: p.default for p in entry.program.parameters}
+    other = {"lr": 0.05, "eps": 1e-3, "weight_decay": 0.1}
+    return {
+        p.name: other.get(p.name, 0.7 if p.domain.high == 1.0 else p.default)
+        for p in entry.program.parameters
+    }
+
+
+@pytest.mark.parametrize("ordinary", [True, False], ids=["default", "other"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer(name, ordinary):
+    entry = ENTRIES[name]
+    hypers = hypers_of(entry, ordinary)
+    rng = np.random.default_rng(1)
+    theta = rng.standard_normal(50)
+    slope, noise = rng.uniform(0.5, 2, 50), rng.standard_normal((STEPS, 50))
+
+    def gradient(step, point):
+        return slope * point + noise[step]
+
+    run = Exact(entry.lowered, theta.copy(), dtype=np.float64)
+    points = []
+    run.start(hypers)
+    for step in range(STEPS):
+        points.append(np.array(run.theta))
+        run.step(gradient(step, run.theta), hypers)
+    if entry.checked.gradients:  # the paper's function is called at the point it chooses itself
+        grads = [lambda at, s=s: gradient(s, at) for s in range(STEPS)]
+        ours = run.state["theta"]
+    else:
+        grads = [gradient(s, p) for s, p in enumerate(points)]
+        ours = run.theta
+    want = getattr(papers, name)(theta.copy(), grads, **hypers)[-1]
+    scale = np.maximum(np.abs(want), 1.0)
+    assert (np.abs(ours - want) / scale).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedule(name):
+    entry = ENTRIES[name]
+    hypers = schedule_hypers(entry.program, 70)
+    paper = getattr(papers, name)
+    for n in [*range(90), 10**6]:
+        want = paper(n, **hypers)
+        got = schedule_value(entry.lowered, n, hypers)
+        lost = 0.1 * max(n, 8) * 2.0**-53  # a formula in n itself has an ulp of n, times the slope
+        assert got == pytest.approx(want, rel=ROUNDINGS * 2.0**-53, abs=lost)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transform(name):
+    entry = ENTRIES[name]
+    rng = np.random.default_rng(2)
+    theta, g = rng.standard_normal(40), 2 * rng.standard_normal(40)
+    hypers = {p.name: 0.3 for p in entry.program.parameters}
+    run = Exact(entry.lowered, theta.copy(), dtype=np.float64)
+    run.step(g, hypers)
+    want = getattr(papers, name)(theta, g, **hypers)
+    np.testing.assert_allclose(run.theta, want, rtol=4 * 2.0**-53, atol=4 * 2.0**-53)
+
+
+@pytest.mark.parametrize("name", list(ENTRIES))
+def test_references_are_complete(name):
+    """Every spec has a reference with its hyperparameters, under the same names."""
+    given = set(inspect.signature(getattr(papers, name)).parameters)
+    assert {p.name for p in ENTRIES[name].program.parameters} <= given
