@@ -242,7 +242,8 @@ class Optimizer:
             raise RuntimeError(
                 f"{self.name}: step inside `with optimizer.evaluation()`. Leave the block first."
             )
-        given = dict(leaves(grads))
+        # Reductions give NumPy scalars where the parameter is an array without axes.
+        given = {k: np.asarray(g) if isinstance(g, np.generic) else g for k, g in leaves(grads)}
         self._match(given)
         hypers = self._now()
         with np.errstate(all="ignore"):
