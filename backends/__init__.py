@@ -45,6 +45,15 @@ OPERATORS: Table = {
     "fl": "fl",
 }
 
+# Words as long as any backend's: where a line must be broken under these, it is broken everywhere,
+# so that a step has the same lines in every framework.
+WIDEST: Table = {
+    **OPERATORS,
+    **{op: f"torch.{op}" for op in ("sqrt", "abs", "floor", "where")},
+    **{op: op for op in ("sign", "minimum", "maximum")},
+    "not": "torch.logical_not",
+}
+
 
 @dataclass(frozen=True)
 class Backend:

@@ -34,6 +34,8 @@ class _Printer:
     indent: int
     names: dict[str, str] = field(default_factory=dict)  # what a value is called in the text
     inline: dict[str, Value] = field(default_factory=dict)  # values printed where they are used
+    apart: frozenset[str] = frozenset()  # values that get a line of their own wherever they fit
+    shortened: list[str] = field(default_factory=list)  # values that got one since a line was long
 
     def operand(self, o: Operand) -> tuple[str, int]:
         if isinstance(o, Number):
@@ -74,17 +76,21 @@ class _Printer:
         text = f"{left} = {self.value(v)[0]}"
         if len(text) + self.indent <= WIDTH:
             return [text]
-        return [*self.shorten(v), *self.assignment(left, v)]
+        apart = self.shorten(v)
+        if not apart:  # one operation, on long names
+            return [f"{left} = (", f"    {self.value(v)[0]}", ")"]
+        return [*apart, *self.assignment(left, v)]
 
     def shorten(self, v: Value) -> list[str]:
         """Take the longest nested value out of `v`, unless nothing is nested."""
         parts = [p for p in self.nested(v) if not p.name.endswith("!")]
         if not parts:
-            raise ValueError(f"{v.name} cannot be printed in {WIDTH} columns")
+            return []
         whole = len(self.value(v)[0])
         part = min(parts, key=lambda p: abs(len(self.value(p)[0]) - whole / 2))
         lines = self.assignment(part.name, part)
         del self.inline[part.name]
+        self.shortened.append(part.name)
         return lines
 
     def nested(self, v: Value) -> list[Value]:
@@ -103,8 +109,13 @@ class _Printer:
             if isinstance(v, Repeat):
                 lines += self.repeat(v, count)
             elif (
-                (v.name in here and count[v.name] == 1 and not v.spec and v.name not in inner)
-                or v.name.endswith("!")
+                count[v.name] == 1
+                and v.name in here
+                and v.name not in inner
+                and v.name not in self.apart
+                and not v.spec
+            ) or (
+                v.name.endswith("!")
                 or _trivial(v)
             ):
                 self.inline[v.name] = v
@@ -172,9 +183,21 @@ def scalar_text(lowered: Lowered, table: Table, indent: int = 4) -> Text:
     return Text(tuple(lines), tuple(exports), (), (), result)
 
 
-def step_text(lowered: Lowered, table: Table, indent: int = 4) -> Text:
+def long_parts(lowered: Lowered, table: Table) -> frozenset[str]:
+    """The values that get a line of their own where the text is widest, and so do everywhere."""
+    printer = _Printer(table, 4)
+    _step(lowered, printer)
+    return frozenset(printer.shortened)
+
+
+def step_text(
+    lowered: Lowered, table: Table, apart: frozenset[str] = frozenset(), indent: int = 4
+) -> Text:
     """The tensor part: lines, the new parameter and the new states."""
-    printer = _Printer(table, indent)
+    return _step(lowered, _Printer(table, indent, apart=apart))
+
+
+def _step(lowered: Lowered, printer: _Printer) -> Text:
     final = f"{lowered.parameter}_next"
     after = False
     free = True  # whether nothing reads the old parameter once the new one is there
@@ -194,18 +217,16 @@ def step_text(lowered: Lowered, table: Table, indent: int = 4) -> Text:
     return Text((), (), tuple(lines), states, printer.operand(lowered.result)[0])
 
 
-def delta_text(lowered: Lowered, table: Table, indent: int = 4) -> Text:
+def delta_text(
+    lowered: Lowered, table: Table, apart: frozenset[str] = frozenset(), indent: int = 4
+) -> Text:
     """As `step_text`, but ending with what is to be added to the parameter."""
     assert lowered.delta is not None
     op, value = lowered.delta
     values = [v for v in lowered.step if v.name != lowered.result]
-    end = (
-        Value("u", "neg", (value,), "float", spec=True)
-        if op == "sub"
-        else Value("u", "where", ("always", value, value), "float", spec=True)
-    )
+    end = Value("u", "neg", (value,), "float", spec=True)
     if op == "add":
         printed = Lowered(**{**lowered.__dict__, "step": tuple(values), "result": value})
     else:
         printed = Lowered(**{**lowered.__dict__, "step": (*values, end), "result": "u"})
-    return step_text(printed, table, indent)
+    return step_text(printed, table, apart, indent)

@@ -120,9 +120,11 @@ def view(lowered: Lowered, backend: Backend) -> View:
     _available(legal, backend)
     scalar = emit.scalar_text(legal, backend.scalar)
     is_schedule = program.kind == "schedule"
-    step = emit.Text((), (), (), (), "") if is_schedule else emit.step_text(legal, backend.tensor)
+    nothing = emit.Text((), (), (), (), "")
+    apart = emit.long_parts(backends.guarded(lowered), backends.WIDEST)
+    step = nothing if is_schedule else emit.step_text(legal, backend.tensor, apart)
     additive = backend.delta and lowered.delta is not None
-    update = emit.delta_text(legal, backend.tensor) if additive else emit.Text((), (), (), (), "")
+    update = emit.delta_text(legal, backend.tensor, apart) if additive else nothing
     hypers = _hypers(program, backend)
     lines = [*scalar.scalars, *(e for _, e in scalar.exports), scalar.result]
     tensor_lines = [*step.step, *update.step, *(e for _, e in step.states), step.result]

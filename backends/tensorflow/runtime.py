@@ -172,10 +172,11 @@ def _with_derivative(text: Function, *partials: Function | None) -> Function:
         def gradient(d: Tensor) -> list[Any]:
             return [None if partial is None else d * partial(*xs) for partial in partials]
 
+        inside = [tf.stop_gradient(x) for x in xs]  # no tape need look
         with _without_derivatives():
             if tf.executing_eagerly() or not _use_xla or any(x.shape.rank != 0 for x in xs):
-                return text(*xs), gradient
-            return compiled(*(x.dtype for x in xs))(*xs), gradient
+                return text(*inside), gradient
+            return compiled(*(x.dtype for x in xs))(*inside), gradient
 
     @_as_written
     def function(*operands: Any) -> Tensor:

@@ -88,7 +88,8 @@ def _corrected_root(x: Tensor) -> Tensor:
     # The root lies above y + ulp/2 just where r > y*ulp: all are multiples of one unit.
     above = torch.nextafter(y, torch.full_like(y, math.inf))
     below = torch.nextafter(y, torch.zeros_like(y))
-    y = torch.where(r > y * (above - y), above, torch.where(r <= -(y * (y - below)), below, y))
+    less = (r <= -(y * (y - below))) & (r < 0.0)
+    y = torch.where(r > y * (above - y), above, torch.where(less, below, y))
     return torch.where(up, y * 2.0**-200, torch.where(down, y * 2.0**200, y))
 
 

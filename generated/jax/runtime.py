@@ -643,12 +643,18 @@ def _evaluated(
 ) -> Any:
     """The step's scalars after `count` finished steps, each rounded once to dtype."""
     leaves, structure = jax.tree.flatten(dict(hypers))
-    arrays = [x for x in leaves if isinstance(x, (np.number, jax.Array))]
+    arrays = [_as_it_shows(x) for x in leaves if isinstance(x, (np.number, jax.Array))]
     static = tuple(None if isinstance(x, (np.number, jax.Array)) else (x,) for x in leaves)
     wide = bool(jax.config.jax_enable_x64)
     function = _compiled(scalars, structure, static, tuple(stored), dtype, wide)
+    count = _as_it_shows(count)
     with jax.enable_x64(True):
         return function(count, *stored.values(), *arrays)
+
+
+def _as_it_shows(x: Any) -> Any:
+    """The number with the dtype that it shows: under vmap or grad a wider NumPy number may hide."""
+    return x * 1 if isinstance(x, jax.core.Tracer) else x
 
 
 # --------------------------------------------------------------------------------------------------

@@ -88,9 +88,9 @@ def lion_update(
 ) -> tuple[Tensor, LionState]:
     """What one step adds to one tensor, as a pure function."""
     fl = rounded(s, g)
+    sign_theta_part = sign(fl(s.beta1 * state.m) + fl(s.one_minus_beta1 * g))
     m = fl(s.beta2 * state.m) + fl(s.one_minus_beta2 * g)
-    theta_part = fl(s.beta1 * state.m) + fl(s.one_minus_beta1 * g)
-    u = -fl(s.lr * (sign(theta_part) + fl(s.weight_decay * theta)))
+    u = -fl(s.lr * (sign_theta_part + fl(s.weight_decay * theta)))
     return u, LionState(m=m)
 
 

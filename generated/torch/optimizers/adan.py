@@ -115,11 +115,13 @@ def adan_step(
     m = s.beta1 * state.m + s.one_minus_beta1 * g
     v = s.beta2 * state.v + s.one_minus_beta2 * d
     g_plus_beta2_times_d = g + s.beta2 * d
-    w = s.beta3 * state.w + s.one_minus_beta3 * (g_plus_beta2_times_d * g_plus_beta2_times_d)
+    g_plus_beta2_times_d_squared = g_plus_beta2_times_d * g_plus_beta2_times_d
+    w = s.beta3 * state.w + s.one_minus_beta3 * g_plus_beta2_times_d_squared
     m_hat = m * s.inv_one_minus_beta1_pow_t
     v_hat = v * s.inv_one_minus_beta2_pow_t
     w_hat = w * s.inv_one_minus_beta3_pow_t
-    theta = (theta - s.lr * ((m_hat + s.beta2 * v_hat) / (sqrt(w_hat) + s.eps))) * s.theta_part_2
+    theta_part = (m_hat + s.beta2 * v_hat) / (sqrt(w_hat) + s.eps)
+    theta = (theta - s.lr * theta_part) * s.theta_part_2
     return theta, AdanState(g=g, m=m, v=v, w=w)
 
 
