@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         arguments, more = parser.parse_known_args(words)
-        specs = getattr(arguments, "spec", None)
+        specs = getattr(arguments, "specs", None)
         if more and (not isinstance(specs, list) or any(w.startswith("-") for w in more)):
             parser.error(f"unrecognized arguments: {' '.join(more)}")
         if isinstance(specs, list):
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--backend", metavar="B", action="append", default=[], help=about)
 
     build = command("build", "build", "Make packages from specs; write only what changed.")
-    build.add_argument("spec", nargs="*", metavar="SPEC", help="a name or a path; all if none")
+    build.add_argument("specs", nargs="*", metavar="SPEC", help="a name or a path; all if none")
     backend(build, "a backend, or the import path of one; may be repeated; all if none")
     build.add_argument(
         "--out",
@@ -99,12 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--latex", action="store_true", help="the equations in LaTeX")
 
     verified = command("verify", "verify", "Compare all backends and modes, bit for bit.")
-    verified.add_argument("spec", nargs="*", metavar="SPEC", help="a name or a path; all if none")
+    verified.add_argument("specs", nargs="*", metavar="SPEC", help="a name or a path; all if none")
     backend(verified, "a backend; may be repeated; all that are installed if none")
     verified.add_argument(
         "--steps", type=_count, default=20, metavar="N", help="%(default)s if none"
     )
-    verified.add_argument("--jobs", type=_count, metavar="J", help="processes")
+    verified.add_argument("--jobs", type=_count, metavar="J", help="processes; 1 if none")
     verified.add_argument("--json", metavar="FILE", help="write the measurements, too")
     verified.add_argument("--device", metavar="D", help="a device of the framework, such as cuda")
     verified.add_argument("--seed", type=int, default=0, metavar="S", help="%(default)s if none")

@@ -24,7 +24,7 @@ from generator import catalogue, facts, ir, page, render, show, starter
 from generator.catalogue import Entry, UnknownName
 from generator.errors import NotAvailable, SpecError, shorten, suggest
 from generator.ir import Lowered
-from generator.terminal import heading, progress, table
+from generator.terminal import heading, progress, styled, table
 
 ROOT = catalogue.SPECS.parent
 GENERATED = ROOT / "generated"
@@ -140,8 +140,8 @@ def build(arguments: Namespace) -> int:
 def _folders(arguments: Namespace, chosen: Sequence[Backend]) -> list[tuple[Backend, Path]]:
     """Where each backend's package goes."""
     if arguments.out is None:
-        if arguments.spec:
-            names = " ".join(arguments.spec)
+        if arguments.specs:
+            names = " ".join(arguments.specs)
             raise Refused(
                 "without --out the whole catalogue is built into generated/. "
                 f"To build {names} alone, add --out my_package/."
@@ -149,13 +149,16 @@ def _folders(arguments: Namespace, chosen: Sequence[Backend]) -> list[tuple[Back
         return [(b, GENERATED / b.name) for b in chosen]
     out = Path(arguments.out)
     where = out.resolve()
-    if where == Path.cwd().resolve():
+    if Path.cwd().resolve().is_relative_to(where):
         raise Refused(
-            "--out is the current folder, where the built folders could hide installed packages. "
-            "Name a folder of its own, such as --out my_package/."
+            "--out is the current folder or one above it, where what is built could hide installed "
+            "packages. Name a folder of its own, such as --out my_package/."
         )
     if any(where.is_relative_to(ROOT / f) for f in ("generated", "generator", "backends", "specs")):
-        raise Refused(f"{arguments.out} belongs to the generator. Choose a folder of your own.")
+        raise Refused(
+            f"{arguments.out} belongs to the generator. Choose a folder of your own; the "
+            "catalogue goes into generated/ when --out is left away."
+        )
     if not where.name.isidentifier() or keyword.iskeyword(where.name):
         raise Refused(
             f"{where.name!r} is not a Python name and could not be imported. Choose another --out."
@@ -174,14 +177,14 @@ def _packages(
     arguments: Namespace, folders: Sequence[tuple[Backend, Path]]
 ) -> tuple[list[Package], list[str], int]:
     """All files, why some programs have none, and the number of programs that have."""
-    entries = _entries(arguments.spec)
+    entries = _entries(arguments.specs)
     programs, missing = catalogue.available(entries)
-    if arguments.spec and missing:
+    if arguments.specs and missing:
         raise NotAvailable(f"{missing[0]}.")
     made = []
     for b, folder in progress(folders, "building", len(folders)):
         offered, names, lacking = _offered(programs, b)
-        if arguments.spec and lacking:
+        if arguments.specs and lacking:
             raise NotAvailable(f"{lacking[0]}. Name the backends that do: --backend ...")
         missing += lacking
         made.append(Package(folder, render.package(offered, b), arguments.out is None, names))
@@ -219,7 +222,7 @@ def _compare(packages: Sequence[Package]) -> int:
         print(f"{sum(len(p.files) for p in packages)} files are up to date")
         return 0
     differ = "1 file differs" if len(found) == 1 else f"{len(found)} files differ"
-    print(f"{differ}; `python -m generator build` makes them anew")
+    print(f"{differ}; the same command without --check writes what is built")
     return 1
 
 
@@ -289,13 +292,32 @@ def list_(arguments: Namespace) -> int:
     if arguments.json:
         print(json.dumps([_record(e, having[e.spec.name]) for e in entries], indent=2))
         return 0
-    columns = ["name", "class", "algorithm", "states", "memory", "hyperparameters", "backends"]
     for kind in dict.fromkeys(e.spec.kind for e in entries):
         of_kind = [e for e in entries if e.spec.kind == kind]
         heading(f"{kind}s ({len(of_kind)})")
-        table([*columns, "source"], [_row(e, having[e.spec.name]) for e in of_kind])
+        rows = [_row(e, having[e.spec.name]) for e in of_kind]
+        if styled():  # what belongs together, in one cell
+            everywhere = " ".join(offered)
+            table(_STACKED, [_stacked(row, everywhere) for row in rows])
+        else:
+            table(_COLUMNS, rows)
         print()
     return 0
+
+
+_STACKED = ["name", "algorithm", "states", "hyperparameters", "backends"]
+_COLUMNS = ["name", "class", "algorithm", "states", "memory", *_STACKED[3:], "source"]
+
+
+def _stacked(row: Sequence[str], everywhere: str) -> list[str]:
+    name, class_name, title, states, memory, hypers, having, source = row
+    return [
+        f"{name}\n{class_name}",
+        f"{title}\n{source}",
+        states if states == memory else f"{states}\n{memory}",
+        hypers,
+        "all" if having == everywhere else having,
+    ]
 
 
 def _row(e: Entry, having: Sequence[str]) -> list[str]:
@@ -367,6 +389,15 @@ def show_(arguments: Namespace) -> int:
 
 def verify(arguments: Namespace) -> int:
     """Compare every backend with the lowered program, bit for bit."""
+    _, missing = catalogue.available(_entries(arguments.specs))
+    if arguments.specs and missing:
+        raise NotAvailable(f"{missing[0]}.")
+    _backends(arguments.backend)
+    if arguments.json:
+        path = Path(arguments.json)
+        with _writing(path):  # better now than after an hour of measuring
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a").close()
     return cast(int, importlib.import_module("generator.verify").main(arguments))
 
 
@@ -391,12 +422,12 @@ def new(arguments: Namespace) -> int:
     spec, test = (shorten(str(f)) for f in files)
     print(f"wrote {spec} and {test}. Next:")
     rows = [
-        ["", f"write the equations of {spec}, and the paper's in {test}"],
+        [f"edit {spec} and {test}", "the paper's equations, in both"],
         [f"python -m generator show {spec}", "what has been understood"],
         [f"python -m pytest {test}", "the paper's algorithm?"],
         [f"python -m generator verify {spec}", "the same bits on every backend?"],
         [f"python -m generator build {spec} --backend torch --out my_package/", "code to import"],
     ]
     for command, purpose in rows:
-        print(f"    {command:<{max(len(c) for c, _ in rows) + 2}}{purpose}" if command else purpose)
+        print(f"    {command:<{max(len(c) for c, _ in rows) + 2}}{purpose}")
     return 0

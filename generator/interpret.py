@@ -179,11 +179,19 @@ class Exact:
                 **{f"s.{e}": self.rounded(names[e]) for e in self.lowered.exports},
             }
             evaluate(self.lowered.step, tensors, EXACT, self.literal)
+            for s in self.lowered.scalar_states:
+                self.state[s.name] = names[s.name]
+            for name, value in self.lowered.new_states:
+                self.state[name] = tensors[str(value)]
+            self.theta = np.asarray(tensors[str(self.lowered.result)]).astype(self.theta.dtype)
+
+    def wait(self, hypers: Numbers, t: int) -> None:
+        """A step without a gradient where all parameters share one clock: only that goes on."""
+        self.t = t
+        with np.errstate(all="ignore"):
+            names = self.scalars(hypers)
         for s in self.lowered.scalar_states:
             self.state[s.name] = names[s.name]
-        for name, value in self.lowered.new_states:
-            self.state[name] = tensors[str(value)]
-        self.theta = np.asarray(tensors[str(self.lowered.result)]).astype(self.theta.dtype)
 
     def scalars(self, hypers: Numbers) -> dict[str, Any]:
         """Everything of step scope, in double."""

@@ -381,7 +381,7 @@ _SIGNS = {
 @functools.lru_cache
 def _environment(folder: Path) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([folder, folder.parent]),
+        loader=jinja2.FileSystemLoader([folder, Path(backends.__file__).parent]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -39,8 +39,9 @@ def overview(entry: Entry, offered: Sequence[str]) -> None:
         table(["name", "scope", "shape", "starts as", "memory"], rows, "    ")
     print()
     if program.kind != "schedule":
-        _item("memory", f"{facts.memory(entry)} (float32 and below; float64 twice that)")
-        _item("sharded tensors", f"need {checked.sharding}")
+        if states:
+            _item("memory", f"{facts.memory(entry)} (float32 and below; float64 twice that)")
+        print(f"sharded tensors need {checked.sharding}")
     if checked.gradients == 1:
         _item("gradient", "once a step, at the point that the user's parameters hold")
         _item("evaluate", "with the state theta")
@@ -140,7 +141,7 @@ def checked(entry: Entry, backend: Backend) -> None:
         for name, info in c.info.items()
     ]
     table(["name", "type", "scope", "shape", "state from"], rows)
-    print(f"\ngradients besides the one at theta[t-1]: {c.gradients}")
+    print(f"\ngradients that grad(...) takes: {c.gradients}")
     print(f"further inputs: {', '.join(c.inputs) or 'none'}")
     print(f"sharded tensors need {c.sharding}")
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import rich.text
 
 Item = TypeVar("Item")
 
 
 def heading(text: str) -> None:
     """A line that stands out on a terminal."""
-    print(f"\033[1m{text}\033[0m" if _styled() else text)
+    print(f"\033[1m{text}\033[0m" if styled() else text)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> None:
     """Rows under their columns: wrapped to fit a terminal, else one line a row, aligned."""
-    if _styled():
+    if styled():
         _rich_table(columns, rows, indent)
         return
     lines = [list(columns), *(list(r) for r in rows)]
@@ -35,20 +38,27 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], indent: s
     import rich.console
     import rich.padding
     import rich.table
-    import rich.text
 
     made = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, expand=False)
     for number, column in enumerate(columns):
-        made.add_column(column, style="bold" if number == 0 else "", no_wrap=number == 0)
+        made.add_column(column, no_wrap=number == 0)
     for row in rows:
-        made.add_row(*map(rich.text.Text, row))
+        made.add_row(*map(_cell, row))
     padded = rich.padding.Padding(made, (0, 0, 0, len(indent)))
     rich.console.Console().print(padded)
 
 
+def _cell(text: str) -> rich.text.Text:
+    """The first line as it is, what stands below it dim."""
+    import rich.text
+
+    first, newline, rest = text.partition("\n")
+    return rich.text.Text(first).append(newline + rest, style="dim")
+
+
 def code(text: str) -> None:
     """Python, coloured on a terminal."""
-    if not _styled():
+    if not styled():
         print(text, end="" if text.endswith("\n") else "\n")
         return
     import rich.console
@@ -74,5 +84,6 @@ def complain(message: str) -> None:
     print(" ".join(message.split()), file=sys.stderr)
 
 
-def _styled() -> bool:
+def styled() -> bool:
+    """Whether somebody looks at a terminal."""
     return sys.stdout.isatty()

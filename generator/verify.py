@@ -158,6 +158,8 @@ def reference(
         for r, g in zip(runs, grads, strict=True):
             if g is not None:
                 r.step(g, hypers, step + 1 if policy.missing == "clock" else None)
+            elif policy.missing == "clock":
+                r.wait(hypers, step + 1)
     return Outcome([r.theta for r in runs], [r.state for r in runs])
 
 

@@ -248,18 +248,16 @@ def _in_double(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
 
     def derivative(primals: Any, tangents: Any) -> Any:
         results, structure = jax.tree.flatten(narrowed(*primals))
-        slopes: list[Any] = [
-            np.zeros(x.shape, jax.dtypes.float0) if x.dtype == bool else jnp.zeros_like(x)
-            for x in results
-        ]
-        for i, tangent in enumerate(tangents):
-            if isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0:
+        moved = tuple(i for i, x in enumerate(tangents) if not isinstance(x, SymbolicZero))
+        slopes = iter(_in_double(functools.partial(_slopes, function, moved), dtype)(*primals))
+        changes = []
+        for x in results:
+            if x.dtype == bool:
+                changes.append(np.zeros(x.shape, jax.dtypes.float0))
                 continue
-            partial = _in_double(functools.partial(_partial, function, i), dtype)
-            for j, slope in enumerate(partial(*primals)):
-                if results[j].dtype != bool:
-                    slopes[j] = slopes[j] + slope * tangent.astype(dtype)
-        return jax.tree.unflatten(structure, results), jax.tree.unflatten(structure, slopes)
+            terms = [slope * tangents[i].astype(dtype) for i, slope in zip(moved, next(slopes), strict=True)]
+            changes.append(sum(terms, start=jnp.zeros_like(x)))
+        return jax.tree.unflatten(structure, results), jax.tree.unflatten(structure, changes)
 
     narrowed.defjvp(derivative, symbolic_zeros=True)
     return narrowed
@@ -280,17 +278,17 @@ def _apart(function: Callable[..., Any], n: Any, *args: Any) -> Any:
     return jax.tree.map(lambda x: x[1], rounds)
 
 
-def _partial(function: Callable[..., Any], i: int, *args: Any) -> list[Any]:
-    """The derivative of every result with respect to argument i; 0 for conditions."""
+def _slopes(function: Callable[..., Any], moved: tuple[int, ...], *args: Any) -> list[Any]:
+    """The derivatives of each result that is no condition with respect to the moved arguments."""
 
-    def along(x: Any) -> Any:
-        return jax.tree.leaves(function(*args[:i], x, *args[i + 1 :]))
+    def along(*xs: Any) -> list[Any]:
+        given = dict(zip(moved, xs, strict=True))
+        results = function(*(given.get(i, x) for i, x in enumerate(args)))
+        return [x for x in jax.tree.leaves(results) if x.dtype != bool]
 
-    results, slopes = jax.jvp(along, (args[i],), (jnp.ones_like(args[i]),))
-    return [
-        jnp.zeros(x.shape) if x.dtype == bool else slope
-        for x, slope in zip(results, slopes, strict=True)
-    ]
+    at = tuple(args[i] for i in moved)
+    directions = tuple(jnp.eye(len(moved)))
+    return jax.vmap(lambda *xs: jax.jvp(along, at, xs)[1])(*directions)  # type: ignore[no-any-return]
 
 
 @functools.lru_cache(maxsize=1024)
