@@ -45,8 +45,8 @@ OPERATORS: Table = {
     "fl": "fl",
 }
 
-# Words as long as any backend's: where a line must be broken under these, it is broken everywhere,
-# so that a step has the same lines in every framework.
+# Words as long as any backend's: which values get a line of their own is decided under these, so that
+# a step has the same lines in every framework.
 WIDEST: Table = {
     **OPERATORS,
     **{op: f"torch.{op}" for op in ("sqrt", "abs", "floor", "where")},

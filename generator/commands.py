@@ -265,9 +265,9 @@ def _tell_how_to_import(packages: Sequence[Package], out: Path) -> None:
         ]
         if earlier:
             print(
-                f"    {', '.join(earlier)} of an earlier build stay, but {path} names only this "
-                "build's; build all specs in one command"
+                f"    {path} names only these; of an earlier build there are {', '.join(earlier)}."
             )
+            print("    To have all in one package, name all specs in one command.")
 
 
 def _import_path(folder: Path, out: Path) -> tuple[str, Path]:

@@ -35,6 +35,7 @@ class _Printer:
     names: dict[str, str] = field(default_factory=dict)  # what a value is called in the text
     inline: dict[str, Value] = field(default_factory=dict)  # values printed where they are used
     apart: frozenset[str] = frozenset()  # values that get a line of their own wherever they fit
+    naming: bool = True
     shortened: list[str] = field(default_factory=list)  # values that got one since a line was long
 
     def operand(self, o: Operand) -> tuple[str, int]:
@@ -72,14 +73,17 @@ class _Printer:
         return f"{name}[{_wrap(self.operand(index), _LEVEL['sub'])} - 1]"
 
     def assignment(self, left: str, v: Value) -> list[str]:
-        """`left = value`, on one line; where that is too long the largest part gets its own line."""
-        text = f"{left} = {self.value(v)[0]}"
-        if len(text) + self.indent <= WIDTH:
-            return [text]
-        apart = self.shorten(v)
-        if not apart:  # one operation, on long names
-            return [f"{left} = (", f"    {self.value(v)[0]}", ")"]
-        return [*apart, *self.assignment(left, v)]
+        """`left = value`, on one line or broken over several.
+
+        With `naming`, a part of what would be too long gets a name and a line of its own instead.
+        """
+        text = self.value(v)[0]
+        if len(left) + 3 + len(text) + self.indent <= WIDTH:
+            return [f"{left} = {text}"]
+        apart = self.shorten(v) if self.naming else []
+        if apart:
+            return [*apart, *self.assignment(left, v)]
+        return [f"{left} = (", *("    " + x for x in broken(text, WIDTH - self.indent - 4)), ")"]
 
     def shorten(self, v: Value) -> list[str]:
         """Take the longest nested value out of `v`, unless nothing is nested."""
@@ -143,6 +147,25 @@ class _Printer:
         return [*lines, *("    " + x for x in [*inside, f"{left} = {right}"])]
 
 
+def broken(text: str, width: int) -> list[str]:
+    """An expression over several lines, each but the first beginning with an outer operator."""
+    if len(text) <= width:
+        return [text]
+    depth, outer = 0, []
+    for k, c in enumerate(text):
+        depth += (c in "([") - (c in ")]")
+        operator = text[k : k + 3] in (" + ", " - ", " * ", " / ", " & ", " | ")
+        operator = operator or text[k : k + 4] in (" == ", " != ", " <= ", " >= ")
+        if operator or text[k : k + 3] in (" < ", " > "):
+            outer.append((depth, k))
+    if not outer:
+        return [text]
+    least = min(d for d, _ in outer)
+    places = [k for d, k in outer if d == least]
+    at = next((k for k in reversed(places) if k <= width), places[0])
+    return [*broken(text[:at], width), *broken(text[at + 1 :], width)]
+
+
 def _trivial(v: Value) -> bool:
     """Values that read better where they are used, however often that is."""
     return v.op in ("item", "length", "pi") and not v.spec
@@ -184,7 +207,7 @@ def scalar_text(lowered: Lowered, table: Table, indent: int = 4) -> Text:
 
 
 def long_parts(lowered: Lowered, table: Table) -> frozenset[str]:
-    """The values that get a line of their own where the text is widest, and so do everywhere."""
+    """The values that get a line of their own, in every framework's text."""
     printer = _Printer(table, 4)
     _step(lowered, printer)
     return frozenset(printer.shortened)
@@ -194,7 +217,7 @@ def step_text(
     lowered: Lowered, table: Table, apart: frozenset[str] = frozenset(), indent: int = 4
 ) -> Text:
     """The tensor part: lines, the new parameter and the new states."""
-    return _step(lowered, _Printer(table, indent, apart=apart))
+    return _step(lowered, _Printer(table, indent, apart=apart, naming=False))
 
 
 def _step(lowered: Lowered, printer: _Printer) -> Text:

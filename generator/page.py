@@ -112,7 +112,7 @@ def _missing(entry: Entry) -> str:
 def _markdown(text: str) -> str:
     """Plain text with Markdown's own signs made plain; code in backticks stays code."""
     parts = text.split("`")
-    parts[::2] = [re.sub(r"([*_<\[\\])", r"\\\1", x) for x in parts[::2]]
+    parts[::2] = [re.sub(r"([*<\\]|(?<!\w)_|_(?!\w))", r"\\\1", x) for x in parts[::2]]
     return "`".join(parts)
 
 

@@ -121,7 +121,7 @@ def view(lowered: Lowered, backend: Backend) -> View:
     scalar = emit.scalar_text(legal, backend.scalar)
     is_schedule = program.kind == "schedule"
     nothing = emit.Text((), (), (), (), "")
-    apart = emit.long_parts(backends.guarded(lowered), backends.WIDEST)
+    apart = emit.long_parts(lowered, backends.WIDEST)
     step = nothing if is_schedule else emit.step_text(legal, backend.tensor, apart)
     additive = backend.delta and lowered.delta is not None
     update = emit.delta_text(legal, backend.tensor, apart) if additive else nothing
@@ -518,12 +518,23 @@ def _elementary(source: str, words: Mapping[str, str]) -> str:
         if statement and code.strip():
             tree = _InWords(words, guard).visit(ast.parse(code.strip()))
             code = "    " + ast.unparse(tree)
-        made.append(code + (f"  # {comment}" if comment else ""))
+        whole = code + (f"  # {comment}" if comment else "")
+        if len(whole) <= WIDTH:
+            made.append(whole)
+        else:
+            made += [f"    # {comment}"] * bool(comment) + _parted(code)
         if opened:
             argument = opened[2]
         elif guard and code.lstrip().startswith('"""'):
             made.append(f"    {guard} = rounded({argument})")
     return "\n".join(made) + "\n"
+
+
+def _parted(code: str) -> list[str]:
+    """A long statement over several lines."""
+    left, _, right = code.strip().partition("return " if "return " in code else " = ")
+    head = "    return (" if "return " in code else f"    {left} = ("
+    return [head, *("        " + x for x in emit.broken(right, WIDTH - 8)), "    )"]
 
 
 class _InWords(ast.NodeTransformer):

@@ -315,7 +315,11 @@ class Method:
 
 @_as_written
 def step_scalars(
-    method: Method, t: Any, dtype: Any, kept: Mapping[str, Any] | None = None, **hypers: Any
+    method: Method,
+    t: Any,
+    dtype: Any,
+    hypers: Mapping[str, Any],
+    kept: Mapping[str, Any] | None = None,
 ) -> Any:
     """The scalars of step t as the kernel takes them, each rounded once to `dtype`.
 
@@ -325,8 +329,8 @@ def step_scalars(
         method: the algorithm's record.
         t: 1, 2, ...; an integer or an integer tensor.
         dtype: the compute dtype, tf.float32 or tf.float64.
-        kept: the states of step scope before this step, where the algorithm has any.
         hypers: hyperparameters by the spec's names, numbers or tensors.
+        kept: the states of step scope before this step, where the algorithm has any.
     """
     hide = rounded(t)
 
@@ -1147,9 +1151,11 @@ def transformed(
     grads: Sequence[Any],
     params: Sequence[Any] | None,
     hypers: Mapping[str, Any],
+    spelling: Mapping[str, str] | None = None,
 ) -> list[Any]:
     """New gradients in place of the old, in a list; None stays None, sparse ones are made dense."""
-    hypers = _checked(owner, domains, hypers)
+    hypers = _checked(owner, domains, hypers, method.requires, spelling)
+    hypers = _respelled(hypers, spelling or {})
     grads = list(grads)
     at = list(params) if params is not None else grads
     if len(at) != len(grads):

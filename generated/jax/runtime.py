@@ -158,7 +158,10 @@ def _exp_tail(hi: Any, lo: Any, k: Any) -> Any:
     v = fl(s + fl(u + fl(hi - fl(s - 1.0))))
     # 2**k = 2**h * 2**h * (1 + (k - 2 h)), h = floor(k / 2), |h| <= 545
     h = jnp.floor(fl(k * 0.5))
-    w = fl(h * 0.00016886182129383087)  # ln 2 / 2**12, times 0.99785 to level the error of the next line
+    # ln 2 / 2**12, times 0.99785 to level the error of the next line
+    w = (
+        fl(h * 0.00016886182129383087)
+    )
     y = fl(fl(1.0 + w) / fl(1.0 - w))
     y = fl(y * y)
     y = fl(y * y)
@@ -189,14 +192,22 @@ def exp(x: Any) -> Any:
 
 
 def _split(x: Any) -> Any:
-    """m, k with x = m * 2**k exactly, m in [0.7071, 1.4143], k an integer; x normal and positive."""
+    """m, k with x = (
+        m * 2**k exactly, m in [0.7071, 1.4143], k an integer; x normal and positive."""
+    )
     fl = rounded(x)
     big = x >= 1.42
-    z = jnp.where(big, fl(x * 7.458340731200207e-155), fl(x * 6.703903964971299e+153))  # 2**-512, 2**511
+    # 2**-512, 2**511
+    z = (
+        jnp.where(big, fl(x * 7.458340731200207e-155), fl(x * 6.703903964971299e+153))
+    )
     c = fl(z * 6369051672525773.0)  # TO_POWER
     q = fl(c - fl(c - z))  # power of two, 2**-511 to 2**512
     m = fl(z / q)
     # Each line brings q nearer to 2**40 by 2**-s and counts: its factor is 2**-s * (1 + s * 2**-40).
+     = (
+        
+    )
     q = jnp.where(q < 1.5, fl(q * 1.34078079236991e+154), q)
     q = jnp.where(q > 1.736881338559743e+77, fl(q * 8.63616855710521e-78), q)
     q = jnp.where(q > 5.104235503814077e+38, fl(q * 2.9387358773978327e-39), q)
@@ -242,6 +253,9 @@ def cos(x: Any) -> Any:
     """cos x. Within 1 ulp for |x| up to 1e5; next to its zeros within 1e-16."""
     fl = rounded(x)
     # x = k pi/2 + (r + l): pi/2 in parts of 33, 33 and 53 bits; the first two products are exact for k < 2**20
+     = (
+        
+    )
     k = jnp.floor(fl(fl(x * 0.6366197723675814) + 0.5))  # 2 / pi
     a = fl(x - fl(k * 1.5707963267341256))  # first 33 bits of pi/2; exact
     b = fl(k * 6.077100506303966e-11)  # next 33 bits; exact
@@ -258,7 +272,10 @@ def cos(x: Any) -> Any:
     p = fl(fl(z * p) + 0.041666666666666644)
     h = fl(z * 0.5)
     y = fl(1.0 - h)
-    c = fl(y + fl(fl(fl(1.0 - y) - h) + fl(fl(z * fl(z * p)) - fl(r * low))))  # fast two-sum of 1 and -h
+    # fast two-sum of 1 and -h
+    c = (
+        fl(y + fl(fl(fl(1.0 - y) - h) + fl(fl(z * fl(z * p)) - fl(r * low))))
+    )
     # sine of r + low
     p = fl(fl(z * 1.5896782715145627e-10) + -2.5050757879910682e-08)  # fit, 2**-57
     p = fl(fl(z * p) + 2.755731369032523e-06)
@@ -278,6 +295,9 @@ def _power(a: Any, y: Any) -> Any:
     zero = a == 0.0
     m, k = _split(jnp.where(zero, 1.0, a))
     # log m = sh + sl + t: S = 2 f / (2 + f), sh its first 26 bits, sl the rest by exact products, t = S**3/12 + ...
+     = (
+        
+    )
     f = fl(m - 1.0)
     f2 = fl(f + f)
     g = fl(m + 1.0)
@@ -303,7 +323,10 @@ def _power(a: Any, y: Any) -> Any:
     e = fl(b + fl(sh + t))
     c = fl(e * 134217729.0)  # SPLIT
     lh = fl(c - fl(c - e))
-    ll = fl(fl(fl(sh - fl(lh - b)) + t) + fl(fl(sl + fl(sl * w)) + fl(k * 5.497923018708371e-14)))  # LN2_LO
+    # LN2_LO
+    ll = (
+        fl(fl(fl(sh - fl(lh - b)) + t) + fl(fl(sl + fl(sl * w)) + fl(k * 5.497923018708371e-14)))
+    )
     # y log a = ph + pl, ph exact
     c = fl(y * 134217729.0)  # SPLIT
     yh = fl(c - fl(c - y))
@@ -552,18 +575,16 @@ def _in_double(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
 
     def derivative(primals: Any, tangents: Any) -> Any:
         results, structure = jax.tree.flatten(narrowed(*primals))
-        slopes: list[Any] = [
-            np.zeros(x.shape, jax.dtypes.float0) if x.dtype == bool else jnp.zeros_like(x)
-            for x in results
-        ]
-        for i, tangent in enumerate(tangents):
-            if isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0:
+        moved = tuple(i for i, x in enumerate(tangents) if not isinstance(x, SymbolicZero))
+        slopes = iter(_in_double(functools.partial(_slopes, function, moved), dtype)(*primals))
+        changes = []
+        for x in results:
+            if x.dtype == bool:
+                changes.append(np.zeros(x.shape, jax.dtypes.float0))
                 continue
-            partial = _in_double(functools.partial(_partial, function, i), dtype)
-            for j, slope in enumerate(partial(*primals)):
-                if results[j].dtype != bool:
-                    slopes[j] = slopes[j] + slope * tangent.astype(dtype)
-        return jax.tree.unflatten(structure, results), jax.tree.unflatten(structure, slopes)
+            terms = [slope * tangents[i].astype(dtype) for i, slope in zip(moved, next(slopes), strict=True)]
+            changes.append(sum(terms, start=jnp.zeros_like(x)))
+        return jax.tree.unflatten(structure, results), jax.tree.unflatten(structure, changes)
 
     narrowed.defjvp(derivative, symbolic_zeros=True)
     return narrowed
@@ -584,17 +605,17 @@ def _apart(function: Callable[..., Any], n: Any, *args: Any) -> Any:
     return jax.tree.map(lambda x: x[1], rounds)
 
 
-def _partial(function: Callable[..., Any], i: int, *args: Any) -> list[Any]:
-    """The derivative of every result with respect to argument i; 0 for conditions."""
+def _slopes(function: Callable[..., Any], moved: tuple[int, ...], *args: Any) -> list[Any]:
+    """The derivatives of each result that is no condition with respect to the moved arguments."""
 
-    def along(x: Any) -> Any:
-        return jax.tree.leaves(function(*args[:i], x, *args[i + 1 :]))
+    def along(*xs: Any) -> list[Any]:
+        given = dict(zip(moved, xs, strict=True))
+        results = function(*(given.get(i, x) for i, x in enumerate(args)))
+        return [x for x in jax.tree.leaves(results) if x.dtype != bool]
 
-    results, slopes = jax.jvp(along, (args[i],), (jnp.ones_like(args[i]),))
-    return [
-        jnp.zeros(x.shape) if x.dtype == bool else slope
-        for x, slope in zip(results, slopes, strict=True)
-    ]
+    at = tuple(args[i] for i in moved)
+    directions = tuple(jnp.eye(len(moved)))
+    return jax.vmap(lambda *xs: jax.jvp(along, at, xs)[1])(*directions)  # type: ignore[no-any-return]
 
 
 @functools.lru_cache(maxsize=1024)

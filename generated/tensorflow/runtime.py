@@ -157,7 +157,10 @@ def _exp_tail(hi: Any, lo: Any, k: Any) -> Any:
     v = fl(s + fl(u + fl(hi - fl(s - 1.0))))
     # 2**k = 2**h * 2**h * (1 + (k - 2 h)), h = floor(k / 2), |h| <= 545
     h = floor(fl(k * 0.5))
-    w = fl(h * 0.00016886182129383087)  # ln 2 / 2**12, times 0.99785 to level the error of the next line
+    # ln 2 / 2**12, times 0.99785 to level the error of the next line
+    w = (
+        fl(h * 0.00016886182129383087)
+    )
     y = fl(fl(1.0 + w) / fl(1.0 - w))
     y = fl(y * y)
     y = fl(y * y)
@@ -188,14 +191,22 @@ def exp(x: Any) -> Any:
 
 
 def _split(x: Any) -> Any:
-    """m, k with x = m * 2**k exactly, m in [0.7071, 1.4143], k an integer; x normal and positive."""
+    """m, k with x = (
+        m * 2**k exactly, m in [0.7071, 1.4143], k an integer; x normal and positive."""
+    )
     fl = rounded(x)
     big = x >= 1.42
-    z = where(big, fl(x * 7.458340731200207e-155), fl(x * 6.703903964971299e+153))  # 2**-512, 2**511
+    # 2**-512, 2**511
+    z = (
+        where(big, fl(x * 7.458340731200207e-155), fl(x * 6.703903964971299e+153))
+    )
     c = fl(z * 6369051672525773.0)  # TO_POWER
     q = fl(c - fl(c - z))  # power of two, 2**-511 to 2**512
     m = fl(z / q)
     # Each line brings q nearer to 2**40 by 2**-s and counts: its factor is 2**-s * (1 + s * 2**-40).
+     = (
+        
+    )
     q = where(q < 1.5, fl(q * 1.34078079236991e+154), q)
     q = where(q > 1.736881338559743e+77, fl(q * 8.63616855710521e-78), q)
     q = where(q > 5.104235503814077e+38, fl(q * 2.9387358773978327e-39), q)
@@ -241,6 +252,9 @@ def cos(x: Any) -> Any:
     """cos x. Within 1 ulp for |x| up to 1e5; next to its zeros within 1e-16."""
     fl = rounded(x)
     # x = k pi/2 + (r + l): pi/2 in parts of 33, 33 and 53 bits; the first two products are exact for k < 2**20
+     = (
+        
+    )
     k = floor(fl(fl(x * 0.6366197723675814) + 0.5))  # 2 / pi
     a = fl(x - fl(k * 1.5707963267341256))  # first 33 bits of pi/2; exact
     b = fl(k * 6.077100506303966e-11)  # next 33 bits; exact
@@ -257,7 +271,10 @@ def cos(x: Any) -> Any:
     p = fl(fl(z * p) + 0.041666666666666644)
     h = fl(z * 0.5)
     y = fl(1.0 - h)
-    c = fl(y + fl(fl(fl(1.0 - y) - h) + fl(fl(z * fl(z * p)) - fl(r * low))))  # fast two-sum of 1 and -h
+    # fast two-sum of 1 and -h
+    c = (
+        fl(y + fl(fl(fl(1.0 - y) - h) + fl(fl(z * fl(z * p)) - fl(r * low))))
+    )
     # sine of r + low
     p = fl(fl(z * 1.5896782715145627e-10) + -2.5050757879910682e-08)  # fit, 2**-57
     p = fl(fl(z * p) + 2.755731369032523e-06)
@@ -277,6 +294,9 @@ def _power(a: Any, y: Any) -> Any:
     zero = a == 0.0
     m, k = _split(where(zero, 1.0, a))
     # log m = sh + sl + t: S = 2 f / (2 + f), sh its first 26 bits, sl the rest by exact products, t = S**3/12 + ...
+     = (
+        
+    )
     f = fl(m - 1.0)
     f2 = fl(f + f)
     g = fl(m + 1.0)
@@ -302,7 +322,10 @@ def _power(a: Any, y: Any) -> Any:
     e = fl(b + fl(sh + t))
     c = fl(e * 134217729.0)  # SPLIT
     lh = fl(c - fl(c - e))
-    ll = fl(fl(fl(sh - fl(lh - b)) + t) + fl(fl(sl + fl(sl * w)) + fl(k * 5.497923018708371e-14)))  # LN2_LO
+    # LN2_LO
+    ll = (
+        fl(fl(fl(sh - fl(lh - b)) + t) + fl(fl(sl + fl(sl * w)) + fl(k * 5.497923018708371e-14)))
+    )
     # y log a = ph + pl, ph exact
     c = fl(y * 134217729.0)  # SPLIT
     yh = fl(c - fl(c - y))
@@ -618,7 +641,11 @@ class Method:
 
 @_as_written
 def step_scalars(
-    method: Method, t: Any, dtype: Any, kept: Mapping[str, Any] | None = None, **hypers: Any
+    method: Method,
+    t: Any,
+    dtype: Any,
+    hypers: Mapping[str, Any],
+    kept: Mapping[str, Any] | None = None,
 ) -> Any:
     """The scalars of step t as the kernel takes them, each rounded once to `dtype`.
 
@@ -628,8 +655,8 @@ def step_scalars(
         method: the algorithm's record.
         t: 1, 2, ...; an integer or an integer tensor.
         dtype: the compute dtype, tf.float32 or tf.float64.
-        kept: the states of step scope before this step, where the algorithm has any.
         hypers: hyperparameters by the spec's names, numbers or tensors.
+        kept: the states of step scope before this step, where the algorithm has any.
     """
     hide = rounded(t)
 
@@ -1450,9 +1477,11 @@ def transformed(
     grads: Sequence[Any],
     params: Sequence[Any] | None,
     hypers: Mapping[str, Any],
+    spelling: Mapping[str, str] | None = None,
 ) -> list[Any]:
     """New gradients in place of the old, in a list; None stays None, sparse ones are made dense."""
-    hypers = _checked(owner, domains, hypers)
+    hypers = _checked(owner, domains, hypers, method.requires, spelling)
+    hypers = _respelled(hypers, spelling or {})
     grads = list(grads)
     at = list(params) if params is not None else grads
     if len(at) != len(grads):

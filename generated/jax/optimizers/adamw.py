@@ -95,8 +95,9 @@ def adamw_step(
     v = fl(s.beta2 * state.v) + fl(s.one_minus_beta2 * fl(g * g))
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
-    m_hat_over_sqrt_v_hat_plus_eps = fl(m_hat / (fl(jnp.sqrt(v_hat)) + s.eps))
-    theta = theta - fl(s.lr * (m_hat_over_sqrt_v_hat_plus_eps + fl(s.weight_decay * theta)))
+    theta = (
+        theta - fl(s.lr * (fl(m_hat / (fl(jnp.sqrt(v_hat)) + s.eps)) + fl(s.weight_decay * theta)))
+    )
     return theta, AdamWState(m=m, v=v)
 
 
@@ -109,8 +110,7 @@ def adamw_update(
     v = fl(s.beta2 * state.v) + fl(s.one_minus_beta2 * fl(g * g))
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
-    m_hat_over_sqrt_v_hat_plus_eps = fl(m_hat / (fl(jnp.sqrt(v_hat)) + s.eps))
-    u = -fl(s.lr * (m_hat_over_sqrt_v_hat_plus_eps + fl(s.weight_decay * theta)))
+    u = -fl(s.lr * (fl(m_hat / (fl(jnp.sqrt(v_hat)) + s.eps)) + fl(s.weight_decay * theta)))
     return u, AdamWState(m=m, v=v)
 
 

@@ -93,8 +93,7 @@ def adamw_step(
     v = s.beta2 * state.v + s.one_minus_beta2 * (g * g)
     m_hat = m * s.inv_one_minus_beta1_pow_t
     v_hat = v * s.inv_one_minus_beta2_pow_t
-    m_hat_over_sqrt_v_hat_plus_eps = m_hat / (np.sqrt(v_hat) + s.eps)
-    theta = theta - s.lr * (m_hat_over_sqrt_v_hat_plus_eps + s.weight_decay * theta)
+    theta = theta - s.lr * (m_hat / (np.sqrt(v_hat) + s.eps) + s.weight_decay * theta)
     return theta, AdamWState(m=m, v=v)
 
 

@@ -113,8 +113,7 @@ def adan_step(
     m = s.beta1 * state.m + s.one_minus_beta1 * g
     v = s.beta2 * state.v + s.one_minus_beta2 * d
     g_plus_beta2_times_d = g + s.beta2 * d
-    g_plus_beta2_times_d_squared = g_plus_beta2_times_d * g_plus_beta2_times_d
-    w = s.beta3 * state.w + s.one_minus_beta3 * g_plus_beta2_times_d_squared
+    w = s.beta3 * state.w + s.one_minus_beta3 * (g_plus_beta2_times_d * g_plus_beta2_times_d)
     m_hat = m * s.inv_one_minus_beta1_pow_t
     v_hat = v * s.inv_one_minus_beta2_pow_t
     w_hat = w * s.inv_one_minus_beta3_pow_t

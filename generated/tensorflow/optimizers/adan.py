@@ -127,8 +127,10 @@ def adan_step(
     m = fl(s.beta1 * state.m) + fl(s.one_minus_beta1 * g)
     v = fl(s.beta2 * state.v) + fl(s.one_minus_beta2 * d)
     g_plus_beta2_times_d = g + fl(s.beta2 * d)
-    g_plus_beta2_times_d_squared = fl(g_plus_beta2_times_d * g_plus_beta2_times_d)
-    w = fl(s.beta3 * state.w) + fl(s.one_minus_beta3 * g_plus_beta2_times_d_squared)
+    w = (
+        fl(s.beta3 * state.w)
+        + fl(s.one_minus_beta3 * fl(g_plus_beta2_times_d * g_plus_beta2_times_d))
+    )
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
     w_hat = fl(w * s.inv_one_minus_beta3_pow_t)

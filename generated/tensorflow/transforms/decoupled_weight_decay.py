@@ -98,5 +98,5 @@ def decoupled_weight_decay(
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or shapes do not fit.
     """
-    hypers: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
-    return transformed("decoupled_weight_decay", METHOD, DOMAINS, gradients, variables, hypers)
+    hypers: dict[str, Any] = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    return transformed("decoupled_weight_decay", METHOD, DOMAINS, gradients, variables, hypers, {"learning_rate": "lr"})

@@ -1,0 +1,106 @@
+"""The parts of the README that are made: the spec, the kernel beside it, the tables of `verify`.
+
+In: README.md, a spec, generated code, docs/verify.json. Out: README.md with its marked blocks current.
+Must not know: how any of these come to be.
+
+    python -m generator.readme
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks() -> dict[str, str]:
+    """Every marked block by its name."""
+    spec = (ROOT / "specs/optimizers/adamw.py").read_text()
+    torch = (ROOT / "generated/torch/optimizers/adamw.py").read_text()
+    made = {"spec": _code(_brief(spec)), "kernel": _code(_function(torch, "adamw_step"))}
+    measured = ROOT / "docs/verify.json"
+    if measured.exists():
+        report = json.loads(measured.read_text())
+        made["table"] = table(report)
+        made["accuracy"] = accuracy(report["rows"])
+    return made
+
+
+def current() -> str:
+    """The README with its blocks made anew."""
+    text = (ROOT / "README.md").read_text()
+    for name, block in blocks().items():
+        begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
+        text = pattern.sub(lambda _, b=begin, e=end, x=block: f"{b}\n{x}\n{e}", text)
+    return text
+
+
+def _code(text: str) -> str:
+    return f"```python\n{text.strip()}\n```"
+
+
+def _brief(spec: str) -> str:
+    """A spec without notes and arguments, which are many."""
+    keep, skipping = [], False
+    for line in spec.splitlines():
+        if line.startswith(("    Note:", "    Args:")):
+            skipping = True
+        elif line.strip() == '"""' or not line.startswith("        "):
+            skipping = skipping and not line.strip().startswith('"""') and not line.strip() == ""
+        if not skipping:
+            keep.append(line)
+    return re.sub(r"\n\n+    \"\"\"", '\n    """', re.sub(r"\n{4,}", "\n\n\n", "\n".join(keep)))
+
+
+def _function(text: str, name: str) -> str:
+    start = text.index(f"def {name}(")
+    return text[start : text.index("\n\n\n", start)]
+
+
+def table(report: dict[str, Any]) -> str:
+    """A line a spec, a column a mode: the largest distance over dtypes and cases."""
+    rows: Sequence[dict[str, Any]] = report["rows"]
+    columns = list(dict.fromkeys((r["backend"], r["mode"]) for r in rows))
+    heads = [b if b == m else f"{b} {m}" for b, m in columns]
+    lines = [
+        "Largest distance in ULP over float32, float64, bfloat16 and float16, "
+        f"{report['steps']} steps; `-`: not promised (see below).",
+        "",
+        "| spec | " + " | ".join(heads) + " |",
+        "| --- |" + " ---: |" * len(heads),
+    ]
+    for spec in dict.fromkeys(r["spec"] for r in rows):
+        cells = []
+        for b, m in columns:
+            shown = [
+                r
+                for r in rows
+                if (r["spec"], r["backend"], r["mode"]) == (spec, b, m) and (r["cases"] or r["ulp"])
+            ]
+            cells.append(f"{max(r['ulp'] for r in shown):g}" if shown else "-")
+        lines.append(f"| {spec} | " + " | ".join(cells) + " |")
+    versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
+    machine = report["machine"]
+    lines += ["", f"Measured on {machine['processor']}, {machine['system']}; {versions}."]
+    return "\n".join(lines)
+
+
+def accuracy(rows: Sequence[dict[str, Any]]) -> str:
+    """Ours and the framework's own, where it has the same algorithm."""
+    lines = ["| spec | framework | ours | its own |", "| --- | --- | ---: | ---: |"]
+    for r in rows:
+        ours, native = r.get("ours"), r.get("native")
+        if ours is None or native is None or math.isnan(ours) or math.isnan(native):
+            continue
+        lines.append(f"| {r['spec']} | {r['backend']} | {ours:.1e} | {native:.1e} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    (ROOT / "README.md").write_text(current())
