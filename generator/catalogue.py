@@ -100,14 +100,12 @@ def entries(wanted: Sequence[str] = ()) -> list[Entry]:
     made = [e for path in chosen for e in load(path)]
     seen: dict[str, Entry] = {}
     for e in made:
-        other = seen.setdefault(e.spec.name, e)
-        if other is not e:
-            where = f"{Path(other.spec.file).name}:{other.spec.line}"
-            raise SpecError(
-                e.spec.file,
-                e.spec.line,
-                f"{e.spec.name} is declared twice ({where}). Rename one of them.",
-            )
+        for name in {e.spec.name, e.spec.class_name}:
+            other = seen.setdefault(name, e)
+            if other is not e:
+                where = f"{Path(other.spec.file).name}:{other.spec.line}"
+                message = f"{name} is declared twice ({where}). Rename one of them."
+                raise SpecError(e.spec.file, e.spec.line, message)
     return made
 
 

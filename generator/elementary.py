@@ -120,7 +120,7 @@ def log(x: Any) -> Any:
 
 def cos(x: Any) -> Any:
     """cos x. Within 1 ulp for |x| up to 1e5; next to its zeros within 1e-16."""
-    # x = k pi/2 + (r + l): pi/2 in parts of 33, 33 and 53 bits; the first two products are exact for k < 2**20
+    # x = k pi/2 + (r + low): pi/2 in parts of 33, 33 and 53 bits, k times the first two is exact
     k = floor(x * 0.6366197723675814 + 0.5)  # 2 / pi
     a = x - k * 1.5707963267341256  # first 33 bits of pi/2; exact
     b = k * 6.077100506303966e-11  # next 33 bits; exact
@@ -155,7 +155,7 @@ def _power(a: Any, y: Any) -> Any:
     """a**y for a >= 0 (see real_power)."""
     zero = a == 0.0
     m, k = _split(where(zero, 1.0, a))
-    # log m = sh + sl + t: S = 2 f / (2 + f), sh its first 26 bits, sl the rest by exact products, t = S**3/12 + ...
+    # log m = sh + sl + t with S = 2 f / (2 + f): sh its first 26 bits, sl the rest, t = S**3/12 + ...
     f = m - 1.0
     f2 = f + f
     g = m + 1.0

@@ -23,7 +23,7 @@ import jinja2
 import backends
 from backends import Backend
 from generator import elementary, emit, ir
-from generator.errors import NotAvailable
+from generator.errors import NotAvailable, SpecError
 from generator.equations import ascii_expr, ascii_lines
 from generator.ir import Lowered, Program
 
@@ -136,7 +136,12 @@ def view(lowered: Lowered, backend: Backend) -> View:
     hidden = functions & words & {p.name for p in program.parameters}
     called = {h for h in hidden if re.search(rf"\b{h}\(", "\n".join(lines))}
     if called:
-        raise ValueError(f"{program.name}: the hyperparameter {called.pop()} hides an operation")
+        name = called.pop()
+        raise SpecError(
+            program.file,
+            program.parameter(name).line,
+            f"the hyperparameter {name} hides the operation of that name. Rename the hyperparameter.",
+        )
     starts = tuple((s.name, _start(s)) for s in lowered.tensor_states)
     return View(
         backend=backend.name,
@@ -363,10 +368,14 @@ def _python(e: ir.Expr, program: Program) -> str:
         case ir.Call("length", _, text):
             return f"len({text})"
         case ir.Call(op, args, _):
-            signs = {**{k: v for k, v in _SIGNS.items()}}
             inner = [_python(a, program) for a in args]
-            return f"({inner[0]} {signs[op]} {inner[1]})" if op in signs else f"not {inner[0]}"
-    raise ValueError(f"{program.name}: require(...) cannot use {ascii_expr(e)}")
+            if op in _SIGNS:
+                return f"({inner[0]} {_SIGNS[op]} {inner[1]})"
+            if op == "not":
+                return f"(not {inner[0]})"
+    line = program.requires[0][1]
+    what = f"require(...) compares hyperparameters with + - * / only, not {ascii_expr(e)}."
+    raise SpecError(program.file, line, f"{what} Write the relation without it.")
 
 
 _SIGNS = {
@@ -428,10 +437,10 @@ def _spaced(text: str) -> str:
 
 def runtime(backend: Backend) -> str:
     """The backend's runtime; what it imports from here is copied in, so that it stands alone."""
-    text = (backend.folder / "runtime.py").read_text()
+    text = (backend.folder / "runtime.py").read_text(encoding="utf-8")
     included = {
-        "backends.domains": (Path(backends.__file__).parent / "domains.py").read_text(),
-        "generator.elementary": Path(elementary.__file__).read_text(),
+        "backends.domains": (Path(backends.__file__).parent / "domains.py").read_text(encoding="utf-8"),
+        "generator.elementary": Path(elementary.__file__).read_text(encoding="utf-8"),
     }
     tree = ast.parse(text)
     imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
@@ -519,7 +528,7 @@ def _elementary(source: str, words: Mapping[str, str]) -> str:
             tree = _InWords(words, guard).visit(ast.parse(code.strip()))
             code = "    " + ast.unparse(tree)
         whole = code + (f"  # {comment}" if comment else "")
-        if len(whole) <= WIDTH:
+        if len(whole) <= WIDTH or not statement:
             made.append(whole)
         else:
             made += [f"    # {comment}"] * bool(comment) + _parted(code)
@@ -578,10 +587,10 @@ def write(files: Mapping[str, str], out: Path, stale: bool = True) -> list[str]:
     touched = []
     for name, text in files.items():
         path = out / name
-        if not path.exists() or path.read_text() != text:
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(path.name + ".partial")
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8", newline="\n")
             partial.replace(path)
             touched.append(name)
     if stale and out.exists():
@@ -590,21 +599,23 @@ def write(files: Mapping[str, str], out: Path, stale: bool = True) -> list[str]:
             if path.is_file() and name not in files and "__pycache__" not in name:
                 path.unlink()
                 touched.append(name)
+                if not any(path.parent.iterdir()):
+                    path.parent.rmdir()
     return touched
 
 
-def differences(files: Mapping[str, str], out: Path) -> list[str]:
+def differences(files: Mapping[str, str], out: Path, stale: bool = True) -> list[str]:
     """What `write` would change, as unified diffs."""
     found = []
     for name, text in files.items():
         path = out / name
-        old = path.read_text() if path.exists() else ""
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
         if old != text:
             diff = difflib.unified_diff(
                 old.splitlines(), text.splitlines(), f"{name} (there)", f"{name} (built)", lineterm=""
             )
             found.append("\n".join(diff))
-    for path in sorted(out.rglob("*")) if out.exists() else []:
+    for path in sorted(out.rglob("*")) if stale and out.exists() else []:
         name = path.relative_to(out).as_posix()
         if path.is_file() and name not in files and "__pycache__" not in name:
             found.append(f"{name}: no spec makes this file any more")

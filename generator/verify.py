@@ -511,6 +511,11 @@ def _backends(wanted: Sequence[str] | None, console: Any) -> list[str]:
         try:
             importlib.import_module(backend.runner)
         except ImportError as error:
+            if wanted:
+                raise catalogue.UnknownName(
+                    f"{backend.title} cannot be imported: {error}. Install the extra: "
+                    f'pip install "isostep[{backend.name}]".'
+                ) from error
             console.print(f"[yellow]left out:[/] {backend.title} ({error})", highlight=False)
             continue
         found.append(path)

@@ -184,18 +184,13 @@ def exp(x: Any) -> Any:
 
 
 def _split(x: Any) -> Any:
-    """m, k with x = (
-        m * 2**k exactly, m in [0.7071, 1.4143], k an integer; x normal and positive."""
-    )
+    """m, k with x = m * 2**k exactly, m in [0.7071, 1.4143], k an integer; x normal and positive."""
     big = x >= 1.42
     z = where(big, x * 7.458340731200207e-155, x * 6.703903964971299e+153)  # 2**-512, 2**511
     c = z * 6369051672525773.0  # TO_POWER
     q = c - (c - z)  # power of two, 2**-511 to 2**512
     m = z / q
     # Each line brings q nearer to 2**40 by 2**-s and counts: its factor is 2**-s * (1 + s * 2**-40).
-     = (
-        
-    )
     q = where(q < 1.5, q * 1.34078079236991e+154, q)
     q = where(q > 1.736881338559743e+77, q * 8.63616855710521e-78, q)
     q = where(q > 5.104235503814077e+38, q * 2.9387358773978327e-39, q)
@@ -238,10 +233,7 @@ def log(x: Any) -> Any:
 
 def cos(x: Any) -> Any:
     """cos x. Within 1 ulp for |x| up to 1e5; next to its zeros within 1e-16."""
-    # x = k pi/2 + (r + l): pi/2 in parts of 33, 33 and 53 bits; the first two products are exact for k < 2**20
-     = (
-        
-    )
+    # x = k pi/2 + (r + low): pi/2 in parts of 33, 33 and 53 bits, k times the first two is exact
     k = np.floor(x * 0.6366197723675814 + 0.5)  # 2 / pi
     a = x - k * 1.5707963267341256  # first 33 bits of pi/2; exact
     b = k * 6.077100506303966e-11  # next 33 bits; exact
@@ -276,10 +268,7 @@ def _power(a: Any, y: Any) -> Any:
     """a**y for a >= 0 (see real_power)."""
     zero = a == 0.0
     m, k = _split(where(zero, 1.0, a))
-    # log m = sh + sl + t: S = 2 f / (2 + f), sh its first 26 bits, sl the rest by exact products, t = S**3/12 + ...
-     = (
-        
-    )
+    # log m = sh + sl + t with S = 2 f / (2 + f): sh its first 26 bits, sl the rest, t = S**3/12 + ...
     f = m - 1.0
     f2 = f + f
     g = m + 1.0

@@ -95,5 +95,8 @@ def decoupled_weight_decay(
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or shapes do not fit.
     """
-    hypers = {"lr": lr, "weight_decay": weight_decay}
+    hypers: dict[str, Any] = {
+        "lr": lr,
+        "weight_decay": weight_decay,
+    }
     return transformed("decoupled_weight_decay", METHOD, DOMAINS, grads, params, hypers)

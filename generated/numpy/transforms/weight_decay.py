@@ -89,5 +89,7 @@ def weight_decay(
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or shapes do not fit.
     """
-    hypers = {"weight_decay": weight_decay}
+    hypers: dict[str, Any] = {
+        "weight_decay": weight_decay,
+    }
     return transformed("weight_decay", METHOD, DOMAINS, grads, params, hypers)

@@ -88,5 +88,9 @@ def clip_by_value(
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or shapes do not fit.
     """
-    hypers: dict[str, Any] = {"c": c}
-    return transformed("clip_by_value", METHOD, DOMAINS, gradients, None, hypers)
+    hypers: dict[str, Any] = {
+        "c": c,
+    }
+    return transformed(
+        "clip_by_value", METHOD, DOMAINS, gradients, None, hypers
+    )

@@ -75,6 +75,8 @@ DOMAINS = {
     "weight_decay": NonNegative,
 }
 
+SPELLING = {"learning_rate": "lr"}
+
 
 def decoupled_weight_decay(
     gradients: Sequence[Any],
@@ -98,5 +100,10 @@ def decoupled_weight_decay(
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or shapes do not fit.
     """
-    hypers: dict[str, Any] = {"learning_rate": learning_rate, "weight_decay": weight_decay}
-    return transformed("decoupled_weight_decay", METHOD, DOMAINS, gradients, variables, hypers, {"learning_rate": "lr"})
+    hypers: dict[str, Any] = {
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+    }
+    return transformed(
+        "decoupled_weight_decay", METHOD, DOMAINS, gradients, variables, hypers, SPELLING
+    )

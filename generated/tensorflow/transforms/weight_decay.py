@@ -91,5 +91,9 @@ def weight_decay(
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or shapes do not fit.
     """
-    hypers: dict[str, Any] = {"weight_decay": weight_decay}
-    return transformed("weight_decay", METHOD, DOMAINS, gradients, variables, hypers)
+    hypers: dict[str, Any] = {
+        "weight_decay": weight_decay,
+    }
+    return transformed(
+        "weight_decay", METHOD, DOMAINS, gradients, variables, hypers
+    )

@@ -89,5 +89,7 @@ def clip_by_value(
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or shapes do not fit.
     """
-    hypers: dict[str, Any] = {"c": c}
+    hypers: dict[str, Any] = {
+        "c": c,
+    }
     return transformed("clip_by_value", METHOD, DOMAINS, grads, None, hypers)
