@@ -23,8 +23,8 @@ import jinja2
 import backends
 from backends import Backend
 from generator import elementary, emit, ir
-from generator.errors import NotAvailable, SpecError
 from generator.equations import ascii_expr, ascii_lines
+from generator.errors import NotAvailable, SpecError
 from generator.ir import Lowered, Program
 
 WIDTH = 100
@@ -110,7 +110,7 @@ class View:
     public: str  # the name that the package exports
     relations: tuple[tuple[str, str], ...]  # what must hold: text, Python
     related: tuple[str, ...]  # the hyperparameters among which it must hold
-    uses_theta: bool
+    uses_theta: bool  # whether anything reads the parameter but the sum that ends the step
 
 
 def view(lowered: Lowered, backend: Backend) -> View:
@@ -194,7 +194,11 @@ def view(lowered: Lowered, backend: Backend) -> View:
                 if isinstance(x, ir.Hyper) or (isinstance(x, ir.Call) and x.op == "length")
             )
         ),
-        uses_theta=any("theta" in v.args for v in lowered.step),
+        uses_theta=any(
+            "theta" in v.args
+            for v in lowered.step
+            if lowered.delta is None or v.name != lowered.result
+        ),
     )
 
 

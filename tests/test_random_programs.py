@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 
 import numpy as np
+import programs
 import pytest
 
-import programs
 from backends import discover
 from backends.running import KernelInput
 from generator import render

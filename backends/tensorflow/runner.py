@@ -104,7 +104,7 @@ def schedule(
 ) -> list[float]:
     """A schedule's values in double, as the optimizer takes them."""
     made = package.create(name, **hypers)
-    function = _in_mode(lambda n: made.in_double(n), mode)
+    function = _in_mode(lambda n: made(n), mode)
     return [float(function(tf.constant(n, tf.int64))) for n in at]
 
 

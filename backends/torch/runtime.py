@@ -231,12 +231,15 @@ def full_like(x: Tensor, value: Any) -> Tensor:
 def differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with the derivative of torch's own of that name, its bits unchanged."""
     native = {"exp": torch.exp, "log": torch.log, "cos": torch.cos, "real_power": torch.pow}
+    uncompiled = torch.compiler.disable(function)  # inlining its chains of squares takes minutes
 
     @functools.wraps(function)
     def exact(*arguments: Any) -> Any:
-        if not any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+        if not any(isinstance(a, Tensor) for a in arguments):
             return function(*arguments)
-        value = function(*(a.detach() if isinstance(a, Tensor) else a for a in arguments))
+        value = uncompiled(*(a.detach() if isinstance(a, Tensor) else a for a in arguments))
+        if not any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+            return value
         slope = native[function.__name__](*arguments)
         # slope + (value - slope) is value: the difference of neighbours is exact.
         return torch.where(value.isfinite(), slope + (value - slope).detach(), value)

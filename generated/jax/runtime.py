@@ -137,7 +137,7 @@ def check_relations(
 ) -> None:
     """Refuse hyperparameters that do not fit each other; by the spec's names."""
     for text, holds in (requires(**values) if requires else {}).items():
-        if isinstance(holds, bool) and not holds:
+        if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
 
@@ -501,9 +501,10 @@ class Method:
     update: Callable[..., Any] | None = None  # (theta, g, state, s) -> (u, state), where exact
     reads_theta: bool = True  # whether `update` does, or, in a transform, `step`
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
-    scalar_states: Mapping[str, float] = field(default_factory=dict)  # of step scope: their starts
+    # States of step scope: where they start, a number or a hyperparameter's name.
+    scalar_states: Mapping[str, float | str] = field(default_factory=dict)
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
-    relations: tuple[tuple[str, Callable[[Mapping[str, Any]], Any]], ...] = ()  # what must hold
+    requires: Callable[..., Mapping[str, Any]] | None = None  # relations: text, whether it holds
 
 
 def _hypers(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -516,7 +517,7 @@ def _hypers(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
             check_all(method.name, {spelling: domain}, {spelling: value}, unchecked=_is_array)
         kept[name] = _kept(method.name, spelling, domain, value)
     if not any(map(_is_array, jax.tree.leaves(kept))):
-        check_all(method.name, {}, kept, method.relations)
+        check_relations(method.name, method.requires, kept)
     return kept
 
 
@@ -933,8 +934,10 @@ class _Shell:
             scalars = {}
             if method.scalar_states:
                 for dtype in dtypes:
-                    starts = method.scalar_states.items()
-                    scalars[str(dtype)] = {k: jnp.asarray(x, dtype) for k, x in starts}
+                    scalars[str(dtype)] = {
+                        k: jnp.asarray(self.hypers[x] if isinstance(x, str) else x, dtype)
+                        for k, x in method.scalar_states.items()
+                    }
             return State(jnp.zeros((), jnp.int32), self.gathered(slots, jax.tree.structure(params)), scalars)
 
     def gathered(self, slots: list[Any], structure: Any) -> Any:

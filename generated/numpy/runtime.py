@@ -131,7 +131,7 @@ def check_relations(
 ) -> None:
     """Refuse hyperparameters that do not fit each other; by the spec's names."""
     for text, holds in (requires(**values) if requires else {}).items():
-        if isinstance(holds, bool) and not holds:
+        if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
 

@@ -136,7 +136,7 @@ def check_relations(
 ) -> None:
     """Refuse hyperparameters that do not fit each other; by the spec's names."""
     for text, holds in (requires(**values) if requires else {}).items():
-        if isinstance(holds, bool) and not holds:
+        if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
 
@@ -387,7 +387,9 @@ def rounded(x: Any) -> Function:
     @_as_written
     def fl(y: Any) -> Tensor:
         y = tf.convert_to_tensor(y, dtype) if isinstance(y, float) else tf.convert_to_tensor(y)
-        return hidden(y) if y.dtype.is_floating else y
+        if y.dtype.is_floating:
+            return hidden(y)
+        return tf.bitwise.bitwise_xor(y, zeros[y.dtype]) if y.dtype in zeros else y
 
     return fl
 
@@ -652,9 +654,9 @@ def step_scalars(
     def hidden(value: Any) -> Any:
         if isinstance(value, (tuple, list)):
             return tuple(hidden(v) for v in value)
-        if isinstance(value, (bool, int, str)) or value is None or callable(value):
+        if isinstance(value, (bool, str)) or value is None or callable(value):
             return value
-        return hide(_double(value))
+        return hide(tf.constant(value, tf.int64) if isinstance(value, int) else _double(value))
 
     if isinstance(t, int):
         t = tf.constant(t, tf.int64)
@@ -774,7 +776,8 @@ class _Kernel:
     ints: int
 
     def scalars(self, t: Tensor, floats: Tensor, ints: Tensor, kept: Any) -> Any:
-        numbers = iter(tf.unstack(rounded(t)(floats))), iter(tf.unstack(ints))
+        fl = rounded(t)  # XLA divides by what it knows as a constant with a multiplication
+        numbers = iter(tf.unstack(fl(floats))), iter(tf.unstack(fl(ints)))
         hypers = {name: _unpack(hole, *numbers) for name, hole in self.holes}
         return _scalars(self.method, t, compute_dtype(self.dtype), kept, hypers)
 
@@ -1081,15 +1084,10 @@ class Optimizer(keras.optimizers.Optimizer):
         if self.built:
             return
         variables = list(variables)
-        seen: set[Any] = set()
+        self._check_distinct(variables)
         for variable in variables:
             if not self._overwrite_variable_with_gradient(variable):
                 _check_parameter(type(self).__name__, variable)
-            if self._var_key(variable) in seen:
-                raise ValueError(
-                    f"{type(self).__name__}: parameter {_path(variable)} is given twice."
-                )
-            seen.add(self._var_key(variable))
         super().build(variables)
         numbers = _respelled({k: getattr(self, k) for k in self.domains}, self.spelling)
         init = {name: numbers[name] for name in self.method.init_hypers}
@@ -1100,6 +1098,17 @@ class Optimizer(keras.optimizers.Optimizer):
         for name, start in self.method.scalar_states.items():
             start = float(numbers.get(start, start))
             setattr(self, f"_state_{name}", {kind: self._kept(name, start, kind) for kind in sorted(kinds)})
+
+    def _check_distinct(self, variables: Sequence[Any]) -> None:
+        seen: set[Any] = set()
+        for variable in variables:
+            key = self._var_key(variable)
+            if key in seen:
+                raise ValueError(
+                    f"{type(self).__name__}: parameter {_path(variable)} is given twice. Add its "
+                    "gradients and pass it once."
+                )
+            seen.add(key)
 
     def _slots_of(self, variable: Any, init: Mapping[str, Any]) -> list[Any]:
         if self._overwrite_variable_with_gradient(variable):
@@ -1155,6 +1164,7 @@ class Optimizer(keras.optimizers.Optimizer):
                 f"{owner}: {len(grads)} gradients for {len(variables)} parameters. Pass one for each, "
                 "None for a parameter that has none."
             )
+        self._check_distinct(variables)
         for i, (g, v) in enumerate(zip(grads, variables, strict=False)):
             if g is not None and not self._overwrite_variable_with_gradient(v):
                 grads[i] = _dense(owner, g, v)
@@ -1430,7 +1440,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
 def _value(holes: Any) -> Function:
     def value(n: Tensor, floats: Tensor, ints: Tensor) -> Tensor:
-        numbers = iter(tf.unstack(rounded(n)(floats))), iter(tf.unstack(ints))
+        fl = rounded(n)
+        numbers = iter(tf.unstack(fl(floats))), iter(tf.unstack(fl(ints)))
         return _unpack_rate(holes, *numbers)(n)
 
     return value

@@ -121,6 +121,7 @@ METHOD = Method(
         "eps": ("eps", NonNegative),
     },
     update=adabelief_update,
+    reads_theta=False,
 )
 
 

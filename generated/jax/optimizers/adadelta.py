@@ -107,6 +107,7 @@ METHOD = Method(
         "eps": ("eps", NonNegative),
     },
     update=adadelta_update,
+    reads_theta=False,
 )
 
 

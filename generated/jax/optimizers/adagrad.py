@@ -90,6 +90,7 @@ METHOD = Method(
         "eps": ("eps", NonNegative),
     },
     update=adagrad_update,
+    reads_theta=False,
 )
 
 

@@ -119,6 +119,7 @@ METHOD = Method(
         "eps": ("eps", NonNegative),
     },
     update=adam_update,
+    reads_theta=False,
 )
 
 

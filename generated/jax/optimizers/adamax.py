@@ -118,6 +118,7 @@ METHOD = Method(
         "eps": ("eps", NonNegative),
     },
     update=adamax_update,
+    reads_theta=False,
 )
 
 

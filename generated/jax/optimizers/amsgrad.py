@@ -137,6 +137,7 @@ METHOD = Method(
         "eps": ("eps", NonNegative),
     },
     update=amsgrad_update,
+    reads_theta=False,
 )
 
 

@@ -90,6 +90,7 @@ METHOD = Method(
         "mu": ("mu", Decay),
     },
     update=heavy_ball_update,
+    reads_theta=False,
 )
 
 

@@ -94,6 +94,7 @@ METHOD = Method(
         "beta": ("beta", Decay),
     },
     update=momentum_update,
+    reads_theta=False,
 )
 
 

@@ -156,6 +156,7 @@ METHOD = Method(
         "psi": ("psi", NonNegative),
     },
     update=nadam_update,
+    reads_theta=False,
     scalar_states={"Pi": 1.0},
 )
 

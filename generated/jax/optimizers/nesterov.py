@@ -86,6 +86,7 @@ METHOD = Method(
         "lr": ("learning_rate", NonNegative),
         "beta": ("beta", Decay),
     },
+    reads_theta=False,
     evaluate="theta",
 )
 

@@ -153,6 +153,7 @@ METHOD = Method(
         "eps": ("eps", NonNegative),
     },
     update=radam_update,
+    reads_theta=False,
 )
 
 

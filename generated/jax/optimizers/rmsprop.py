@@ -98,6 +98,7 @@ METHOD = Method(
         "eps": ("eps", NonNegative),
     },
     update=rmsprop_update,
+    reads_theta=False,
 )
 
 

@@ -76,6 +76,7 @@ METHOD = Method(
         "lr": ("learning_rate", NonNegative),
     },
     update=sgd_update,
+    reads_theta=False,
 )
 
 

@@ -92,6 +92,7 @@ METHOD = Method(
         "beta": ("beta", Decay),
     },
     update=signum_update,
+    reads_theta=False,
 )
 
 

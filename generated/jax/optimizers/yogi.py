@@ -111,6 +111,7 @@ METHOD = Method(
         "initial_accumulator": ("initial_accumulator", NonNegative),
     },
     update=yogi_update,
+    reads_theta=False,
     init_hypers=("initial_accumulator",),
 )
 

@@ -65,6 +65,7 @@ METHOD = Method(
     hypers={
         "c": ("c", NonNegative),
     },
+    reads_theta=False,
 )
 
 

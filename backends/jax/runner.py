@@ -1,0 +1,127 @@
+"""Runs trajectories and kernels with the generated JAX package: op by op, jit, and optax's update."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run
+
+POLICY = Policy(missing="refuse", additive=frozenset({"update"}))
+
+
+def _exact(x: Any) -> Any:
+    """A NumPy array with its dtype kept; float64 wants the wide mode."""
+    return jnp.asarray(x)
+
+
+def _wide(arrays: Sequence[Any]) -> Any:
+    """float64 exists in JAX's 64-bit mode only."""
+    return jax.enable_x64(any(np.asarray(a).dtype == np.float64 for a in arrays))
+
+
+def trajectory(run: Run, mode: str) -> Outcome:
+    """The transformation on a list of arrays."""
+    hypers = dict(run.hypers)
+    if run.schedule is not None:
+        hypers["lr"] = run.package.create(run.schedule[0], **run.schedule[1])
+    optimizer = run.package.create(run.name, **hypers)
+
+    def added(params: Any, grads: Any, state: Any) -> tuple[Any, Any]:
+        updates, state = optimizer.update(grads, state, params)
+        return [p + u for p, u in zip(params, updates, strict=True)], state
+
+    step = {"op by op": optimizer.step, "jit": jax.jit(optimizer.step), "update": jax.jit(added)}
+    with _wide(run.params):
+        params = [_exact(p) for p in run.params]
+        state = optimizer.init(params)
+        for grads in run.grads:
+            params, state = step[mode](params, [_exact(g) for g in grads], state)
+        states = []
+        for i, p in enumerate(run.params):
+            kept = state.scalars.get("float64" if p.dtype == np.float64 else "float32", {})
+            slots = {name: np.asarray(tree[i]) for name, tree in state.tensors._asdict().items()}
+            states.append({**slots, **{k: np.asarray(v) for k, v in kept.items()}})
+        return Outcome([np.asarray(p) for p in params], states)
+
+
+def kernels(
+    modules: Sequence[ModuleType], mode: str, inputs: Sequence[KernelInput]
+) -> list[KernelOutput]:
+    """Each module's kernel on its input; compiled, all of them are one function."""
+    methods: list[Any] = [m.METHOD for m in modules]
+    runtime: Any = inspect.getmodule(type(methods[0]))
+    additive = [m.update is not None and mode == "update" for m in methods]
+
+    def all_steps(thetas: Any, gs: Any, states: Any, scalars: Any) -> Any:
+        results = []
+        for i, m in enumerate(methods):
+            given = (thetas[i], gs[i], states[i], scalars[i])
+            if additive[i]:
+                u, state = m.update(*given)
+                results.append((thetas[i] + u, state))
+            else:
+                results.append(m.step(*given))
+        return results
+
+    function = all_steps if mode == "op by op" else jax.jit(all_steps)
+    with _wide([x.theta for x in inputs]):
+        thetas, gs = [_exact(x.theta) for x in inputs], [_exact(x.g) for x in inputs]
+        hypers = [runtime._hypers(m, x.hypers) for m, x in zip(methods, inputs, strict=True)]
+        states, kept = [], []
+        for m, h, theta in zip(methods, hypers, thetas, strict=True):
+            given = {k: jnp.asarray(h[k], theta.dtype) for k in m.init_hypers}
+            states.append(m.init(theta, **given))
+            starts = {k: h[v] if isinstance(v, str) else v for k, v in m.scalar_states.items()}
+            kept.append({k: jnp.asarray(v, theta.dtype) for k, v in starts.items()})
+        for step in range(inputs[0].steps):
+            count = jnp.asarray(inputs[0].first + step - 1, jnp.int32)
+            scalars = [
+                runtime._evaluated(
+                    m.scalars, count, h, theta.dtype, {f"{k}_prev": v for k, v in c.items()}
+                )
+                for m, h, theta, c in zip(methods, hypers, thetas, kept, strict=True)
+            ]
+            kept = [{k: getattr(s, k) for k in c} for s, c in zip(scalars, kept, strict=True)]
+            results = function(thetas, gs, states, scalars)
+            thetas, states = [r[0] for r in results], [r[1] for r in results]
+        return [
+            KernelOutput(
+                np.asarray(t), {k: np.asarray(v) for k, v in {**s._asdict(), **c}.items()}
+            )
+            for t, s, c in zip(thetas, states, kept, strict=True)
+        ]
+
+
+def schedule(
+    package: ModuleType, name: str, hypers: Mapping[str, Any], at: Sequence[int], mode: str
+) -> list[float]:
+    """A schedule's values in double: what its users get in JAX's 64-bit mode."""
+    with jax.enable_x64(True):
+        made = package.create(name, **hypers)
+        function = made if mode == "op by op" else jax.jit(made)
+        return [float(function(jnp.asarray(n, jnp.int32))) for n in at]
+
+
+def transform(
+    package: ModuleType,
+    name: str,
+    hypers: Mapping[str, Any],
+    params: Sequence[Any],
+    grads: Sequence[Any],
+    mode: str,
+) -> list[Any]:
+    """What a transform makes of some gradients."""
+    made = package.create(name, **hypers)
+    with _wide(grads):
+        thetas, gs = [_exact(p) for p in params], [_exact(g) for g in grads]
+        state = made.init(thetas)
+        update = made.update if mode == "op by op" else jax.jit(made.update)
+        updates, _ = update(gs, state, thetas)
+        return [np.asarray(u) for u in updates]
