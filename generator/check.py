@@ -10,41 +10,18 @@ parameter), **element**. A shape is a tuple of symbolic sizes; sizes of 1 broadc
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from generator import ir
-from generator.equations import ascii_expr
-from generator.errors import SpecError, suggest
+from generator import ir, regions, sample, shapes
+from generator.errors import SpecError
+from generator.infer import SIZES, TENSORS, Definition, Inference, Info, is_call, wider
 from generator.language import RESERVED, reserved
+from generator.regions import EVERYWHERE, Fact, Region
+from generator.shapes import FULL, MATRIX
 
-Shape = tuple[str, ...]
-FULL: Shape = ("shape",)
-MATRIX: Shape = ("rows", "cols")
-SHAPES: Mapping[str, Shape] = {
-    "full": FULL,
-    "row": ("rows", "1"),
-    "column": ("1", "cols"),
-    "scalar": (),
-}
-SCOPES = ("step", "global", "tensor", "element")
-
-
-@dataclass(frozen=True)
-class Info:
-    """What is known of a value before it is computed."""
-
-    type: Literal["float", "int", "bool"] = "float"
-    scope: str = "step"
-    shape: Shape = ()
-
-    def describe(self) -> str:
-        """The shape in words, for messages."""
-        for name, shape in SHAPES.items():
-            if shape == self.shape:
-                return name
-        return "(" + ", ".join(self.shape) + ")"
+__all__ = ["Checked", "Info", "check"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +31,7 @@ class Checked:
     program: ir.Program
     states: tuple[ir.State, ...]
     info: Mapping[str, Info]
-    gradients: int  # how many gradients a step takes
+    gradients: int  # taken in a step beside the one at theta; with others, that one counts too
     inputs: tuple[str, ...]  # oracles and noise sources, by name
 
     @property
@@ -74,80 +51,39 @@ _RESULT = {
     "transform": ("u", "t"),
     "schedule": ("lr", "n"),
 }
+_COMPARED = "lt le gt ge eq ne and or not add sub mul div length word".split()
+# Classes that generated modules import; a spec's class cannot have their names.
+_CLASSES = frozenset(
+    """Any NamedTuple Callable Unpack Array Tensor Scalar Tree State Method Optimizer Schedule
+    Transformation Rule Domain NonNegative Positive Decay Real Count PositiveCount Flag AnySchedule
+    KerasOptions ParamsT""".split()
+)
 
 
-class _Checker:
-    def __init__(self, program: ir.Program) -> None:
-        self.program = program
-        self.parameters = {p.name: p for p in program.parameters}
-        self.clock = "n" if program.kind == "schedule" else "t"
-        self.line = program.line
-        self.info: dict[str, Info] = {}
-        self.defined: dict[str, tuple[int, tuple[int, ...]]] = {}  # name: line, region
-        self.region: tuple[int, ...] = ()
-        self.loops: list[ir.Loop] = []
-        self.matrix = False
-        self.gradients = 0
-        self.inputs: list[str] = []
-
-    def fail(self, message: str, line: int = 0) -> SpecError:
-        return SpecError(self.program.file, line or self.line, message)
-
+class _Checker(Inference):
     # The whole program ----------------------------------------------------------------------------
 
     def run(self) -> Checked:
+        program = self.program
         self.documentation()
-        everything = list(ir.statements(self.program.body))
-        self.assigned = {s.target: s.line for s in reversed(everything) if isinstance(s, ir.Assign)}
-        self.in_loops = {
-            s.target
-            for loop in everything
-            if isinstance(loop, ir.Loop)
-            for s in ir.statements(loop.body)
-            if isinstance(s, ir.Assign)
-        }
-        starts = [s for s in everything if isinstance(s, ir.Start)]
-        self.starts: dict[str, ir.Start] = {}
-        for s in starts:
-            self.line = s.line
-            if s.target in self.starts:
-                first = self.starts[s.target].line
-                raise self.fail(f"{s.target}[0] is given twice (line {first}). Keep one.")
-            self.starts[s.target] = s
+        self.declarations(program.body, EVERYWHERE, None)
         self.names()
-        self.takes_grad = any(
-            isinstance(e, ir.Call) and e.op == "grad"
-            for s in everything
-            for top in ir.expressions(s)
-            for e in ir.walk(top)
-        )
-        for name, s in self.starts.items():
-            self.line = s.line
-            if name == "theta":
-                raise self.fail("theta[0] is the user's. Only read it.")
-            if name != "g" and name not in self.assigned:
-                at = f"{name}[{self.clock}]"
-                raise self.fail(f"{name}[0] is given, but {at} is never defined. Define {at}.")
-            self.info[name] = self.start(s.value)
-        while True:  # a state's shape follows from its update, which may read the state
-            before = dict(self.info)
-            self.defined.clear()
-            self.gradients, self.inputs = 0, []
-            self.block(self.program.body)
-            if {n: self.info[n] for n in self.starts} == {n: before[n] for n in self.starts}:
-                break
+        for relation, _ in program.requires:
+            if is_call(relation, "matrix", "vector"):
+                self.region |= {regions.fact("case", relation)}
+        self.infer()
         self.result()
-        for relation, self.line in self.program.requires:
-            if self.expr(relation).scope != "step":
-                raise self.fail("require(...) is about hyperparameters only.")
-        if self.program.evaluate is not None:
-            self.expr(self.program.evaluate)
+        self.relations()
+        self.gradient()
+        self.evaluation()
         states = tuple(
             ir.State(n, s.value, self.info[n].scope == "step", s.line)
             for n, s in self.starts.items()
-            if n not in self.in_loops
+            if n not in self.loop_of
         )
-        return Checked(self.program, states, self.info, self.gradients, tuple(self.inputs))
+        self.generated(states)
+        count = len(self.points) + bool(self.points and "g" not in self.assigned and self.reads_g)
+        return Checked(program, states, self.info, count, tuple(self.inputs))
 
     def documentation(self) -> None:
         p = self.program
@@ -158,350 +94,375 @@ class _Checker:
                 f"{p.name} has no source. Add a line `Source: authors, venue, number of the "
                 "algorithm.` to its docstring."
             )
-        if not p.class_name.isidentifier():
+        if not p.class_name.isidentifier() or keyword.iskeyword(p.class_name):
             raise self.fail(f"{p.class_name!r} is not a class name. Write it like AdamW.")
+        if p.class_name in _CLASSES:
+            raise self.fail(f"generated code has a class {p.class_name}. Choose another name.")
+
+    def declarations(
+        self, body: tuple[ir.Statement, ...], region: Region, loop: ir.Loop | None
+    ) -> None:
+        for s in body:
+            match s:
+                case ir.Start(name):
+                    if name in self.starts:
+                        first = self.starts[name].line
+                        what = f"{name}[0] is given twice (line {first}). Keep one."
+                        raise self.fail(what, s.line)
+                    self.starts[name], self.home[name] = s, region
+                case ir.Assign(name):
+                    if self.loop_of.setdefault(name, loop or _NO_LOOP) is not (loop or _NO_LOOP):
+                        raise self.twice(name, self.assigned[name], s.line)
+                    self.assigned.setdefault(name, s.line)
+                case ir.Loop():
+                    self.declarations(s.body, region, s)
+                case ir.When():
+                    f = regions.fact("when", s.condition)
+                    self.declarations(s.body, region | {f}, loop)
+                    self.declarations(s.otherwise, region | {regions.opposite(f)}, loop)
+                case ir.Case():
+                    self.declarations(s.body, region | {regions.fact("case", s.condition)}, loop)
+        if loop is None and region == EVERYWHERE:
+            self.loop_of = {k: v for k, v in self.loop_of.items() if v is not _NO_LOOP}
 
     def names(self) -> None:
+        result, kind = _RESULT[self.program.kind][0], self.program.kind
         for name, line in {**self.assigned, **{n: s.line for n, s in self.starts.items()}}.items():
             self.line = line
             if name in self.parameters:
-                raise self.fail(f"{name} is a hyperparameter and cannot be assigned. Rename one.")
-            allowed = {"theta", "g", "lr"}
-            if name in RESERVED - allowed:
+                raise self.fail(f"{name} is a hyperparameter and cannot be defined. Rename one.")
+            if name in {"theta", "lr"} - {result}:
+                a = "an" if kind == "optimizer" else "a"
+                right = f"{result}[{self.clock}]"
+                raise self.fail(f"{a} {kind} does not define {name}. Define {right} instead.")
+            if name in RESERVED - {"theta", "g", "lr"}:
                 raise self.fail(reserved(name, "a state"))
+            if name in self.starts and name not in self.loop_of:
+                self.state(name)
+
+    def state(self, name: str) -> None:
+        if name == "theta":
+            raise self.fail("theta[0] is the user's. Remove this line: theta[0] can only be read.")
+        if self.program.kind == "schedule":
+            raise self.fail(
+                f"{name}[0] makes {name} a state, and a schedule keeps nothing: lr[n] is a formula "
+                "of n. Use iterate(...) where a loop is needed."
+            )
+        if name != "g" and name not in self.assigned:
+            raise self.fail(
+                f"{name}[0] is given, but {name}[t] is never defined. Define it, or remove {name}[0]."
+            )
+
+    def infer(self) -> None:
+        """Go through the program until nothing new is learnt, then once more, strictly.
+
+        A state's shape follows from its update, which may read the state: only the last time
+        everything that is wrong is wrong for good.
+        """
+        for name, s in self.starts.items():
+            self.line = s.line
+            if name == "g":
+                self.start(s.value)
+                self.info[name] = Info("float", "element", FULL)
+            elif name not in self.loop_of:
+                self.info[name] = self.start(s.value)
+        for self.strict in (*[False] * 9, True):
+            before = dict(self.info)
+            self.known, self.points, self.updates, self.inputs = {}, [], 0, {}
+            self.block(self.program.body)
+            if not self.strict and self.info == before:
+                self.strict = True
+                self.known, self.points, self.updates, self.inputs = {}, [], 0, {}
+                self.block(self.program.body)
+                break
 
     def result(self) -> None:
         name, clock = _RESULT[self.program.kind]
-        if name not in self.defined:
-            self.line = self.program.line
+        kind, at = self.program.kind, f"{name}[{clock}]"
+        self.line = self.program.line
+        if name not in self.known:
+            article = "An" if kind == "optimizer" else "A"
+            raise self.fail(f"{at} is never defined. {article} {kind} ends with {at} = ...")
+        self.line = self.known[name][0].line
+        self.ref(ir.Ref(name))
+        if kind == "wrapper" and self.updates != 1:
             raise self.fail(
-                f"{name}[{clock}] is never defined. A{'n' * (self.program.kind == 'optimizer')} "
-                f"{self.program.kind} ends with {name}[{clock}] = ..."
-            )
-        self.line = self.defined[name][0]
-        info = self.info[name]
-        if self.program.kind == "schedule" and info.scope != "step":
-            raise self.fail("lr[n] depends on a tensor. A schedule knows n and hyperparameters only.")
-        if self.program.kind != "schedule" and info.shape not in (FULL, MATRIX, ()):
-            raise self.fail(
-                f"{name}[t] has the shape {info.describe()}, but a parameter has the shape full."
+                f"a wrapper takes one update, here are {self.updates}. Write once: "
+                "inner = update(g[t])."
             )
 
-    # Statements -----------------------------------------------------------------------------------
-
-    def block(self, body: tuple[ir.Statement, ...]) -> None:
-        for number, s in enumerate(body):
-            self.line = s.line
-            match s:
-                case ir.Start():
-                    if s.target in self.in_loops:
-                        self.info[s.target] = self.expr(s.value)
-                        self.defined[s.target] = (s.line, self.region)
-                case ir.Assign():
-                    self.assign(s)
-                case ir.Loop():
-                    self.loop(s, number)
-                case ir.When():
-                    self.condition(s.condition, "when")
-                    self.inside(s.body, (number, 0))
-                    self.inside(s.otherwise, (number, 1))
-                case ir.Case():
-                    self.condition(s.condition, "case")
-                    outer, self.matrix = self.matrix, self.matrix or s.condition != ir.Call(
-                        "vector", ()
-                    )
-                    self.inside(s.body, (number, 2))
-                    self.matrix = outer
-
-    def inside(self, body: tuple[ir.Statement, ...], region: tuple[int, ...]) -> None:
-        outer, self.region = self.region, (*self.region, *region)
-        self.block(body)
-        self.region = outer
-
-    def condition(self, e: ir.Expr, word: str) -> None:
-        info = self.expr(e)
-        if info.type != "bool" and not (isinstance(e, ir.Hyper) and word == "when"):
-            raise self.fail(f"{word}(...) asks for a condition, not for {ascii_expr(e)}.")
-        if info.scope in ("tensor", "element") and word == "when":
-            raise self.fail(
-                "when(...) decides for all parameters at once: its condition is of t, "
-                "hyperparameters or a global reduction. Use where(condition, a, b) for values."
-            )
-
-    def loop(self, s: ir.Loop, number: int) -> None:
-        count = self.expr(s.count)
-        if count.type != "int" or count.scope != "step":
-            raise self.fail("iterate(...) counts to an integer of hyperparameters.")
-        self.loops.append(s)
-        while True:
-            before = dict(self.info)
-            for inner in ir.statements(s.body):
-                if isinstance(inner, ir.Assign) and inner.target not in self.starts:
-                    self.defined.pop(inner.target, None)
-            self.inside(s.body, (number, 3))
-            if before == self.info:
-                break
-        self.loops.pop()
-        self.line = s.line
-
-    def assign(self, s: ir.Assign) -> None:
-        name = s.target
-        if name in self.defined and not (self.loops and name in self.starts):
-            line, region = self.defined[name]
-            if region == self.region[: len(region)] and line != s.line:
+    def relations(self) -> None:
+        for relation, line in self.program.requires:
+            self.line = line
+            if is_call(relation, "matrix", "vector"):
+                continue
+            nodes = list(ir.walk(relation))
+            if any(isinstance(e, ir.Ref | ir.Clock) or is_call(e, *TENSORS) for e in nodes):
                 raise self.fail(
-                    f"{name}[{self.clock}] is defined twice (line {line}). Each name is defined "
-                    "once a step; give one of them another name."
+                    "require(...) is about hyperparameters only. For values of a step use where(...)."
                 )
-        info = self.expr(s.value)
-        if name == "g" and not (isinstance(s.value, ir.Call) and s.value.op == "grad"):
-            raise self.fail("g[t] is the gradient. Only g[t] = grad(point) defines it.")
-        if name in self.starts:
-            old = self.info[name]
-            info = Info(info.type, _wider(old.scope, info.scope), self.joined(old, info, s.value))
-            if info.type == "int" and old.type == "float":
-                info = replace(info, type="float")
-            if info.type == "bool":
-                raise self.fail(f"{name} keeps a condition. Keep where({name}, 1, 0) instead.")
-        self.info[name] = info
-        self.defined[name] = (s.line, self.region)
+            info = self.expr(relation)
+            if any(isinstance(e, ir.Item) or _computed(e) for e in nodes):
+                raise self.fail(
+                    f"require(...) compares hyperparameters with + - * / only, not "
+                    f"{self.text(relation)}. Write the relation without it."
+                )
+            if info.type != "bool":
+                raise self.fail(
+                    f"require(...) asks for a condition, not for {self.text(relation)}. Compare it "
+                    "with something."
+                )
+            if not sample.defaults_fit(self.program, relation):
+                raise self.fail(
+                    f"the defaults do not fulfil {self.words.relation(relation)}. Change a default."
+                )
 
-    def joined(self, old: Info, new: Info, value: ir.Expr) -> Shape:
-        if old.shape == () or old.shape == new.shape:
-            return new.shape
-        if new.shape == ():
-            return old.shape
-        raise self.fail(
-            f"{ascii_expr(value)} has the shape {new.describe()}, but its start has the shape "
-            f"{old.describe()}."
-        )
+    def gradient(self) -> None:
+        """The user's parameters hold the gradient's point, at first theta[0]."""
+        if "g" not in self.assigned:
+            if self.points and not self.reads_g:
+                raise self.fail(
+                    "the first gradient of a step is called g. Write g[t] = grad(...).",
+                    self.program.line,
+                )
+            return
+        if not sample.starts_at_theta(self.program):
+            self.line = self.assigned["g"]
+            point = next(
+                s.value.args[0]
+                for s in ir.statements(self.program.body)
+                if isinstance(s, ir.Assign) and s.target == "g" and isinstance(s.value, ir.Call)
+            )
+            raise self.fail(
+                f"the first gradient is taken at theta[0], but at t = 1 {self.text(point)} is "
+                "another point. Change the point, or the starts of its states."
+            )
+
+    def evaluation(self) -> None:
+        value = self.program.evaluate
+        if value is None:
+            return
+        info = self.expr(value)
+        if self.program.kind not in ("optimizer", "wrapper"):
+            raise self.fail(f"evaluate(...) belongs to an optimizer, not to a {self.program.kind}.")
+        if info.shape not in (FULL, MATRIX) or info.type == "bool":
+            raise self.fail(
+                f"evaluate({self.text(value)}) has the shape {info.describe()}, but a parameter has "
+                "the shape full. Name a state that has it."
+            )
+
+    def generated(self, states: tuple[ir.State, ...]) -> None:
+        """Refuse names that generated code needs for this program."""
+        kind, p = self.program.kind, self.program
+        taken = {f"{s.name}_prev" for s in states if s.scalar}
+        taken |= {p.class_name, f"{p.class_name}State", f"{p.class_name}Scalars"}
+        if "g" in self.starts:
+            taken |= {"g_prev", "is_first"}
+        if "g" in self.assigned:
+            taken |= {"point", "point_next"}
+        if self.raises:
+            taken.add("power")
+        used = {**{h.name: h.line for h in p.parameters}, **self.assigned}
+        for name in sorted(taken & set(used)):
+            what = f"generated code needs the name {name} for this {kind}. Choose another name."
+            raise self.fail(what, used[name])
 
     def start(self, value: ir.Expr) -> Info:
         """What a state begins as: a number, a hyperparameter, theta[0] or first(g)."""
         match value:
-            case ir.Number():
-                return Info("float")
-            case ir.Call("neg", (ir.Number(),), _):
-                return Info("float")
-            case ir.Hyper(name) if not self.parameters[name].domain.many:
-                return Info("float")
+            case ir.Number() | ir.Call("neg", (ir.Number(),), _):
+                return Info()
+            case ir.Hyper(name) if self.hyper(name).type != "bool":
+                return Info()
             case ir.Ref("theta", 1) | ir.Call("first", (), _):
                 return Info("float", "element", FULL)
-        if any(name == s for s in self.in_loops for name in [self.line_target()]):
-            return Info("float")
         raise self.fail(
-            f"a state starts as a number, a hyperparameter, theta[0] or first(g), not as "
-            f"{ascii_expr(value)}."
+            "a state starts as a number, a hyperparameter, theta[0] or first(g), not as "
+            f"{self.text(value)}. Compute the rest in an equation."
         )
 
-    def line_target(self) -> str:
-        return next(n for n, s in self.starts.items() if s.line == self.line)
+    # Statements -----------------------------------------------------------------------------------
 
-    # Expressions ----------------------------------------------------------------------------------
+    def block(self, body: tuple[ir.Statement, ...]) -> None:
+        for s in body:
+            self.line = s.line
+            try:
+                self.statement(s)
+            except SpecError:
+                if self.strict:
+                    raise
 
-    def expr(self, e: ir.Expr) -> Info:
-        match e:
-            case ir.Number(value):
-                return Info("int" if isinstance(value, int) else "float")
-            case ir.Hyper(name):
-                domain = self.parameters[name].domain
-                if domain.type in ("bool", "choice"):
-                    return Info("bool")
-                return Info("int" if domain.type == "int" else "float")
-            case ir.Clock(name):
-                return self.clocked(name)
-            case ir.Item(name, index):
-                return self.item(name, index)
-            case ir.Ref():
-                return self.ref(e)
-        assert isinstance(e, ir.Call)
-        if e.op == "word":
-            raise self.fail(f"{e.text!r} is a word; only compare a choice with it: equal(x, 'a').")
-        operation = ir.OPERATIONS.get(e.op)
-        if operation is None:
-            known = set(ir.OPERATIONS) | set(self.parameters)
-            raise self.fail(f"unknown function {e.op}.{suggest(e.op, known)}")
-        if e.op in ("eq", "ne") and any(isinstance(a, ir.Call) and a.op == "word" for a in e.args):
-            return self.choice(e)
-        given = [self.expr(a) for a in e.args]
-        match e.op:
-            case "grad":
-                self.gradients += 1
-                return Info("float", "element", FULL)
-            case "oracle" | "noise":
-                self.inputs.append(e.text)
-                return Info("float", "element", FULL)
-            case "first":
-                raise self.fail("first(g) is only the start of a state: g[0] = first(g).")
-            case "update":
-                if self.program.kind != "wrapper":
-                    raise self.fail("update(g[t]) belongs to a wrapper. Decorate with @wrapper.")
-                return Info("float", "element", FULL)
-        self.arguments(e, operation, given)
-        scope = "step"
-        for info in given:
-            scope = _wider(scope, info.scope)
-        shape = self.shape(e, operation, given)
-        if e.op in ir.GLOBAL:
-            scope = "global"
-        elif e.op in ("rows", "cols", "matrix", "vector"):
-            scope = "tensor"
-        elif e.op in ir.REDUCTIONS:
-            scope = "tensor"
-        elif shape == () and scope == "element":
-            scope = "tensor"
-        if not operation.tensors and scope != "step":
-            raise self.fail(
-                f"{e.op} of a tensor is not exact: libraries differ by 1 to 3 ULP. It works on t "
-                "and hyperparameters."
-            )
-        kind = self.type(e, operation, given)
-        if e.op == "power" and kind == "real" and scope != "step":
-            raise self.fail(
-                f"{ascii_expr(e)} raises a tensor to a power that is not an integer. "
-                "Use sqrt(x), or an integer."
-            )
-        return Info("float" if kind == "real" else kind, scope, shape)  # type: ignore[arg-type]
+    def statement(self, s: ir.Statement) -> None:
+        match s:
+            case ir.Start(name, value):
+                if name in self.loop_of:
+                    self.define(name, self.expr(value), s.line)
+            case ir.Assign():
+                self.assign(s)
+            case ir.Loop():
+                self.loop(s)
+            case ir.When(condition, body, otherwise):
+                f = self.condition(condition, "when")
+                self.inside(f, body)
+                self.inside(regions.opposite(f), otherwise)
+            case ir.Case(condition, body):
+                self.inside(self.condition(condition, "case"), body)
 
-    def clocked(self, name: str) -> Info:
-        indices = [loop.index for loop in self.loops]
-        if name not in (self.clock, *indices):
-            if name == "n":
-                raise self.fail("n counts finished steps in schedules. Here the step is t.")
-            if name == "t":
-                raise self.fail("t is the step of an optimizer. A schedule counts with n.")
-            raise self.fail(f"{name} is only known inside its loop.")
-        return Info("int")
+    def inside(self, f: Fact, body: tuple[ir.Statement, ...]) -> None:
+        outer = self.region
+        self.region = outer | {f}
+        self.block(body)
+        self.region = outer
 
-    def item(self, name: str, index: ir.Expr) -> Info:
-        if self.expr(index).type != "int":
-            raise self.fail(f"{name}[...] is indexed by integers 1, 2, ...")
-        domain = self.parameters[name].domain
-        return Info("int" if domain.type == "int" else "float")
-
-    def choice(self, e: ir.Call) -> Info:
-        hyper, word = e.args if isinstance(e.args[0], ir.Hyper) else e.args[::-1]
-        if not isinstance(hyper, ir.Hyper) or not isinstance(word, ir.Call):
-            raise self.fail("only a choice hyperparameter is compared with a word.")
-        choices = self.parameters[hyper.name].domain.choices
-        if word.text not in choices:
-            listed = ", ".join(map(repr, choices))
-            raise self.fail(f"{word.text!r} is not one of {hyper.name}'s choices: {listed}.")
-        return Info("bool")
-
-    def ref(self, e: ir.Ref) -> Info:
-        full = Info("float", "element", MATRIX if self.matrix else FULL)
-        name, at = e.name, f"{e.name}[{self.clock}{'-1' if e.lag else ''}]"
-        if name == "theta" and e.lag == 1 and self.program.kind != "schedule":
-            return full
-        if name == "g" and self.program.kind != "schedule":
-            if e.lag == 0 and "g" not in self.assigned:
-                return full
-            if e.lag == 1 and "g" in self.starts:
-                return full
-        if e.lag == 1:
-            if name in self.starts:
-                return self.info[name]
-            if name in self.assigned or name == "g":
+    def condition(self, e: ir.Expr, word: str) -> Fact:
+        info = self.expr(e)
+        if info.type != "bool":
+            what = f"{word}(...) asks for a condition, not for {self.text(e)}."
+            raise self.fail(f"{what} Compare it with something.")
+        leaves = [x for x in ir.walk(e) if not ir.children(x)]
+        sizes = [x for x in leaves if is_call(x, *SIZES)]
+        if word == "case":
+            if not sizes or any(isinstance(x, ir.Ref | ir.Clock) for x in leaves):
                 raise self.fail(
-                    f"{at} is read but {name}[0] is never given. Add `{name}[0] = 0` to make "
-                    f"{name} a state."
+                    "case(...) is about a parameter's shape: matrix, vector, rows and cols. For other "
+                    "conditions use when(...)."
                 )
-        elif name in self.defined:
-            return self.info[name]
-        elif name in self.assigned:
+        elif sizes:
             raise self.fail(
-                f"{at} is used before it is defined (line {self.assigned[name]}). "
-                "Move the definition up."
+                "when(...) decides for all parameters at once. For a shape use case(...)."
             )
-        known = set(self.assigned) | set(self.starts) | {"theta", "g"}
-        raise self.fail(f"{at} is never defined.{suggest(name, known - {name})}")
-
-    def arguments(self, e: ir.Call, operation: ir.Operation, given: list[Info]) -> None:
-        logical = e.op in ("and", "or", "not")
-        for position, (a, info) in enumerate(zip(e.args, given, strict=True)):
-            condition = logical or (e.op == "where" and position == 0)
-            if condition and info.type != "bool":
-                raise self.fail(f"{e.op} asks for a condition, not for {ascii_expr(a)}.")
-            if not condition and info.type == "bool" and operation.shape == "elementwise":
-                raise self.fail(
-                    f"{ascii_expr(a)} is a condition, not a number. Use where({ascii_expr(a)}, 1, 0)."
-                )
-
-    def type(self, e: ir.Call, operation: ir.Operation, given: list[Info]) -> str:
-        if e.op == "power":
-            return "float" if given[1].type == "int" else "real"
-        if e.op == "floor" and isinstance(e.args[0], ir.Call) and e.args[0].op == "div":
-            if all(self.expr(a).type == "int" for a in e.args[0].args):
-                return "int"
-        if e.op == "mod" and any(i.type != "int" for i in given):
-            raise self.fail("% works on integers: t, n, counts.")
-        if operation.result == "same":
-            numbers = given[1:] if e.op == "where" else given
-            return "int" if all(i.type == "int" for i in numbers) else "float"
-        return operation.result
-
-    def shape(self, e: ir.Call, operation: ir.Operation, given: list[Info]) -> Shape:
-        match operation.shape:
-            case "elementwise":
-                return self.broadcast(e, given)
-            case "reduce" | "size" | "input":
-                return ()
-            case "rows" | "cols":
-                self.two_axes(e, given[0])
-                return ("rows", "1") if operation.shape == "rows" else ("1", "cols")
-            case "transpose":
-                self.two_axes(e, given[0])
-                return given[0].shape[::-1]
-        self.two_axes(e, given[0])
-        self.two_axes(e, given[1])
-        left, right = given[0].shape, given[1].shape
-        if left[1] != right[0]:
+        elif info.scope in ("tensor", "element"):
             raise self.fail(
-                f"{ascii_expr(e.args[0])} of shape ({', '.join(left)}) cannot be multiplied by "
-                f"{ascii_expr(e.args[1])} of shape ({', '.join(right)}): {left[1]} is not {right[0]}."
+                "when(...) decides for all parameters at once: its condition is of t, "
+                "hyperparameters or a global reduction. Use where(condition, a, b) for values."
             )
-        return (left[0], right[1])
+        return regions.fact(word, e)
 
-    def two_axes(self, e: ir.Call, info: Info) -> None:
-        if len(info.shape) != 2:
+    def loop(self, s: ir.Loop) -> None:
+        count = self.expr(s.count)
+        counted = any(
+            isinstance(x, ir.Ref | ir.Clock) or is_call(x, *SIZES) for x in ir.walk(s.count)
+        )
+        if count.type != "int" or counted:
             raise self.fail(
-                f"{e.op} works on rows and columns, which {ascii_expr(e.args[0])} has only inside "
-                "`with case(matrix):`."
+                f"iterate(...) counts to an integer that stands fast, not to {self.text(s.count)}. "
+                "Use a number, a Count or length(...)."
+            )
+        if isinstance(s.count, ir.Number) and s.count.value < 1:
+            raise self.fail(f"iterate({s.count.value}) does nothing. Remove the loop.")
+        own = [x.target for x in ir.statements(s.body) if isinstance(x, ir.Assign)]
+        carried = {x: self.known.get(x) for x in own}
+        self.loops.append(s)
+        self.words.enter(s)
+        for _ in range(9):
+            before = dict(self.info)
+            for x, start in carried.items():
+                self.known.pop(x, None)
+                if start:
+                    self.known[x] = list(start[:1])
+            self.block(s.body)
+            if before == self.info:
+                break
+        self.words.leave()
+        self.loops.pop()
+        self.line = s.line
+
+    def assign(self, s: ir.Assign) -> None:
+        name, value = s.target, s.value
+        if is_call(value, "grad"):
+            assert isinstance(value, ir.Call)
+            info = self.taken(value)
+        elif name == "g":
+            self.tensors_only("g[n]")
+            raise self.fail("g[t] is the gradient. Only g[t] = grad(point) defines it.")
+        elif is_call(value, "update"):
+            assert isinstance(value, ir.Call)
+            info = self.updated(value)
+        else:
+            info = self.expr(value)
+        if name == _RESULT[self.program.kind][0]:
+            self.fitting(self.text(ir.Ref(name)), info)
+        if name in self.starts and name != "g":
+            info = self.kept(name, info, value)
+        self.define(name, info, s.line)
+
+    def fitting(self, at: str, info: Info) -> None:
+        """What a program defines is shaped like a parameter, or in a schedule a number."""
+        if info.type == "bool":
+            raise self.fail(f"{at} is a condition. Use where(condition, a, b).")
+        if self.program.kind != "schedule" and info.shape not in (FULL, MATRIX):
+            raise self.fail(
+                f"{at} has the shape {info.describe()}, but a parameter has the shape full. "
+                "Define it by an expression with theta[t-1] or g[t] in it."
             )
 
-    def broadcast(self, e: ir.Call, given: list[Info]) -> Shape:
-        shape: Shape = ()
-        owner: ir.Expr = e
-        for a, info in zip(e.args, given, strict=True):
-            if info.shape == () or info.shape == shape:
-                continue
-            if shape == ():
-                shape, owner = info.shape, a
-                continue
-            if {shape, info.shape} == {FULL, MATRIX}:
-                shape = MATRIX
-                continue
-            sizes = []
-            for x, y in zip(shape, info.shape, strict=False):
-                if x != y and "1" not in (x, y):
-                    break
-                sizes.append(y if x == "1" else x)
-            if len(sizes) != max(len(shape), len(info.shape)):
-                raise self.fail(
-                    f"{ascii_expr(owner)} of shape {_shown(shape)} and {ascii_expr(a)} of shape "
-                    f"{_shown(info.shape)} do not fit together in {ascii_expr(e)}."
-                )
-            shape = tuple(sizes)
-        return shape
+    def taken(self, value: ir.Call) -> Info:
+        """A gradient at a point."""
+        self.tensors_only("grad(...)")
+        point = self.expr(value.args[0])
+        if point.type == "bool" or point.shape not in (FULL, MATRIX):
+            raise self.fail(
+                f"grad({self.text(value.args[0])}) is not at a point: a point is shaped like theta. "
+                "Begin with theta[t-1], or a state that starts there."
+            )
+        self.points.append(value.args[0])
+        return self.full()
+
+    def updated(self, value: ir.Call) -> Info:
+        """What the wrapped optimizer makes of a gradient."""
+        if self.program.kind != "wrapper":
+            raise self.fail(
+                "update(...) belongs to a wrapper. Decorate the function with @wrapper."
+            )
+        given = self.expr(value.args[0])
+        if given.type == "bool" or given.shape not in (FULL, MATRIX) or self.loops:
+            raise self.fail("update(...) takes a gradient, outside of loops. Write update(g[t]).")
+        self.updates += 1
+        return self.full()
+
+    def kept(self, name: str, new: Info, value: ir.Expr) -> Info:
+        """A state, or a loop's iterate, after its definition."""
+        old = self.here(self.info[name], name)
+        if new.type == "bool":
+            raise self.fail(
+                f"{name} keeps a condition. Keep a number: where({self.text(value)}, 1, 0)."
+            )
+        shape = new.shape if old.shape == () else shapes.broadcast(old.shape, new.shape)
+        if shape is None or (new.shape and old.shape and shape != old.shape):
+            start = f"{name}[0]" if name in self.starts else name
+            raise self.fail(
+                f"{self.text(value)} has the shape {new.describe()}, but {start} has the shape "
+                f"{old.describe()}. A state keeps its shape."
+            )
+        kind = new.type if old.type == new.type else "float"
+        return Info(kind, wider(old.scope, new.scope), shape)
+
+    def define(self, name: str, info: Info, line: int) -> None:
+        """Add a definition; each name has one wherever it is reached."""
+        if info.shape == MATRIX:
+            info = replace(info, shape=FULL)
+        earlier = self.known.setdefault(name, [])
+        carried = self.loops and name in self.starts and self.loop_of.get(name) in self.loops
+        for d in earlier[1:] if carried else earlier:
+            if not regions.exclude(d.region, self.region) and d.line != line:
+                raise self.twice(name, d.line, line)
+        earlier.append(Definition(line, self.region, info))
+        self.info[name] = self.merged(name, earlier[1:] if carried else earlier)
+
+    def twice(self, name: str, first: int, line: int) -> SpecError:
+        return self.fail(
+            f"{name}[{self.clock}] is defined twice (line {first}). Each name is defined once a step; "
+            "give one of them another name.",
+            line,
+        )
 
 
-def _shown(shape: Shape) -> str:
-    return Info(shape=shape).describe()
+_NO_LOOP = ir.Loop("", ir.Number(0), (), 0)
 
 
-def _wider(a: str, b: str) -> str:
-    return max(a, b, key=SCOPES.index)
+def _computed(e: ir.Expr) -> bool:
+    """Whether a relation between hyperparameters needs more than plain Python for this."""
+    return isinstance(e, ir.Call) and e.op not in _COMPARED
 
 
 def _sharding(program: ir.Program) -> str:

@@ -1,11 +1,13 @@
 """What a user sees when a spec is refused: file, line, what is wrong, what to do.
 
-In: a place and a message. Out: `SpecError`. Must not know: anything else.
+In: a place and a message, or an exception that a spec's file raised. Out: `SpecError`. Must not know:
+anything else.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,3 +36,34 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """` Did you mean x?`, or nothing."""
     close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]}?" if close else ""
+
+
+def explain(error: Exception, known: Iterable[str] = ()) -> str:
+    """What an exception of Python says about a spec, and what to do; `known` names for suggestions."""
+    text = str(error).strip().rstrip(".") or type(error).__name__
+    match error:
+        case ModuleNotFoundError():
+            return (
+                f"there is no module {error.name}. Install it, or remove the import: a spec needs "
+                "generator.language only."
+            )
+        case ImportError():
+            return f"{text}. Correct the import: a spec needs generator.language only."
+        case NameError() if error.name:
+            hint = suggest(error.name, known) or " Import or define it above."
+            return f"{error.name} is not defined.{hint}"
+        case ZeroDivisionError():
+            return "this divides a literal by 0. Write the value that is meant."
+        case OverflowError():
+            return "this literal is too large for a double. Write a smaller one."
+        case TypeError() if operator := re.match(r"unsupported operand type\(s\) for (\S+):", text):
+            return (
+                f"`{operator[1]}` works on numbers, not on conditions. Use where(condition, a, b)."
+            )
+        case TypeError() if operator := re.match(r"'(\S+)' not supported between", text):
+            return f"`{operator[1]}` compares numbers, not conditions. Join conditions with & or |."
+        case TypeError() if "Boolean" in text or "bad operand type for unary" in text:
+            return "a condition is not a number here. Use where(condition, a, b)."
+    return (
+        f"Python stops here: {text}. The docstring of specs/__init__.py shows what a spec may say."
+    )

@@ -3,32 +3,38 @@
 In: a `Trace` (equations as written). Out: an `ir.Program` with the same operations in the same order.
 Must not know: whether the program makes sense (check.py).
 
-Under `evaluate(False)` SymPy keeps the author's order in `.args`, with these habits to undo:
-`a/b` and `a*(1/b)` are both Mul(a, Pow(b, -1)); `-(a*b)` is flattened to Mul(-1, a, b); `a - b*c` is
-Add(a, Mul(-1, b, c)); `a // b` is floor(a/b).
+Written under `operators.as_written`, expressions keep the author's order in `.args`: `a/b` and `a*(1/b)`
+are both Mul(a, Pow(b, -1)), `-a` is Mul(-1, a), `a - b` is Add(a, Mul(-1, b)) or, of a literal, Add(a, -5),
+`a // b` is floor(a/b).
 """
 
 from __future__ import annotations
 
 import inspect
+import math
+from dataclasses import replace
 from typing import Any
 
 import sympy as sp
 from sympy.core.function import AppliedUndef
-from sympy.logic.boolalg import Boolean, BooleanFalse, BooleanTrue
 
 from generator import ir
-from generator.errors import SpecError
-from generator.language import Recorded, Trace
+from generator.equations import ascii_expr
+from generator.errors import SpecError, suggest
+from generator.language import Recorded, Trace, Word
 
-_RELATIONS = {
+_PLAIN = {
     sp.StrictLessThan: "lt",
     sp.LessThan: "le",
     sp.StrictGreaterThan: "gt",
     sp.GreaterThan: "ge",
+    sp.Eq: "eq",
+    sp.And: "and",
+    sp.Or: "or",
+    sp.Not: "not",
+    sp.Mod: "mod",
 }
-_RENAMED = {"equal": "eq"}
-_TEXTUAL = ("oracle", "noise", "first", "length")
+_ZERO = ir.Number(0)
 
 
 def freeze(trace: Trace) -> ir.Program:
@@ -41,23 +47,32 @@ class _Freezer:
         self.trace = trace
         self.file = trace.spec.file
         self.parameters = {p.name: p for p in trace.parameters}
-        self.loops: list[tuple[str, ir.Expr]] = []  # enclosing and finished loops: index, count
+        self.clock = "n" if trace.spec.kind == "schedule" else "t"
+        self.open: list[Recorded] = []  # the loops around the statement
+        self.loops = _loops(trace.body)
+        self.starting = False  # whether the value is that of a state before the first step
         self.line = trace.spec.line
 
-    def fail(self, message: str) -> SpecError:
-        return SpecError(self.file, self.line, message)
+    def fail(self, message: str, line: int = 0) -> SpecError:
+        return SpecError(self.file, line or self.line, message)
 
     def program(self) -> ir.Program:
         spec = self.trace.spec
-        doc = _Docstring(inspect.getdoc(spec.function) or "")
+        raw = spec.function.__doc__ or ""
+        blank = raw[: len(raw) - len(raw.lstrip())].count("\n")
+        doc = _Docstring(inspect.cleandoc(raw), self.trace.documented + blank)
+        for name, line in doc.lines.items():
+            if name not in self.parameters:
+                hint = suggest(name, self.parameters) or " Remove it."
+                raise self.fail(f"Args: describes {name}, which is no hyperparameter.{hint}", line)
         parameters = tuple(
-            ir.Parameter(p.name, p.domain, p.default, doc.about.get(p.name, ""), p.line)
-            for p in self.trace.parameters
+            replace(p, about=doc.about.get(p.name, "")) for p in self.trace.parameters
         )
         body = self.block(self.trace.body)
         requires = []
-        for relation, self.line in self.trace.requires:
-            requires.append((self.expr(relation), self.line))
+        for relation, line in self.trace.requires:
+            self.line = line
+            requires.append((self.expr(relation), line))
         evaluated = None
         if self.trace.evaluate is not None:
             value, self.line = self.trace.evaluate
@@ -67,8 +82,8 @@ class _Freezer:
             name=spec.name,
             class_name=spec.class_name,
             title=doc.title,
-            source=tuple(doc.source),
-            notes=tuple(doc.notes),
+            source=tuple(filter(None, doc.source)),
+            notes=tuple(filter(None, doc.notes)),
             parameters=parameters,
             body=body,
             requires=tuple(requires),
@@ -82,138 +97,150 @@ class _Freezer:
 
     def block(self, records: list[Recorded]) -> tuple[ir.Statement, ...]:
         made: list[ir.Statement] = []
-        for r in records:
+        for before, r in zip([None, *records], records, strict=False):
             self.line = r.line
             match r.what:
                 case "set":
                     made.append(self.equation(r))
                 case "loop":
                     count = self.expr(r.value)
-                    self.loops.append((r.index.name, count))
+                    self.open.append(r)
                     made.append(ir.Loop(r.index.name, count, self.block(r.body), r.line))
+                    self.open.pop()
                 case "when":
                     made.append(ir.When(self.expr(r.value), self.block(r.body), (), r.line))
                 case "otherwise":
-                    if not made or not isinstance(made[-1], ir.When):
-                        raise self.fail("otherwise() follows a when(...) region directly.")
-                    w = made.pop()
-                    assert isinstance(w, ir.When)
+                    w = made.pop() if before and before.what == "when" else None
+                    if not isinstance(w, ir.When):
+                        raise self.fail(
+                            "otherwise() stands directly below a when(...) region. Move it."
+                        )
                     made.append(ir.When(w.condition, w.body, self.block(r.body), w.line))
                 case "case":
                     made.append(ir.Case(self.expr(r.value), self.block(r.body), r.line))
         return tuple(made)
 
     def equation(self, r: Recorded) -> ir.Statement:
-        index = sp.sympify(r.index)
-        value = self.expr(r.value)
-        if index == sp.Integer(0):
-            return ir.Start(r.name, value, r.line)
-        if isinstance(index, sp.Symbol) and index.name in self.clocks():
-            return ir.Assign(r.name, value, r.line)
-        now = " or ".join(f"{r.name}[{c}]" for c in self.clocks())
-        raise self.fail(f"{r.name}[{_text(index)}] cannot be defined here. Define {now}.")
-
-    def clocks(self) -> list[str]:
-        clock = "n" if self.trace.spec.kind == "schedule" else "t"
-        return [clock, *(name for name, _ in self.loops)]
+        index = self.expr(r.index)
+        now = self.open[-1].index.name if self.open else self.clock
+        if index == _ZERO:
+            self.starting = r.name not in self.loops
+            if self.starting and self.open:
+                raise self.fail(f"{r.name}[0] stands in a loop. Move it above the loop.")
+            start = ir.Start(r.name, self.expr(r.value), r.line)
+            self.starting = False
+            return start
+        if index == ir.Clock(now):
+            return ir.Assign(r.name, self.expr(r.value), r.line)
+        what = f"{r.name}[{_index(index)}] cannot be defined here."
+        if index in (ir.Clock("t"), ir.Clock("n")):
+            a = "an" if self.trace.spec.kind == "optimizer" else "a"
+            where = "in the loop" if self.open else f"in {a} {self.trace.spec.kind}"
+            raise self.fail(f"{what} Names count with {now} {where}: {r.name}[{now}].")
+        raise self.fail(f"{what} Define {r.name}[{now}].")
 
     # Expressions ----------------------------------------------------------------------------------
 
     def expr(self, e: Any) -> ir.Expr:
-        if isinstance(e, bool):
-            raise self.fail("True and False are decided already. Use a bool hyperparameter.")
-        if isinstance(e, int | float):
-            return ir.Number(e)
-        if isinstance(e, str):
-            return ir.Call("word", (), e)
         return self.node(sp.sympify(e))
 
     def node(self, e: Any) -> ir.Expr:
-        if isinstance(e, sp.Integer):
-            return ir.Number(int(e))
-        if isinstance(e, sp.Float):
-            return ir.Number(float(e))
-        if isinstance(e, sp.Rational):
-            return ir.Call("div", (ir.Number(e.p), ir.Number(e.q)))
+        match e:
+            case sp.Integer():
+                return ir.Number(int(e))
+            case sp.Float() if math.isfinite(float(e)):
+                return ir.Number(float(e))
+            case sp.Symbol():
+                return self.symbol(e)
+            case sp.Indexed():
+                return self.indexed(e)
+            case sp.Add():
+                return self.sum(e.args)
+            case sp.Mul():
+                return self.product(e.args)
+            case sp.Pow():
+                return self.power(e)
+            case AppliedUndef():
+                return self.applied(e)
+            case sp.floor():
+                a, b = e.args[0].args
+                return ir.Call("floordiv", (self.node(a), self.node(b.base)))
         if e is sp.pi:
             return ir.Call("pi", ())
-        if isinstance(e, sp.Symbol):
-            return self.symbol(e)
-        if isinstance(e, sp.Indexed):
-            return self.indexed(e)
-        if isinstance(e, sp.Add):
-            return self.sum(e.args)
-        if isinstance(e, sp.Mul):
-            return self.product(e.args)
-        if isinstance(e, sp.Pow):
-            return self.power(e)
-        if isinstance(e, AppliedUndef):
-            return self.applied(e)
-        if type(e) in _RELATIONS:
-            return ir.Call(_RELATIONS[type(e)], (self.node(e.args[0]), self.node(e.args[1])))
-        if isinstance(e, sp.And | sp.Or):
-            op = "and" if isinstance(e, sp.And) else "or"
-            first, *rest = (self.node(a) for a in e.args)
-            for other in rest:
-                first = ir.Call(op, (first, other))
-            return first
-        if isinstance(e, sp.Not):
-            return ir.Call("not", (self.node(e.args[0]),))
-        if isinstance(e, sp.floor):
-            return ir.Call("floor", (self.node(e.args[0]),))
-        if isinstance(e, sp.Mod):
-            return ir.Call("mod", (self.node(e.args[0]), self.node(e.args[1])))
-        if isinstance(e, sp.Eq | sp.Ne):
-            op = "eq" if isinstance(e, sp.Eq) else "ne"
-            return ir.Call(op, (self.node(e.args[0]), self.node(e.args[1])))
-        if isinstance(e, BooleanTrue | BooleanFalse | Boolean):
-            raise self.fail(f"this condition is always {e}. Remove it.")
-        what = type(e).__name__
-        raise self.fail(f"{what} is not an operation of the language. Write it with those that are.")
+        if type(e) in _PLAIN:
+            return ir.Call(_PLAIN[type(e)], tuple(map(self.node, e.args)))
+        raise self.fail(
+            f"{e} is no value of the language. Write it with the language's operations."
+        )
 
     def symbol(self, e: Any) -> ir.Expr:
+        if isinstance(e, Word):
+            return ir.Call("word", (), e.name)
         if e.name in self.parameters:
             return ir.Hyper(e.name)
-        if e.name in ("t", "n") or e.name in (name for name, _ in self.loops):
-            return ir.Clock(e.name)
-        if e.name in ("matrix", "vector"):
+        if e.name in ("matrix", "vector", "rows", "cols"):
             return ir.Call(e.name, ())
-        raise self.fail(f"{e.name} is not a hyperparameter of this spec.")
+        return ir.Clock(e.name)
 
     def indexed(self, e: Any) -> ir.Expr:
-        name, index = e.base.label.name, e.indices[0]
+        name, index = e.base.label.name, self.node(e.indices[0])
         if name in self.parameters:
-            return ir.Item(name, self.node(index))
-        if index == sp.Integer(0):
-            return ir.Ref(name, 1) if name != "theta" else ir.Ref("theta", 1)
-        clocks = self.clocks()
-        if isinstance(index, sp.Symbol) and index.name in clocks:
-            return ir.Ref(name)
-        if isinstance(index, sp.Add) and len(index.args) == 2:
-            clock, offset = index.args
-            if isinstance(clock, sp.Symbol) and clock.name in clocks:
-                if offset == sp.Integer(-1):
-                    return ir.Ref(name, 1)
-                if isinstance(offset, sp.Integer) and int(offset) < -1:
+            return ir.Item(name, index)
+        at = f"{name}[{_index(index)}]"
+        loop = self.loops.get(name)
+        now = loop.index.name if loop else self.clock
+        if index == _ZERO:
+            if self.starting and name == "theta":
+                return ir.Ref("theta", 1)
+            raise self.fail(self.beginning(name, now))
+        if loop and not any(loop is x for x in self.open):
+            count = self.expr(loop.value)
+            if index == count:
+                return ir.Ref(name)  # what the loop ended with
+            raise self.fail(
+                f"{at}: here the loop is over. Read its last value, {name}[{_index(count)}]."
+            )
+        match index:
+            case ir.Clock(clock) if clock == now:
+                return ir.Ref(name)
+            case ir.Call("sub", (ir.Clock(clock), ir.Number(1)), _) if clock == now:
+                return ir.Ref(name, 1)
+            case ir.Call("sub", (ir.Clock(clock), ir.Number(int() as lag)), _) if clock == now:
+                if lag > 1:
                     raise self.fail(
-                        f"{name}[{_text(index)}] looks back {-int(offset)} steps; a state remembers "
-                        f"one. Keep another state: {name}_1[t] = {name}[t-1]."
+                        f"{at} looks back {lag} steps; a state remembers one. Keep another state: "
+                        f"{name}_1[{now}] = {name}[{now}-1]."
                     )
-                raise self.fail(f"{name}[{_text(index)}] is not known yet at step {clock}.")
-        frozen = self.node(index)
-        if any(frozen == count for _, count in self.loops):
-            return ir.Ref(name)  # x[count]: what the loop ended with
+            case ir.Call("add", (ir.Clock(clock), _), _) if clock == now:
+                raise self.fail(
+                    f"{at} is not known yet at step {now}. Read {name}[{now}] or {name}[{now}-1]."
+                )
+            case ir.Clock() | ir.Call(_, (ir.Clock(), _), _):
+                if self.clock == "n" and name in ("theta", "g"):
+                    return ir.Ref(name)  # and refused for what it is
+                raise self.fail(f"{at}: {name} counts with {now}. Write {name}[{now}].")
         raise self.fail(
-            f"{name}[{_text(index)}] is at no time that the language knows. Use t, t-1 or 0."
+            f"{at} is at no time that the language knows. Use {name}[{now}] or {name}[{now}-1]."
         )
+
+    def beginning(self, name: str, now: str) -> str:
+        if self.starting:
+            return (
+                "a state starts as a number, a hyperparameter, theta[0] or first(g), not as "
+                f"{name}[0]. Write the value out."
+            )
+        if name == "theta":
+            return (
+                "theta[0] is known only before the first step. To keep it, write start[0] = theta[0] "
+                "and start[t] = start[t-1]."
+            )
+        return f"{name}[0] is only the start of {name}. Read {name}[{now}-1]."
 
     def sum(self, args: tuple[Any, ...]) -> ir.Expr:
         total = self.node(args[0])
         for a in args[1:]:
-            if isinstance(a, sp.Mul) and a.args[0] == sp.Integer(-1) and len(a.args) > 1:
-                total = ir.Call("sub", (total, self.product(a.args[1:])))
-            elif isinstance(a, sp.Mul) and isinstance(a.args[0], sp.Number) and a.args[0] < 0:
-                total = ir.Call("sub", (total, self.product((-a.args[0], *a.args[1:]))))
+            if isinstance(a, sp.Mul) and a.args[0] is sp.S.NegativeOne and len(a.args) == 2:
+                total = ir.Call("sub", (total, self.node(a.args[1])))
             elif isinstance(a, sp.Number) and a < 0:
                 total = ir.Call("sub", (total, self.node(-a)))
             else:
@@ -221,11 +248,11 @@ class _Freezer:
         return total
 
     def product(self, args: tuple[Any, ...]) -> ir.Expr:
-        if args[0] == sp.Integer(-1) and len(args) > 1:
-            return ir.Call("neg", (self.product(args[1:]),))
+        if args[0] is sp.S.NegativeOne and len(args) == 2:
+            return ir.Call("neg", (self.node(args[1]),))
         total = self.node(args[0])
         for a in args[1:]:
-            if isinstance(a, sp.Pow) and a.exp == sp.Integer(-1):
+            if isinstance(a, sp.Pow) and a.exp is sp.S.NegativeOne:
                 total = ir.Call("div", (total, self.node(a.base)))
             else:
                 total = ir.Call("mul", (total, self.node(a)))
@@ -238,55 +265,64 @@ class _Freezer:
 
     def applied(self, e: Any) -> ir.Expr:
         name = type(e).__name__
-        if name == "call":
-            called, step = e.args
-            return ir.Call("call", (self.node(called), self.node(step)))
-        if name in _TEXTUAL:
+        if name in ("oracle", "noise"):
+            text = e.args[0].name
+            shape, scope = self.trace.oracles[text]
+            given = () if (shape, scope) == (("full",), "tensor") else (*shape, scope)
+            return ir.Call(name, tuple(ir.Call("word", (), w) for w in given), text)
+        if name in ("first", "length"):
             return ir.Call(name, (), e.args[0].name)
-        name = _RENAMED.get(name, name)
         return ir.Call(name, tuple(map(self.node, e.args)))
 
 
-def _text(index: Any) -> str:
+def _loops(body: list[Recorded], inside: Recorded | None = None) -> dict[str, Recorded]:
+    """The loop in which each name that one defines is defined."""
+    found: dict[str, Recorded] = {}
+    for r in body:
+        loop = r if r.what == "loop" else inside
+        if r.what == "set" and loop is not None and sp.sympify(r.index) != 0:
+            found.setdefault(r.name, loop)
+        found |= {k: v for k, v in _loops(r.body, loop).items() if k not in found}
+    return found
+
+
+def _index(index: ir.Expr) -> str:
     """An index as people write it: `t-2`, not `t - 2`."""
-    return sp.sstr(index, order="none").replace(" ", "")
+    return ascii_expr(index).replace(" ", "")
 
 
 class _Docstring:
     """Title, `Source:`, `Note:` and `Args:` of a spec's docstring; the rest is prose."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, first: int) -> None:
         lines = text.splitlines()
         self.title = lines[0].strip() if lines else ""
         self.source: list[str] = []
         self.notes: list[str] = []
         self.other: list[str] = []
         self.about: dict[str, str] = {}
-        where: list[str] | None = None
+        self.lines: dict[str, int] = {}  # where each entry of `Args:` stands
+        where: list[str] | None = None  # what the next line goes on with
         parameter = ""
-        for line in lines[1:]:
+        for number, line in enumerate(lines[1:], first + 1):
             word, indented = line.strip(), line.startswith(" ")
+            head, colon, rest = (x.strip() for x in word.partition(":"))
             if line.startswith(("Source:", "Note:")):
-                head, _, rest = word.partition(":")
-                where = self.source if head == "Source" else self.notes
-                where.append(rest.strip())
-                parameter = ""
+                where, parameter = self.source if head == "Source" else self.notes, ""
+                where.append(rest)
             elif line.startswith("Args:"):
                 where, parameter = None, "?"
-            elif not word:
-                where, parameter = None, ""
+            elif not word or (parameter and not indented):
+                where, parameter = (self.other, "") if word else (None, "")
+                self.other += [word] * bool(word)
             elif parameter:
-                name, colon, rest = word.partition(":")
-                if colon and name.isidentifier() and len(line) - len(line.lstrip()) <= 4:
-                    parameter = name
-                    self.about[name] = rest.strip()
+                if colon and head.isidentifier() and len(line) - len(line.lstrip()) <= 4:
+                    parameter = head
+                    self.about[head], self.lines[head] = rest, number
                 else:
                     self.about[parameter] = f"{self.about.get(parameter, '')} {word}".strip()
-            elif where is not None and indented:
-                where[-1] = f"{where[-1]} {word}"
+            elif where is self.other or (where and indented):
+                where[-1] = f"{where[-1]} {word}".strip()
             else:
-                if where is not self.other:
-                    where = self.other
-                    self.other.append(word)
-                else:
-                    self.other[-1] = f"{self.other[-1]} {word}"
+                where = self.other
+                self.other.append(word)

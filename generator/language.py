@@ -5,7 +5,7 @@ calls the function once and records its SymPy equations exactly as written. Must
 equations mean (check.py), what is computed (lower.py), any framework.
 
 SymPy sorts sums and products when it evaluates, and that changes bits, so the function runs under
-`sympy.evaluate(False)`; nothing after freeze.py touches SymPy again.
+`operators.as_written`; nothing after freeze.py touches SymPy again.
 """
 
 from __future__ import annotations
@@ -13,31 +13,37 @@ from __future__ import annotations
 import functools
 import inspect
 import keyword
+import math
+import re
 import sys
+import traceback
 import typing
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy as sp
 
 from generator import ir
-from generator.errors import SpecError
-from generator.syntax import scan
+from generator.errors import SpecError, explain, suggest
+from generator.operators import as_written
+from generator.syntax import Scope, Source, find, scan
 
 _FUNCTIONS = (
-    "sqrt abs sign minimum maximum floor where exp log cos sum mean norm rms row_mean col_mean"
-    " row_sum col_sum global_sum global_norm rows cols equal grad"
+    *"sqrt abs sign minimum maximum floor where equal exp log cos sum mean norm rms".split(),
+    *"row_mean col_mean row_sum col_sum global_sum global_norm grad update oracle noise".split(),
+    *"first length iterate case when otherwise evaluate require".split(),
 )
+_VALUES = ("t", "n", "pi", "matrix", "vector", "rows", "cols")
+_SHAPES = ("full", "row", "column", "scalar")
+_TIMED = ("theta", "g", "lr")
 
-__all__ = [  # noqa: PLE0604 - one list of functions, see above
-    *_FUNCTIONS.split(),
-    *"t n theta g lr pi matrix vector full row column scalar".split(),
-    *"names first case when otherwise iterate length update oracle noise evaluate require".split(),
+__all__ = [
+    *(*_FUNCTIONS, *_VALUES, *_SHAPES, *_TIMED),
+    *"names optimizer schedule transform wrapper Choice Optional Annotated Domain".split(),
     *"NonNegative Positive Decay Real Count PositiveCount Schedule".split(),
-    *"Choice Optional Annotated Domain optimizer schedule transform wrapper".split(),
 ]
 
 # ---------------------------------------------------------------------------------------------------
@@ -54,10 +60,12 @@ Annotated = typing.Annotated
 _PLAIN = {bool: ir.Domain("bool", "bool"), float: Real, int: ir.Domain("Integer", "int")}
 
 
-def Domain(  # noqa: N802 - reads like the type it makes
+def Domain(
     low: float, high: float, *, low_open: bool = False, high_open: bool = False
 ) -> ir.Domain:
     """An interval of its own, for `Annotated[float, Domain(0, 1)]`; both ends belong to it."""
+    if not (low < high or (low == high and not (low_open or high_open))):
+        raise SpecError(*_here(), f"Domain({low}, {high}) is empty. Write the smaller end first.")
     return ir.Domain("Domain", "float", low, high, low_open, high_open)
 
 
@@ -67,6 +75,8 @@ class Choice:
     def __class_getitem__(cls, words: str | tuple[str, ...]) -> ir.Domain:
         """The domain of these words."""
         chosen = words if isinstance(words, tuple) else (words,)
+        if not chosen or not all(isinstance(w, str) and w != "None" for w in chosen):
+            raise SpecError(*_here(), 'Choice[...] lists words. Write Choice["a", "b"].')
         return ir.Domain("Choice", "choice", choices=chosen)
 
 
@@ -75,22 +85,20 @@ class Optional:
 
     def __class_getitem__(cls, domain: Any) -> ir.Domain:
         """The domain with None added."""
-        return _replaced(_domain(domain), optional=True)
-
-
-def _replaced(domain: ir.Domain, **changes: Any) -> ir.Domain:
-    return ir.Domain(**{**domain.__dict__, **changes})
+        return replace(_domain(domain), optional=True)
 
 
 def _domain(annotation: Any) -> ir.Domain:
     """The domain that an annotation stands for; KeyError where it stands for none."""
     if isinstance(annotation, ir.Domain):
         return annotation
-    if typing.get_origin(annotation) is tuple:
-        return _replaced(_domain(typing.get_args(annotation)[0]), many=True)
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is tuple and arguments[1:] == (Ellipsis,):
+        return replace(_domain(arguments[0]), many=True)
     for extra in getattr(annotation, "__metadata__", ()):
         if isinstance(extra, ir.Domain):
-            return extra
+            whole = annotation.__origin__ is int and extra.type == "float"
+            return replace(extra, type="int") if whole else extra
     return _PLAIN[annotation]
 
 
@@ -110,6 +118,18 @@ class Recorded:
     body: list[Recorded] = field(default_factory=list)
 
 
+class Equation(sp.Eq):  # type: ignore[misc]  # SymPy has no types
+    """An equation that prints as it was written, where SymPy's own printers sort sums."""
+
+    def _sympystr(self, printer: Any) -> str:
+        unsorted = type(printer)({**printer._settings, "order": "none"})
+        return str(unsorted._print_Relational(self))
+
+    def _latex(self, printer: Any) -> str:
+        unsorted = type(printer)({**printer._settings, "order": "none"})
+        return str(unsorted._print_Relational(self))
+
+
 @dataclass
 class Trace:
     """Everything a spec says: the equations as written, and what its signature declares."""
@@ -118,8 +138,9 @@ class Trace:
     parameters: tuple[ir.Parameter, ...]
     body: list[Recorded]
     requires: list[tuple[Any, int]]
-    oracles: dict[str, tuple[tuple[Any, ...], str]]
+    oracles: dict[str, tuple[tuple[str, ...], str]]
     evaluate: tuple[Any, int] | None = None
+    documented: int = 0  # the first line of the docstring
 
     @property
     def equations(self) -> list[sp.Eq]:
@@ -129,23 +150,22 @@ class Trace:
             for r in body:
                 if r.what == "set":
                     left = sp.Indexed(sp.IndexedBase(r.name), r.index)
-                    yield sp.Eq(left, sp.sympify(r.value), evaluate=False)
+                    yield Equation(left, sp.sympify(r.value), evaluate=False)
                 yield from collect(r.body)
 
-        with sp.evaluate(False):
+        with as_written():
             return list(collect(self.body))
 
 
 class _Recording:
     """The trace being made; regions nest by pushing a block."""
 
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
+    def __init__(self, source: Source) -> None:
+        self.named = source.named
         self.blocks: list[list[Recorded]] = [[]]
         self.requires: list[tuple[Any, int]] = []
-        self.oracles: dict[str, tuple[tuple[Any, ...], str]] = {}
+        self.oracles: dict[str, tuple[tuple[str, ...], str]] = {}
         self.evaluate: tuple[Any, int] | None = None
-        self.loops = 0
 
     def add(self, record: Recorded) -> None:
         self.blocks[-1].append(record)
@@ -207,18 +227,31 @@ theta, g, lr = TimeIndexed("theta"), TimeIndexed("g"), TimeIndexed("lr")
 
 def names(text: str) -> Any:
     """Names to write equations in: `m, v = names("m v")`, one name alone for one word."""
-    file, line = _here()
-    made = []
-    for word in text.replace(",", " ").split():
+    place = _here()
+    words = text.replace(",", " ").split() if isinstance(text, str) else []
+    if not words:
+        raise SpecError(*place, 'names(...) makes no name. Write m, v = names("m v").')
+    for word in words:
         if word in RESERVED:
-            raise SpecError(file, line, reserved(word, "a state"))
-        if not word.isidentifier() or keyword.iskeyword(word):
-            raise SpecError(file, line, f"{word!r} is not a name. Use letters, digits and _.")
-        made.append(TimeIndexed(word))
-    return made[0] if len(made) == 1 else tuple(made)
+            raise SpecError(*place, reserved(word, "a state"))
+        if not _NAME.fullmatch(word):
+            raise SpecError(
+                *place, f"{word!r} is not a name. Use letters, digits and _, a letter first."
+            )
+        if keyword.iskeyword(word):
+            raise SpecError(*place, f"{word} is a word of Python. Choose another name.")
+    made = tuple(map(TimeIndexed, words))
+    return made[0] if len(made) == 1 else made
 
 
-class Item(sp.Indexed):
+_NAME = re.compile("[A-Za-z][A-Za-z0-9_]*")
+
+
+class Word(sp.Symbol):  # type: ignore[misc]  # SymPy has no types
+    """A word in quotes, with which a choice is compared, or None."""
+
+
+class Item(sp.Indexed):  # type: ignore[misc]  # SymPy has no types
     """One entry of a tuple hyperparameter; callable where the entry is a schedule."""
 
     def __call__(self, step: Any) -> Any:
@@ -226,7 +259,7 @@ class Item(sp.Indexed):
         return sp.Function("call")(self, step)
 
 
-class ScheduleParameter(sp.Symbol):
+class ScheduleParameter(sp.Symbol):  # type: ignore[misc]  # SymPy has no types
     """A hyperparameter that is a schedule: `schedule(n - warmup)`."""
 
     def __call__(self, step: Any) -> Any:
@@ -268,107 +301,180 @@ def _symbol(parameter: ir.Parameter) -> Any:
 
 def _function(name: str) -> Callable[..., Any]:
     made = sp.Function(name)
-    arity = ir.OPERATIONS["eq" if name == "equal" else name].arity
+    operation = ir.OPERATIONS[name]
 
     def apply(*operands: Any) -> Any:
-        if len(operands) != arity:
-            raise TypeError(f"{name} takes {arity} operand{'s'[: arity != 1]}, got {len(operands)}")
-        return made(*operands)
+        return made(*_counted(name, operation.arity, operands))
 
     apply.__name__ = apply.__qualname__ = name
-    apply.__doc__ = ir.OPERATIONS["eq" if name == "equal" else name].meaning
+    apply.__doc__ = operation.meaning
     return apply
 
 
-sqrt, abs, sign = _function("sqrt"), _function("abs"), _function("sign")  # noqa: A001
+def _counted(name: str, arity: int, operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(operands) != arity:
+        nested = f"Nest them: {name}(a, {name}(b, c))." if len(operands) > arity == 2 else ""
+        example = nested or f"Write {name}({', '.join('abc'[:arity])})."
+        number = {0: "no operand", 1: "1 operand"}.get(arity, f"{arity} operands")
+        what = f"{name} takes {number}, not {len(operands)}. {example}"
+        raise SpecError(*_here(), what)
+    return operands
+
+
+sqrt, abs, sign = _function("sqrt"), _function("abs"), _function("sign")
 minimum, maximum = _function("minimum"), _function("maximum")
-floor, where, equal = _function("floor"), _function("where"), _function("equal")
+floor, where = _function("floor"), _function("where")
 exp, log, cos = _function("exp"), _function("log"), _function("cos")
-sum, mean = _function("sum"), _function("mean")  # noqa: A001
+sum, mean = _function("sum"), _function("mean")
 norm, rms = _function("norm"), _function("rms")
 row_mean, col_mean = _function("row_mean"), _function("col_mean")
 row_sum, col_sum = _function("row_sum"), _function("col_sum")
 global_sum, global_norm = _function("global_sum"), _function("global_norm")
-rows, cols, grad = _function("rows"), _function("cols"), _function("grad")
+grad = _function("grad")
 pi = sp.pi
 matrix, vector = sp.Symbol("matrix"), sp.Symbol("vector")
-full, row, column, scalar = "full", "row", "column", "scalar"
+rows, cols = (sp.Symbol(x, integer=True, positive=True) for x in ("rows", "cols"))
+full, row, column, scalar = _SHAPES
 
 
-def length(parameter: TupleParameter) -> Any:
+def equal(*operands: Any) -> Any:
+    """Whether two values are equal; a choice is compared with a word, an option with None."""
+    a, b = (
+        Word(str(x)) if x is None or isinstance(x, str) else sp.sympify(x)
+        for x in _counted("equal", 2, operands)
+    )
+    return sp.Eq(a, b)
+
+
+def length(*operands: TupleParameter) -> Any:
     """How many entries a tuple hyperparameter has."""
+    (parameter,) = _counted("length", 1, operands)
     return sp.Function("length")(sp.Symbol(parameter.name))
 
 
-def first(gradient: TimeIndexed) -> Any:
+def first(*operands: TimeIndexed) -> Any:
     """The start of a state that keeps the previous gradient: `g[0] = first(g)`."""
+    (gradient,) = _counted("first", 1, operands)
     return sp.Function("first")(sp.Symbol(gradient.name))
 
 
-def update(gradient: Any) -> Any:
-    """The wrapped optimizer's new parameters for this gradient."""
-    return sp.Function("update")(gradient)
+def update(*operands: Any) -> Any:
+    """The wrapped optimizer's new parameters for this gradient: `inner = update(g[t])`."""
+    (gradient,) = _counted("update", 1, operands)
+    _, line = _here()
+    current, value = _record("update"), sp.Function("update")(gradient)
+    name = current.named.get(line, "")
+    if not name:
+        return value
+    current.add(Recorded("set", line, name, t, value))
+    return sp.Indexed(sp.IndexedBase(name), t)
 
 
-def noise(name: str) -> Any:
-    """Standard normal numbers, the same bits on every backend."""
-    _record("noise").oracles[name] = ((full,), "noise")
-    return sp.Function("noise")(sp.Symbol(name))
+def noise(*operands: str) -> Any:
+    """Standard normal numbers, the same bits on every backend: `xi = noise("xi")`."""
+    (name,) = _counted("noise", 1, operands)
+    return _input("noise", name, ("full",), "tensor")
 
 
-def oracle(name: str, shape: Any = full, scope: str = "tensor") -> Any:
+def oracle(*operands: str, shape: Any = "full", scope: str = "tensor") -> Any:
     """A further input besides the gradient, such as a Hessian diagonal or the loss."""
-    shape = shape if isinstance(shape, tuple) else (shape,)
-    _record("oracle").oracles[name] = (shape, scope)
-    return sp.Function("oracle")(sp.Symbol(name))
+    (name,) = _counted("oracle", 1, operands)
+    sizes = tuple(map(str, shape)) if isinstance(shape, tuple) else (str(shape),)
+    right = {"rows", "cols", "1"}
+    if not (set(sizes) <= right if len(sizes) > 1 else sizes[0] in _SHAPES):
+        what = "is no shape. Write full, row, column, scalar, or a pair such as (rows, rows)."
+        raise SpecError(*_here(), f"{shape} {what}")
+    if scope not in ("tensor", "global"):
+        what = 'is no scope. Write "tensor", one a parameter, or "global", one for all.'
+        raise SpecError(*_here(), f"{scope!r} {what}")
+    return _input("oracle", name, sizes, scope)
 
 
-def evaluate(value: Any) -> None:
+def _input(kind: str, name: Any, shape: tuple[str, ...], scope: str) -> Any:
+    place, current = _here(), _record(kind)
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or keyword.iskeyword(name):
+        raise SpecError(*place, f'{kind}(...) takes a name in quotes. Write x = {kind}("x").')
+    if name in RESERVED:
+        raise SpecError(*place, reserved(name, "an input"))
+    if name in current.oracles:
+        raise SpecError(*place, f"the input {name} is declared twice. Use the first one again.")
+    current.oracles[name] = (shape, scope)
+    return sp.Function(kind)(sp.Symbol(name))
+
+
+def evaluate(*operands: Any) -> None:
     """Name the tensor to evaluate the model with, where that is not theta."""
-    _record("evaluate").evaluate = (value, _here()[1])
+    (value,) = _counted("evaluate", 1, operands)
+    current = _record("evaluate")
+    if current.evaluate is not None:
+        earlier = current.evaluate[1]
+        raise SpecError(*_here(), f"evaluate(...) stands here twice (line {earlier}). Keep one.")
+    current.evaluate = (value, _here()[1])
 
 
-def require(relation: Any, why: str = "") -> None:
+def require(*operands: Any) -> None:
     """Refuse hyperparameters for which the relation does not hold."""
+    (relation,) = _counted("require", 1, operands)
     _record("require").requires.append((relation, _here()[1]))
 
 
-def case(condition: Any) -> AbstractContextManager[None]:
+def _region(what: str, operands: tuple[Any, ...]) -> AbstractContextManager[None]:
+    (condition,) = operands or (None,)
+    return _record(what).region(Recorded(what, _here()[1], value=condition))
+
+
+def case(*operands: Any) -> AbstractContextManager[None]:
     """A region for parameters of one shape."""
-    return _record("case").region(Recorded("case", _here()[1], value=condition))
+    return _region("case", _counted("case", 1, operands))
 
 
-def when(condition: Any) -> AbstractContextManager[None]:
+def when(*operands: Any) -> AbstractContextManager[None]:
     """A region that may not happen."""
-    return _record("when").region(Recorded("when", _here()[1], value=condition))
+    return _region("when", _counted("when", 1, operands))
 
 
-def otherwise() -> AbstractContextManager[None]:
+def otherwise(*operands: Any) -> AbstractContextManager[None]:
     """What happens where the region before did not."""
-    return _record("otherwise").region(Recorded("otherwise", _here()[1]))
+    return _region("otherwise", _counted("otherwise", 0, operands))
 
 
-def iterate(count: Any) -> Iterator[sp.Symbol]:
+def iterate(*operands: Any) -> Iterator[sp.Symbol]:
     """The one loop: its body is traced once, with k standing for 1, ..., count."""
-    current = _record("iterate")
-    current.loops += 1
-    index = sp.Symbol("k" if current.loops == 1 else f"k{current.loops}", integer=True)
-    with current.region(Recorded("loop", _here()[1], index=index, value=count)):
+    (count,) = _counted("iterate", 1, operands)
+    current, (_, line) = _record("iterate"), _here()
+    index = sp.Symbol(current.named[line], integer=True, positive=True)
+    with current.region(Recorded("loop", line, index=index, value=count)):
         yield index
 
 
 # ---------------------------------------------------------------------------------------------------
 # Specs
 
-RESERVED = frozenset(__all__) | {"s", "state", "fl", "store"}
+# What generated code calls its own: kernels, shells, and the frameworks' usual prefixes.
+_GENERATED = frozenset(
+    """s state store fl theta_next np torch jnp tf jax math keras numpy tensorflow div real_power
+    to_float rounded logical_and logical_or logical_not full_like len range float int bool str
+    tuple dict list super isinstance""".split()
+)
+RESERVED = frozenset(__all__) | _GENERATED
 
 # Words that a hyperparameter may bear, since they have no meaning inside an equation beside it.
 _FREE = {"lr", "first", "schedule"}
 
+# What shells call their own operands, and, of optimizers, what a hyperparameter's name would hide.
+_OPERANDS = frozenset("self cls params grads hypers options name".split())
+_ATTRIBUTES = frozenset(
+    """step steps train eval method domains spelling evaluation compile closure state_dict
+    load_state_dict zero_grad param_groups defaults build built apply assign variables iterations
+    clipnorm clipvalue global_clipnorm use_ema ema_momentum ema_overwrite_frequency
+    loss_scale_factor gradient_accumulation_steps""".split()
+)
+
 
 def reserved(word: str, what: str) -> str:
-    """The message for a name that the language keeps for itself."""
-    return f"{word} is a word of the language and cannot be {what}. Choose another name."
+    """The message for a name that the language, or generated code, keeps for itself."""
+    whose = "generated code" if word in _GENERATED | _OPERANDS | _ATTRIBUTES else "the language"
+    return f"{word} is a word of {whose} and cannot be {what}. Choose another name."
 
 
 @dataclass(frozen=True, eq=False)
@@ -406,11 +512,17 @@ class Spec:
 
 
 def _decorator(kind: ir.Kind) -> Callable[..., Any]:
-    def decorate(name_or_function: Any) -> Any:
-        if isinstance(name_or_function, str):
-            return lambda function: Spec(kind, function, name_or_function)
-        camel = "".join(part.capitalize() for part in name_or_function.__name__.split("_"))
-        return Spec(kind, name_or_function, camel)
+    def spec(function: Any, class_name: str = "") -> Spec:
+        if not inspect.isfunction(function):
+            what = f'@{kind} decorates a function, or takes one name: @{kind}("AdamW").'
+            raise SpecError(*_here(), f"{what} Correct the line.")
+        camel = "".join(part.capitalize() for part in function.__name__.split("_"))
+        return Spec(kind, function, class_name or camel)
+
+    def decorate(name_or_function: Any = None) -> Any:
+        if name_or_function is None or isinstance(name_or_function, str):
+            return lambda function: spec(function, name_or_function or "")
+        return spec(name_or_function)
 
     decorate.__name__ = kind
     decorate.__doc__ = f"Declare the function below as the spec of one {kind}."
@@ -420,70 +532,122 @@ def _decorator(kind: ir.Kind) -> Callable[..., Any]:
 optimizer, schedule = _decorator("optimizer"), _decorator("schedule")
 transform, wrapper = _decorator("transform"), _decorator("wrapper")
 
+_RESULTS = {"transform": "u", "schedule": "lr"}
 
-def _parameters(spec: Spec, lines: dict[str, int]) -> tuple[ir.Parameter, ...]:
+
+def _around(function: Callable[..., Any]) -> dict[str, Any]:
+    """What the names in a function stand for: its module's, and those of functions around it."""
+    inner: dict[str, Any] = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # not assigned yet
+            inner[name] = cell.cell_contents
+    return {**function.__globals__, **inner}
+
+
+def _scope(spec: Spec, parameters: tuple[ir.Parameter, ...]) -> Scope:
+    around = _around(spec.function)
+    ours = {word: globals()[word] for word in __all__}
+    hypers = {p.name for p in parameters}
+    own = {word for word in ours if around.get(word, _lost) is ours[word]}
+    lost = {
+        word: f"{word} stands for something else in this file. Remove what replaces it."
+        if word in around
+        else f"{word} is not imported. Begin with: from generator.language import *"
+        for word in set(ours) - own
+    }
+    return Scope(
+        functions=frozenset(own & set(_FUNCTIONS)) - hypers,
+        values=frozenset(own & set(_VALUES)),
+        shapes=frozenset(own & set(_SHAPES)),
+        lost=lost,
+        timed=frozenset(k for k, v in around.items() if isinstance(v, TimeIndexed)) - hypers,
+        numbers=frozenset(k for k, v in around.items() if _constant(v)) - hypers,
+        parameters={p.name: _kind(p.domain) for p in parameters},
+        results=frozenset({_RESULTS.get(spec.kind, "theta")}),
+    )
+
+
+_lost = object()
+
+
+def _constant(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def _kind(domain: ir.Domain) -> str:
+    return "tuple" if domain.many else "schedule" if domain.type == "schedule" else "number"
+
+
+def _parameters(spec: Spec, lines: Mapping[str, int]) -> tuple[ir.Parameter, ...]:
     """The signature, read as hyperparameters."""
+    taken = RESERVED - _FREE | _OPERANDS
+    if spec.kind in ("optimizer", "wrapper"):
+        taken |= _ATTRIBUTES
+    around = _around(spec.function)
     made = []
     for name, parameter in inspect.signature(spec.function).parameters.items():
-        line = lines.get(name, spec.line)
-        if name in RESERVED - _FREE:
-            raise SpecError(spec.file, line, reserved(name, "a hyperparameter"))
+        place = spec.file, lines.get(name, spec.line)
+        if name in taken:
+            raise SpecError(*place, reserved(name, "a hyperparameter"))
+        if not _NAME.fullmatch(name):
+            what = "is no name for a hyperparameter. Use letters, digits and _, a letter first."
+            raise SpecError(*place, f"{name} {what}")
         annotation = parameter.annotation
         try:
             if isinstance(annotation, str):
-                annotation = eval(annotation, spec.function.__globals__)
+                annotation = eval(annotation, around)
             domain = _domain(annotation)
-        except (KeyError, NameError, TypeError):
-            given = "no" if annotation is inspect.Parameter.empty else "an unknown"
-            raise SpecError(
-                spec.file,
-                line,
-                f"{name} has {given} domain. Annotate it, for example `{name}: NonNegative`.",
-            ) from None
+        except SpecError:
+            raise
+        except Exception:
+            raise SpecError(*place, _unknown(name, parameter.annotation, around)) from None
         default = parameter.default
         if default is inspect.Parameter.empty:
             default = ir.REQUIRED
         elif not domain.contains(default):
             what = f"{name} = {default!r} is outside its domain, {domain.phrase}."
-            raise SpecError(spec.file, line, f"{what} Change the default or the annotation.")
-        elif domain.type == "float" and isinstance(default, int) and not domain.many:
-            default = float(default)
-        made.append(ir.Parameter(name, domain, default, "", line))
+            raise SpecError(*place, f"{what} Change the default or the annotation.")
+        elif domain.type == "float":
+            default = _floats(default)
+        made.append(ir.Parameter(name, domain, default, "", place[1]))
     return tuple(made)
 
 
-@contextmanager
-def _matrix_operators() -> Iterator[None]:
-    """`@` and `.T` on every SymPy expression while a spec is traced, and not a moment longer."""
+def _unknown(name: str, annotation: Any, around: Mapping[str, Any]) -> str:
+    if annotation is inspect.Parameter.empty:
+        return f"{name} has no domain. Annotate it, for example `{name}: NonNegative`."
+    given = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    known = [k for k, v in around.items() if isinstance(v, ir.Domain)]
+    hint = suggest(given, known) or f" Annotate it, for example `{name}: NonNegative`."
+    return f"{name} has an unknown domain{f', {given}' if given else ''}.{hint}"
 
-    def product(a: Any, b: Any) -> Any:
-        return sp.Function("matmul")(a, b)
 
-    sp.Expr.__matmul__ = product
-    sp.Expr.T = property(lambda a: sp.Function("transpose")(a))
-    try:
-        yield
-    finally:
-        del sp.Expr.__matmul__, sp.Expr.T
+def _floats(default: Any) -> Any:
+    """Integers as the floats that they stand for."""
+    if isinstance(default, tuple):
+        return tuple(map(_floats, default))
+    return float(default) if isinstance(default, int) else default
 
 
 def trace(spec: Spec) -> Trace:
     """Call the spec's function once and record what it writes."""
-    scanned = scan(spec.function, frozenset(__all__))
-    parameters = _parameters(spec, scanned.parameter_lines)
-    recording = _Recording(spec)
+    source = find(spec.function)
+    if spec.name in RESERVED or not _NAME.fullmatch(spec.name):
+        raise SpecError(spec.file, source.node.lineno, reserved(spec.name, "the name of a spec"))
+    parameters = _parameters(spec, source.parameters)
+    scan(source, _scope(spec, parameters))
+    recording = _Recording(source)
     token = _recording.set(recording)
     try:
-        with sp.evaluate(False), _matrix_operators():
+        with as_written():
             spec.function(**{p.name: _symbol(p) for p in parameters})
     except SpecError:
         raise
     except Exception as error:
-        line = spec.line
-        for frame in inspect.getinnerframes(error.__traceback__):
-            if frame.filename == spec.file:
-                line = frame.lineno
-        raise SpecError(spec.file, line, f"{error}.") from error
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if f.filename == spec.file]
+        raise SpecError(spec.file, lines[-1] or spec.line, explain(error)) from error
     finally:
         _recording.reset(token)
     return Trace(
@@ -493,5 +657,5 @@ def trace(spec: Spec) -> Trace:
         recording.requires,
         recording.oracles,
         recording.evaluate,
+        source.documented,
     )
-

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from backends.jax.native import native as native
 from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run
 
 POLICY = Policy(missing="refuse", additive=frozenset({"update"}))

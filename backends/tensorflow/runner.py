@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run
+from backends.tensorflow.native import native as native
 
 # Keras keeps learning_rate in a float32 variable, and one count for all variables.
 POLICY = Policy(missing="clock", rounds=frozenset({"lr"}))

@@ -974,7 +974,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         now = int(self._iterations.numpy())
         if self._parked is not None and self._parked.step == now:
             return False
-        chosen = self._trainable_variables if variables is None else variables
+        chosen = self._trainable_variables if variables is None else list(variables)
+        self._check_variables_are_known(chosen)
         pairs = [(_native(v), self._slot(name, v)) for v in chosen]
         pairs = [(v, slot) for v, slot in pairs if slot is not None]
         self._parked = _Parked(now, [(v, tf.identity(v)) for v, _ in pairs])

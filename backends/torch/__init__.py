@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from backends import OPERATORS, Backend
+from generator.ir import Lowered, Number
 
 _FUNCTIONS = {
     "sqrt": "sqrt",
@@ -16,11 +18,24 @@ _FUNCTIONS = {
     "not": "logical_not",
 }
 
+
+
+def _legalized(lowered: Lowered) -> Lowered:
+    """Literals are divided by a function: a Python number over a tensor is rounded twice."""
+    return replace(
+        lowered,
+        step=tuple(
+            replace(v, op="quotient") if v.op == "div" and isinstance(v.args[0], Number) else v
+            for v in lowered.step
+        ),
+    )
+
+
 backend = Backend(
     name="torch",
     title="PyTorch",
     folder=Path(__file__).parent,
-    tensor={**OPERATORS, **_FUNCTIONS, "floor": "torch.floor"},
+    tensor={**OPERATORS, **_FUNCTIONS, "floor": "torch.floor", "quotient": "quotient"},
     scalar={
         **OPERATORS,
         **_FUNCTIONS,
@@ -36,6 +51,7 @@ backend = Backend(
         "and": "logical_and",
         "or": "logical_or",
     },
+    legalize=_legalized,
     elementary={"floor": "floor", "where": "where", "absolute": "abs"},
     together={"betas": ("beta1", "beta2", "beta3")},
     implied={"schedule": ("base_lr",)},

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run
+from backends.torch.native import native as native
 
 POLICY = Policy()
 _BF16 = "bfloat16"

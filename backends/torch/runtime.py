@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
-from backends.domains import Domain, check_relations
+from backends.domains import Domain, Flag, check_relations
 from generator.elementary import cos, exp, log, real_power
 
 try:
@@ -154,6 +154,11 @@ def div(a: Any, b: Any) -> Any:
     return math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1.0, b)
 
 
+def quotient(a: float, x: Tensor) -> Tensor:
+    """A literal divided by a tensor; Python's `/` would multiply by the reciprocal, rounded twice."""
+    return x.new_full((), a) / x
+
+
 def power(x: Any, k: int) -> Any:
     """x**k by squaring from the lowest bit; the same products on every backend."""
     if k < 0:
@@ -171,7 +176,14 @@ def power(x: Any, k: int) -> Any:
 def where(condition: Any, a: Any, b: Any) -> Any:
     """One of two values; a condition of the host chooses a branch, a tensor each element."""
     if isinstance(condition, bool):
-        return a if condition else b
+        chosen, other = (a, b) if condition else (b, a)
+        if not isinstance(other, Tensor):
+            return chosen
+        if not isinstance(chosen, Tensor):
+            return full_like(other, chosen)
+        if chosen.dim() >= other.dim():
+            return chosen
+        return chosen.expand(torch.broadcast_shapes(chosen.shape, other.shape)).clone()
     if not (isinstance(a, Tensor) or isinstance(b, Tensor)):
         raise TypeError("where: neither branch is a tensor. Make one with full_like(g, value).")
     return torch.where(condition, a, b)
@@ -333,6 +345,11 @@ def _checked(owner: str, name: str, domain: Domain, value: Any) -> Any:
                 f"{tuple(value.shape)} and dtype {value.dtype}. A tensor must hold one float."
             )
         return value
+    if isinstance(value, (LRScheduler, Unbound)) and domain.kind == "float":
+        raise TypeError(
+            f"{owner}: {name} must be {domain.phrase}, got a schedule. Pass a number, then attach the "
+            "schedule: Cosine(optimizer, total=100)."
+        )
     entries = value if domain.many and isinstance(value, (tuple, list)) else (value,)
     if domain.kind == "schedule" and any(isinstance(x, LRScheduler) for x in entries):
         raise TypeError(
@@ -362,9 +379,7 @@ def _checked_all(
             checked[name] = _checked(owner, name + place, domain, value)
             continue
         if not isinstance(value, (tuple, list)) or len(value) != len(words):
-            raise TypeError(
-                f"{owner}: {name}{place} must be a tuple ({', '.join(words)}), got {value!r}."
-            )
+            raise TypeError(f"{owner}: {name}{place} must be a tuple ({', '.join(words)}), got {value!r}.")
         checked[name] = tuple(
             _checked(owner, f"{name}[{i}]{place}", domain, entry) for i, entry in enumerate(value)
         )
@@ -399,7 +414,7 @@ class Method(NamedTuple):
     scalars: Callable[..., Any]  # (t, **hypers) -> the step's scalars in double
     step: Callable[..., Any]  # (theta, g, state, s) -> (theta, state)
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
-    scalar_states: Mapping[str, float] = {}  # states of step scope and their starts
+    scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
     requires: Requires = None
 
@@ -438,7 +453,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def __init__(self, params: ParamsT, hypers: dict[str, Any], *, compile: bool = False) -> None:
         """Check the hyperparameters and take the parameters, as `torch.optim.Optimizer` does."""
-        Domain("True or False", "bool").check(self._name, "compile", compile)
+        Flag.check(self._name, "compile", compile)
         self._compile = compile
         self._evaluating = False
         self._seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -450,9 +465,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _in_domains(self, hypers: Mapping[str, Any], place: str = "") -> dict[str, Any]:
         """The hyperparameters, checked, under the shell's names."""
-        return _checked_all(
-            self._name, self.domains, self.spelling, self.method.requires, hypers, place
-        )
+        return _checked_all(self._name, self.domains, self.spelling, self.method.requires, hypers, place)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group with its own hyperparameters, as in `torch.optim`, or refuse it whole."""
@@ -534,7 +547,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         self._seen = seen
         return seen
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it has kernels of its own
+    # A compiled training step calls this uncompiled: traced, it would be compiled anew for every t.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Do one step.
@@ -561,9 +575,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             with torch.enable_grad():
                 loss = closure()
         ready = []
-        for index, (group, (values, hypers)) in enumerate(
-            zip(self.param_groups, groups, strict=True)
-        ):
+        for index, (group, (values, hypers)) in enumerate(zip(self.param_groups, groups, strict=True)):
             for i, p in enumerate(group["params"]):
                 g = p.grad
                 if g is not None:
@@ -579,12 +591,20 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         for p, values, hypers in ready:
             slot = self.state[p]
             if not slot:
-                start = self.method.init(computed(p.detach()), **self._for_init(hypers))
-                slot.update(step=0, **self.method.scalar_states, **start._asdict())
+                slot.update(self._start(p, hypers))
             kept = tuple(slot[name] for name in self.method.scalar_states)
             key = (values, p.dtype, slot["step"] + 1, kept, p.device)
             jobs.setdefault(key, (hypers, []))[1].append(p)
         return jobs
+
+    def _start(self, p: Tensor, hypers: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of a parameter before its first step."""
+        method, store = self.method, storing(compute_dtype(p.dtype))
+        slot: dict[str, Any] = {"step": 0}
+        for name, start in method.scalar_states.items():
+            slot[name] = store(_double(hypers[start]) if isinstance(start, str) else float(start))
+        slot.update(method.init(computed(p.detach()), **self._for_init(hypers))._asdict())
+        return slot
 
     def _for_init(self, hypers: Mapping[str, Any]) -> dict[str, Any]:
         return {name: _double(hypers[name]) for name in self.method.init_hypers}
@@ -636,7 +656,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         padding = max(0, 2 - sum(sizes))  # sizes 0 and 1 would be compiled separately
 
         def joined(tensors: Iterable[Tensor]) -> Tensor:
-            pieces = [x.detach().reshape(-1) for x in tensors]
+            pieces = [x.reshape(-1) for x in tensors]
             return computed(torch.cat([*pieces, pieces[0].new_zeros(padding)]))
 
         fields = method.state._fields
@@ -659,11 +679,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             )
             self._compile = False
             return False
-        results = [(params, theta)]
+        results = [(params, round_to(theta, params[0].dtype))]
         results += [([slot[name] for slot in slots], x) for name, x in state._asdict().items()]
         for targets, flat in results:
             for target, piece in zip(targets, flat[: sum(sizes)].split(sizes), strict=True):
-                target.copy_(round_to(piece.view(target.shape), target.dtype))
+                target.copy_(piece.view(target.shape))
         return True
 
     # Evaluation -----------------------------------------------------------------------------------
@@ -860,7 +880,10 @@ class Schedule(LRScheduler):  # type: ignore[misc]
     @classmethod
     def of(cls, **hypers: Any) -> Unbound:
         """The schedule without an optimizer, to be a part of others: `Cosine.of(total=100)`."""
-        given = inspect.signature(cls).bind(None, **hypers)
+        try:
+            given = inspect.signature(cls).bind(None, **hypers)
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}.of: {error}") from None
         given.apply_defaults()
         return cls._from(given.arguments)
 

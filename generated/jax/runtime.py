@@ -372,28 +372,29 @@ def _zero(bits: Any) -> Any:
     return bits * (bits + 1) & 1
 
 
-@jax.custom_jvp
+def _smooth(function: Callable[..., Any]) -> Any:
+    """The function with the derivative of the identity in its first argument, of any order."""
+    smooth = jax.custom_jvp(function)
+    smooth.defjvp(lambda primals, tangents: (smooth(*primals), tangents[0]))
+    return smooth
+
+
+@_smooth
 def _opaque(x: Any) -> Any:
-    # The zero comes from the value itself, so that a value which the compiler does not know is hidden
-    # from it, and one which it knows is computed as it should be. Any other zero may be known.
+    """The number, hidden from the compiler.
+
+    The zero comes from the number itself, so that one which the compiler does not know is hidden,
+    and one that it knows is computed as it should be. Any other zero may be known.
+    """
     bits = _bits(x)
     return lax.bitcast_convert_type(bits ^ _zero(bits), x.dtype)
 
 
-@_opaque.defjvp
-def _opaque_jvp(primals: Any, tangents: Any) -> Any:
-    return _opaque(*primals), tangents[0]
-
-
-@jax.custom_jvp
+@_smooth
 def _hidden(x: Any, zero: Any) -> Any:
+    """The number, known or not, hidden behind a zero that the compiler does not know."""
     bits = _bits(x)
     return lax.bitcast_convert_type(bits ^ zero.astype(bits.dtype), x.dtype)
-
-
-@_hidden.defjvp
-def _hidden_jvp(primals: Any, tangents: Any) -> Any:
-    return _hidden(*primals), tangents[0]
 
 
 def rounded(*given: Any) -> Callable[[Any], Any]:
@@ -467,21 +468,22 @@ def power(x: Any, k: Any) -> Any:
     return _raised(jnp.asarray(x, jnp.float64), jnp.asarray(k, jnp.int64))
 
 
-@jax.custom_jvp
-def _raised(x: Any, k: Any) -> Any:
-    def squared(i: Any, carry: Any) -> Any:
-        result, x = carry
-        return jnp.where(k >> i & 1 == 1, result * x, result), x * x
+def _by_squaring(x: Any, k: Any) -> Any:
+    result = one = jnp.ones_like(x * k)
+    x = x * one
+    for i in range(32):  # no loop of XLA's, whose rounds are kernels of their own on a GPU
+        result = result * jnp.where(k >> i & 1 == 1, x, one)
+        x = x * x
+    return result
 
-    start = jnp.ones_like(x * k), x * jnp.ones_like(x * k)
-    return lax.fori_loop(0, 31, squared, start)[0]
 
-
-@_raised.defjvp
-def _raised_jvp(primals: Any, tangents: Any) -> Any:
+def _by_squaring_jvp(primals: Any, tangents: Any) -> Any:
     x, k = primals
-    slope = k * _raised(x, jnp.maximum(k - 1, 0))
-    return _raised(x, k), slope * tangents[0]
+    return _raised(x, k), k * _raised(x, jnp.maximum(k - 1, 0)) * tangents[0]
+
+
+_raised: Any = jax.custom_jvp(_by_squaring)
+_raised.defjvp(_by_squaring_jvp)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -493,51 +495,61 @@ class Method:
     """An algorithm as the shell runs it: pure functions, what they keep and what they are given."""
 
     name: str
-    scalars: Callable[..., Any]  # optimizer: (t, **hypers); schedule: (n, **hypers); in double
+    scalars: Callable[..., Any]  # of an optimizer (t, **hypers), of a schedule (n, **hypers); double
     hypers: Mapping[str, tuple[str, Domain]]  # by the spec's name: the user's name and the domain
     state: Any = None  # the NamedTuple of tensor states
-    init: Callable[..., Any] | None = None  # (theta, **hypers) -> tensor states
-    step: Callable[..., Any] | None = None  # (theta, g, state, s) -> (theta or u, state)
-    update: Callable[..., Any] | None = None  # (theta, g, state, s) -> (u, state), where exact
-    reads_theta: bool = True  # whether `update` does, or, in a transform, `step`
+    init: Any = None  # (theta, **hypers) -> tensor states
+    step: Any = None  # (theta, g, state, s) -> (theta, state); of a transform -> (u, state)
+    update: Any = None  # (theta, g, state, s) -> (u, state), where theta + u has the bits of step
+    reads_theta: bool = True  # whether `update` does, or the `step` of a transform
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
-    # States of step scope: where they start, a number or a hyperparameter's name.
-    scalar_states: Mapping[str, float | str] = field(default_factory=dict)
+    scalar_states: Mapping[str, Any] = field(default_factory=dict)  # starts: numbers, or a name
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
-    requires: Callable[..., Mapping[str, Any]] | None = None  # relations: text, whether it holds
+    requires: Callable[..., Mapping[str, Any]] | None = None  # what must hold between them
 
 
 def _hypers(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyperparameters as they are kept, checked: doubles, 64-bit integers, arrays, functions."""
-    kept = {}
+    """Hyperparameters as they are kept: doubles, 64-bit integers, arrays, functions of the count."""
     for name, (spelling, domain) in method.hypers.items():
-        value = given[name]
-        schedule = method.step is not None and domain.kind == "float" and callable(value)
-        if not schedule:
-            check_all(method.name, {spelling: domain}, {spelling: value}, unchecked=_is_array)
-        kept[name] = _kept(method.name, spelling, domain, value)
-    if not any(map(_is_array, jax.tree.leaves(kept))):
-        check_relations(method.name, method.requires, kept)
-    return kept
+        if not _scheduled(method, domain, given[name]):
+            check_all(method.name, {spelling: domain}, {spelling: given[name]}, _is_array)
+    check_relations(method.name, method.requires, given)
+    return {name: _kept(method, name, given[name]) for name in method.hypers}
 
 
-def _kept(owner: str, name: str, domain: Domain, value: Any) -> Any:
+def _scheduled(method: Method, domain: Domain, value: Any) -> bool:
+    """A function of the count in place of a number: an optimizer's, not a schedule's."""
+    return method.step is not None and domain.kind == "float" and callable(value)
+
+
+def _kept(method: Method, name: str, value: Any) -> Any:
+    spelling, domain = method.hypers[name]
     if isinstance(value, (tuple, list)):
-        return tuple(_kept(owner, f"{name}[{i}]", domain, v) for i, v in enumerate(value))
+        return tuple(_kept(method, name, v) for v in value)
     if value is None or callable(value) or domain.kind in ("bool", "choice"):
         return value
     if not _is_array(value):
         return np.int64(value) if domain.kind == "int" else np.float64(value)
-    real = jnp.issubdtype(value.dtype, jnp.integer)
-    real |= domain.kind != "int" and jnp.issubdtype(value.dtype, jnp.floating)
-    if value.ndim or not real:
+    whole = jnp.issubdtype(value.dtype, jnp.integer)
+    inexact = jnp.issubdtype(value.dtype, jnp.floating)
+    if value.ndim or not (whole or (inexact and domain.kind != "int")):
         raise TypeError(
-            f"{owner}: {name} must be {domain.phrase}, got an array of shape {value.shape} and dtype "
-            f"{value.dtype}. Pass an array without axes."
+            f"{method.name}: {spelling} must be {domain.phrase}, got an array of shape "
+            f"{value.shape} and dtype {value.dtype}. Pass an array without axes."
         )
-    if domain.kind != "int" and not jnp.issubdtype(value.dtype, jnp.floating):
-        return value.astype(jnp.float32)
-    return value
+    return value.astype(jnp.float32) if whole and domain.kind != "int" else value
+
+
+def _described(method: Method, hypers: Mapping[str, Any]) -> str:
+    """As users write it: `adamw(learning_rate=0.001, ...)`."""
+    inside = ", ".join(f"{method.hypers[k][0]}={_plain(x)!r}" for k, x in hypers.items())
+    return f"{method.name}({inside})"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.number) else value
 
 
 # --------------------------------------------------------------------------------------------------
@@ -545,20 +557,19 @@ def _kept(owner: str, name: str, domain: Domain, value: Any) -> Any:
 
 
 def _wide(x: Any) -> Any:
-    integer = jnp.issubdtype(jnp.result_type(x), jnp.integer)
-    return jnp.asarray(x, jnp.int64 if integer else jnp.float64)
+    whole = jnp.issubdtype(jnp.result_type(x), jnp.integer)
+    return jnp.asarray(x, jnp.int64 if whole else jnp.float64)
 
 
-def _in_double(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
+def _in_double(function: Callable[..., Any], dtype: Any) -> Any:
     """The function, evaluated in double precision, its results rounded once to dtype.
 
     JAX's 64-bit mode ends with this function, but differentiation comes back later, when it is off.
-    So the derivative is taken in here too: partial derivatives in double precision, forward, each
+    So the derivative is taken in here, too: partial derivatives in double precision, forward, each
     rounded once; only their linear combination is left to the outside.
     """
 
-    @jax.custom_jvp
-    def narrowed(*args: Any) -> Any:
+    def in_scope(*args: Any) -> Any:
         with jax.enable_x64(True):
             results = _apart(function, *map(_wide, args))
             return jax.tree.map(lambda x: x if x.dtype == bool else x.astype(dtype), results)
@@ -567,15 +578,17 @@ def _in_double(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
         results, structure = jax.tree.flatten(narrowed(*primals))
         moved = tuple(i for i, x in enumerate(tangents) if not isinstance(x, SymbolicZero))
         slopes = iter(_in_double(functools.partial(_slopes, function, moved), dtype)(*primals))
-        changes = []
+        changes: list[Any] = []
         for x in results:
             if x.dtype == bool:
                 changes.append(np.zeros(x.shape, jax.dtypes.float0))
                 continue
-            terms = [slope * tangents[i].astype(dtype) for i, slope in zip(moved, next(slopes), strict=True)]
+            pairs = zip(moved, next(slopes), strict=True)
+            terms = [slope * tangents[i].astype(dtype) for i, slope in pairs]
             changes.append(sum(terms, start=jnp.zeros_like(x)))
         return jax.tree.unflatten(structure, results), jax.tree.unflatten(structure, changes)
 
+    narrowed = jax.custom_jvp(in_scope)
     narrowed.defjvp(derivative, symbolic_zeros=True)
     return narrowed
 
@@ -587,15 +600,17 @@ def _apart(function: Callable[..., Any], n: Any, *args: Any) -> Any:
     every kernel that uses them, and they stay unknown, and therefore unmerged, even where the count
     is a constant, as in steps compiled together with `init`.
     """
+    traced = jax.jit(function)  # once, for its shapes and for the loop
 
-    def one_round(n: Any, _: None) -> tuple[Any, Any]:
-        return n ^ _zero(n), function(n, *args)
+    def one_round(_: Any, carry: Any) -> Any:
+        n, _ = carry
+        return n ^ _zero(n), traced(n, *args)
 
-    _, rounds = lax.scan(one_round, n, None, length=2)
-    return jax.tree.map(lambda x: x[1], rounds)
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(traced, n, *args))
+    return lax.fori_loop(0, 2, one_round, (n, start))[1]
 
 
-def _slopes(function: Callable[..., Any], moved: tuple[int, ...], *args: Any) -> list[Any]:
+def _slopes(function: Callable[..., Any], moved: tuple[int, ...], *args: Any) -> Any:
     """The derivatives of each result that is no condition with respect to the moved arguments."""
 
     def along(*xs: Any) -> list[Any]:
@@ -605,7 +620,7 @@ def _slopes(function: Callable[..., Any], moved: tuple[int, ...], *args: Any) ->
 
     at = tuple(args[i] for i in moved)
     directions = tuple(jnp.eye(len(moved)))
-    return jax.vmap(lambda *xs: jax.jvp(along, at, xs)[1])(*directions)  # type: ignore[no-any-return]
+    return jax.vmap(lambda *xs: jax.jvp(along, at, xs)[1])(*directions)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -613,35 +628,31 @@ def _compiled(
     scalars: Callable[..., Any],
     structure: Any,
     static: tuple[Any, ...],
-    stored: tuple[str, ...],
+    kept: tuple[str, ...],
     dtype: Any,
     wide: bool,
-) -> Callable[..., Any]:
-    """`scalars` as a compiled function of the count, the stored states and the hyperparameters."""
+) -> Any:
+    """`scalars` as a compiled function of the count, the kept scalars and the hyperparameters."""
 
     def function(n: Any, *args: Any) -> Any:
         # Hyperparameters are hidden behind the count: XLA computes in its own way with constants.
         zero = _zero(n)
-        states: dict[str, Any] = dict(zip(stored, args, strict=False))
-        arrays = iter(args[len(stored) :])
-        leaves = [_covered(next(arrays), zero) if x is None else x[0] for x in static]
+        arrays = iter([x ^ zero if x.dtype == jnp.int64 else _hidden(x, zero) for x in args])
+        previous: dict[str, Any] = {name: next(arrays) for name in kept}
+        if kept:
+            previous["store"] = functools.partial(_visited, dtype)
+        leaves = [next(arrays) if x is None else x[0] for x in static]
         hypers = {
-            name: value.at(n, wide) if isinstance(value, Schedule) else value
-            for name, value in jax.tree.unflatten(structure, leaves).items()
+            name: x.at(n, wide) if isinstance(x, Schedule) else x
+            for name, x in jax.tree.unflatten(structure, leaves).items()
         }
-        if stored:
-            states["store"] = functools.partial(_stored, dtype)
-        return jax.tree.map(jnp.asarray, scalars(n + 1, **states, **hypers))
+        return jax.tree.map(jnp.asarray, scalars(n + 1, **previous, **hypers))
 
     return jax.jit(_in_double(function, dtype))
 
 
-def _covered(x: Any, zero: Any) -> Any:
-    return x ^ zero if x.dtype == jnp.int64 else _hidden(x, zero)
-
-
-def _stored(dtype: Any, x: Any) -> Any:
-    """A double as it is after a stay in the compute dtype; the guard, for XLA drops such visits."""
+def _visited(dtype: Any, x: Any) -> Any:
+    """A double after a visit to the compute dtype; guarded, for XLA leaves such visits out."""
     return _opaque(x.astype(dtype)).astype(jnp.float64)
 
 
@@ -650,21 +661,22 @@ def _evaluated(
     count: Any,
     hypers: Mapping[str, Any],
     dtype: Any,
-    stored: Mapping[str, Any],
+    kept: Mapping[str, Any],
 ) -> Any:
-    """The step's scalars after `count` finished steps, each rounded once to dtype."""
+    """The scalars of the step that follows `count` finished ones, each rounded once to dtype."""
     leaves, structure = jax.tree.flatten(dict(hypers))
-    arrays = [_as_it_shows(x) for x in leaves if isinstance(x, (np.number, jax.Array))]
-    static = tuple(None if isinstance(x, (np.number, jax.Array)) else (x,) for x in leaves)
+    numbers = [isinstance(x, (np.number, jax.Array)) for x in leaves]
+    static = tuple(None if number else (x,) for x, number in zip(leaves, numbers, strict=True))
     wide = bool(jax.config.jax_enable_x64)
-    function = _compiled(scalars, structure, static, tuple(stored), dtype, wide)
-    count = _as_it_shows(count)
+    function = _compiled(scalars, structure, static, tuple(kept), dtype, wide)
+    arrays = [x for x, number in zip(leaves, numbers, strict=True) if number]
+    args = [_as_shown(x) for x in (count, *kept.values(), *arrays)]
     with jax.enable_x64(True):
-        return function(count, *stored.values(), *arrays)
+        return function(*args)
 
 
-def _as_it_shows(x: Any) -> Any:
-    """The number with the dtype that it shows: under vmap or grad a wider NumPy number may hide."""
+def _as_shown(x: Any) -> Any:
+    """The number in the dtype that it shows: under vmap or grad it may be a wider one of NumPy's."""
     return x * 1 if isinstance(x, jax.core.Tracer) else x
 
 
@@ -686,25 +698,32 @@ class Schedule:
 
     def __call__(self, count: Any) -> Any:
         """The learning rate after `count` finished steps; an array of counts gives as many."""
-        count = jnp.asarray(count)
-        if not jnp.issubdtype(count.dtype, jnp.integer):
-            count = count.astype(jnp.int32)
-        return _evaluated(_itself, count, {"value": self}, jnp.result_type(float), {})
+        return self._rounded(count, jnp.result_type(float))
 
-    def at(self, n: Any, wide: bool) -> Any:
-        """The double after n finished steps; in step scope only."""
-        hypers = {
-            name: _function(value, wide) if self.method.hypers[name][1].kind == "schedule" else value
-            for name, value in self.hypers.items()
-        }
-        return self.method.scalars(n, **hypers)
+    def in_double(self, count: Any) -> Any:
+        """The same in double precision, as an optimizer takes it."""
+        return self._rounded(count, jnp.dtype(jnp.float64))
 
     def table(self, n: int) -> Any:
         """The first n values."""
         return self(jnp.arange(n))
 
+    def _rounded(self, count: Any, dtype: Any) -> Any:
+        count = jnp.asarray(count)
+        if not jnp.issubdtype(count.dtype, jnp.integer):
+            count = count.astype(jnp.int32)
+        return _evaluated(_itself, count, {"value": self}, dtype, {})
+
+    def at(self, n: Any, wide: bool) -> Any:
+        """The double after n finished steps, inside step scope."""
+        hypers = {
+            name: _function(x, wide) if self.method.hypers[name][1].kind == "schedule" else x
+            for name, x in self.hypers.items()
+        }
+        return self.method.scalars(n, **hypers)
+
     def tree_flatten(self) -> Any:
-        """The hyperparameters, and the algorithm with their names."""
+        """The hyperparameters; the algorithm and their names."""
         return tuple(self.hypers.values()), (self.method, tuple(self.hypers))
 
     @classmethod
@@ -716,13 +735,7 @@ class Schedule:
         return self
 
     def __repr__(self) -> str:
-        spelled = {self.method.hypers[k][0]: v for k, v in self.hypers.items()}
-        inside = ", ".join(f"{k}={_plain(v)!r}" for k, v in spelled.items())
-        return f"{self.method.name}({inside})"
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.number) else value
+        return _described(self.method, self.hypers)
 
 
 def _itself(t: Any, *, value: Any) -> Any:
@@ -731,11 +744,11 @@ def _itself(t: Any, *, value: Any) -> Any:
 
 
 def _function(value: Any, wide: bool) -> Any:
-    """A schedule among the hyperparameters as a function from counts to doubles."""
+    """A schedule among hyperparameters as a function from counts to doubles, inside step scope."""
     if isinstance(value, tuple):
-        return tuple(_function(v, wide) for v in value)
+        return tuple(_function(x, wide) for x in value)
     if isinstance(value, Schedule):
-        return lambda n: value.at(n, wide)
+        return lambda n: value.at(_wide(n), wide)
     if not callable(value):
         return lambda n: value
 
@@ -758,29 +771,23 @@ def compute_dtype(dtype: Any) -> Any:
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _nearest(x: Any, dtype: Any) -> Any:
-    """The float32 nearest to x that the smaller dtype holds, to even; casts alone are dropped."""
+    """The float32 nearest to x that the smaller dtype holds, to even; casts alone are left out."""
     drop = 23 - jnp.finfo(dtype).nmant
     bits = _bits(x)
     even = bits + ((1 << (drop - 1)) - 1) + (bits >> drop & 1)
     near = lax.bitcast_convert_type(even & -(1 << drop), x.dtype)
-    if dtype == jnp.float16:  # its subnormals are the multiples of 2**-24, as are 0.5 to 1 in float32
-        tiny = _opaque(jnp.abs(x) + 0.5) - 0.5
-        tiny = lax.bitcast_convert_type(_bits(tiny) | bits & jnp.int32(-(2**31)), x.dtype)
-        near = jnp.where(jnp.abs(x) < 2.0**-14, tiny, near)
+    if dtype == jnp.float16:  # below 2**-14 it holds multiples of 2**-24, as float32 does above 0.5
+        small = _opaque(jnp.abs(x) + 0.5) - 0.5
+        small = lax.bitcast_convert_type(_bits(small) | bits & jnp.int32(-(2**31)), x.dtype)
+        near = jnp.where(jnp.abs(x) < 2.0**-14, small, near)
     return jnp.where(x != x, x, near)
-
-
-@_nearest.defjvp
-def _nearest_jvp(dtype: Any, primals: Any, tangents: Any) -> Any:
-    return _nearest(*primals, dtype), tangents[0]
 
 
 def stored(x: Any, dtype: Any) -> Any:
     """A result in the parameter's dtype, rounded once, to nearest even."""
     if dtype in (jnp.float16, jnp.bfloat16):
-        x = _nearest(x, dtype)
+        x = _smooth(functools.partial(_nearest, dtype=dtype))(x)
     return x.astype(dtype)
 
 
@@ -790,61 +797,66 @@ def _named(tree: Tree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
 
 
+def _path(tree: Tree, i: int) -> str:
+    """The path of the i-th array."""
+    return [path for path, x in _named(tree).items() if x is not None][i] or "params"
+
+
 def _arrays(owner: str, what: str, tree: Tree) -> list[Any]:
     """The leaves as floating-point arrays."""
-    arrays = []
-    for path, leaf in _named(tree).items():
-        if leaf is None:
-            continue
-        array = jnp.asarray(leaf)
-        if array.dtype not in _FLOATS:
+    arrays = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
+    for i, x in enumerate(arrays):
+        if x.dtype not in _FLOATS:
             raise TypeError(
-                f"{owner}: {what} {path or 'array'} has dtype {array.dtype}; float16, bfloat16, "
-                "float32 and float64 can be optimized. Convert it, or leave it out with optax.masked."
+                f"{owner}: {what} {_path(tree, i)} has dtype {x.dtype}; only float16, bfloat16, "
+                "float32 and float64 can be optimized. Convert it, for example "
+                "x.astype(jnp.float32), or leave it out with optax.masked."
             )
-        arrays.append(array)
     return arrays
 
 
 def _matched(owner: str, params: Tree, grads: Tree) -> tuple[list[Any], list[Any]]:
     """Parameters and their gradients, checked: every parameter has one, of its shape."""
-    known, given = _named(params), _named(grads)
-    missing = [k for k, p in known.items() if p is not None and given.get(k) is None]
-    extra = [k for k, g in given.items() if g is not None and known.get(k) is None]
-    if missing or extra:
-        what = [f"no gradient for {k or 'the parameter'}" for k in missing]
-        what += [f"no parameter for the gradient {k or 'given'}" for k in extra]
-        raise ValueError(
-            f"{owner}: {'; '.join(what)}. One count serves the whole tree, so no parameter can sit "
-            "out a step. Pass a gradient of zeros, make the parameter None too, or give it an "
-            "optimizer of its own with optax.partition."
-        )
     if jax.tree.structure(params) != jax.tree.structure(grads):
-        raise ValueError(
-            f"{owner}: the gradients have the structure {jax.tree.structure(grads)}, the parameters "
-            f"{jax.tree.structure(params)}. Pass the gradients as jax.grad gives them."
-        )
+        raise ValueError(f"{owner}: {_mismatch(params, grads)}")
     thetas, gs = _arrays(owner, "parameter", params), _arrays(owner, "the gradient of", grads)
-    paths = [k or "the parameter" for k, p in known.items() if p is not None]
-    for path, theta, g in zip(paths, thetas, gs, strict=True):
+    for i, (theta, g) in enumerate(zip(thetas, gs, strict=True)):
         if theta.shape != g.shape:
             raise ValueError(
-                f"{owner}: the gradient of {path} has shape {g.shape}, the parameter has shape "
-                f"{theta.shape}. Pass the gradient of this parameter, or reshape it."
+                f"{owner}: the gradient of {_path(params, i)} has shape {g.shape}, the parameter "
+                f"has shape {theta.shape}. Pass the gradient of this parameter, or reshape it."
             )
         if g.dtype == jnp.float64 and theta.dtype != jnp.float64:
             raise TypeError(
-                f"{owner}: the gradient of {path} has dtype {g.dtype}, the parameter has dtype "
-                f"{theta.dtype}. Rounding it would hide a mistake; convert it yourself, "
-                f"g.astype({theta.dtype})."
+                f"{owner}: the gradient of {_path(params, i)} has dtype {g.dtype}, the parameter "
+                f"has dtype {theta.dtype}. Rounding it would hide a mistake; convert it yourself, "
+                f"g.astype(jnp.{theta.dtype})."
             )
     return thetas, gs
 
 
-def _wide_enough(*trees: Tree) -> contextlib.AbstractContextManager[Any]:
+def _mismatch(params: Tree, grads: Tree) -> str:
+    """What is wrong with gradients in another structure than the parameters, and the remedy."""
+    known, given = _named(params), _named(grads)
+    missing = [k for k, p in known.items() if p is not None and given.get(k) is None]
+    extra = [k for k, g in given.items() if g is not None and known.get(k) is None]
+    if missing:
+        return (
+            f"no gradient for {', '.join(missing)}. There is one count for all parameters, so none "
+            "can sit out a step. Pass zeros, make the parameter None as well, or give it an "
+            "optimizer of its own with optax.partition."
+        )
+    if extra:
+        return f"no parameter for the gradient {', '.join(extra)}. Leave the gradient out."
+    return (
+        f"the gradients have the structure {jax.tree.structure(grads)}, the parameters have "
+        f"{jax.tree.structure(params)}. Pass gradients as jax.grad gives them."
+    )
+
+
+def _wide_enough(*trees: Tree) -> Any:
     """64-bit mode where float64 arrays come from such a mode that has ended."""
-    leaves = jax.tree.leaves(trees)
-    if any(_is_array(x) and x.dtype == jnp.float64 for x in leaves):
+    if any(_is_array(x) and x.dtype == jnp.float64 for x in jax.tree.leaves(trees)):
         return jax.enable_x64(True)
     return contextlib.nullcontext()
 
@@ -858,8 +870,8 @@ class State(NamedTuple):
 
     Attributes:
         count: finished steps, int32; it stays at the largest integer.
-        tensors: the states of the algorithm by name, each in the structure of the parameters and in
-            the compute dtype.
+        tensors: the algorithm's states by name, each in the structure of the parameters and in the
+            compute dtype.
         scalars: states without a tensor in them, for each compute dtype.
     """
 
@@ -868,141 +880,40 @@ class State(NamedTuple):
     scalars: dict[str, dict[str, Any]]
 
 
-class Transformation(GradientTransformationExtraArgs):
+class Transformation(GradientTransformationExtraArgs):  # type: ignore[misc]
     """An optax gradient transformation: `init(params)`, `update(grads, state, params)`."""
+
+    shell: _Shell
 
     @classmethod
     def of(cls, method: Method, **hypers: Any) -> Transformation:
-        """A method with its hyperparameters, given by the spec's names, checked."""
+        """A method with its hyperparameters, given by the spec's names and checked."""
         shell = _Shell(method, hypers)
-        return cls(shell.init, shell.transformed)
+        self = cls(shell.init, shell.transformed)
+        self.shell = shell
+        return self
+
+    def __repr__(self) -> str:
+        return repr(self.shell)
 
 
-class Optimizer(GradientTransformationExtraArgs):
+class Optimizer(GradientTransformationExtraArgs):  # type: ignore[misc]
     """An optax gradient transformation that has, besides, the exact step.
 
     Attributes:
         init: `init(params)` gives the state.
         update: `update(grads, state, params)` gives what optax.apply_updates adds, and the state.
-        step: `step(params, grads, state)` gives the new parameters and the state.
-        evaluation_params: `evaluation_params(params, state)` gives the parameters to evaluate the
-            model with.
     """
 
-    step: Callable[[Tree, Tree, State], tuple[Tree, State]]
-    evaluation_params: Callable[[Tree, State], Tree]
+    shell: _Shell
 
     @classmethod
     def of(cls, method: Method, **hypers: Any) -> Optimizer:
-        """A method with its hyperparameters, given by the spec's names, checked."""
+        """A method with its hyperparameters, given by the spec's names and checked."""
         shell = _Shell(method, hypers)
         self = cls(shell.init, shell.update)
-        self.step, self.evaluation_params = shell.step, shell.evaluation_params
+        self.shell = shell
         return self
-
-
-@functools.cache
-def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled when called by itself; traced once for all parameters of a shape otherwise."""
-    return jax.jit(function)
-
-
-class _Shell:
-    """A method with its hyperparameters, run over trees."""
-
-    def __init__(self, method: Method, hypers: Mapping[str, Any]) -> None:
-        self.method = method
-        self.hypers = _hypers(method, hypers)
-        for name in method.init_hypers:
-            if callable(self.hypers[name]):
-                raise TypeError(
-                    f"{method.name}: {method.hypers[name][0]} is needed before the first step and "
-                    "cannot be a schedule. Pass a number."
-                )
-
-    def init(self, params: Tree) -> State:
-        """The state before the first step."""
-        method = self.method
-        assert method.init is not None
-        with _wide_enough(params):
-            thetas = _arrays(method.name, "parameter", params)
-            dtypes = [compute_dtype(theta.dtype) for theta in thetas]
-            slots = []
-            for theta, dtype in zip(thetas, dtypes, strict=True):
-                hypers = {k: jnp.asarray(self.hypers[k], dtype) for k in method.init_hypers}
-                slots.append(method.init(theta.astype(dtype), **hypers))
-            scalars = {}
-            if method.scalar_states:
-                for dtype in dtypes:
-                    scalars[str(dtype)] = {
-                        k: jnp.asarray(self.hypers[x] if isinstance(x, str) else x, dtype)
-                        for k, x in method.scalar_states.items()
-                    }
-            return State(jnp.zeros((), jnp.int32), self.gathered(slots, jax.tree.structure(params)), scalars)
-
-    def gathered(self, slots: list[Any], structure: Any) -> Any:
-        """The states of all parameters, each a tree like the parameters."""
-        columns = [[slot[i] for slot in slots] for i in range(len(self.method.state._fields))]
-        return self.method.state(*(jax.tree.unflatten(structure, c) for c in columns))
-
-    def slots(self, state: State, structure: Any, arrays: list[Any]) -> list[Any]:
-        """The states of each parameter."""
-        columns = [jax.tree.leaves(tree) for tree in state.tensors]
-        fits = all(jax.tree.structure(tree) == structure for tree in state.tensors)
-        if not fits or any(
-            x.shape != a.shape for c in columns for x, a in zip(c, arrays, strict=True)
-        ):
-            raise ValueError(
-                f"{self.method.name}: the state belongs to other parameters. Make it with "
-                "init(params)."
-            )
-        if not columns:
-            return [self.method.state() for _ in arrays]
-        return [self.method.state(*row) for row in zip(*columns, strict=True)]
-
-    def scalars(self, state: State, dtypes: set[Any]) -> dict[Any, Any]:
-        """The step's scalars in each compute dtype."""
-        hypers = {
-            k: jnp.asarray(v(state.count)) if callable(v) and not isinstance(v, Schedule) else v
-            for k, v in self.hypers.items()
-        }
-        return {
-            dtype: _evaluated(
-                self.method.scalars,
-                state.count,
-                hypers,
-                dtype,
-                {f"{k}_prev": x for k, x in state.scalars.get(str(dtype), {}).items()},
-            )
-            for dtype in dtypes
-        }
-
-    def run(
-        self, one: Callable[..., Any], structure: Any, thetas: list[Any], gs: list[Any], state: State
-    ) -> tuple[Tree, State]:
-        """`one(theta, g, slot, s)` for every parameter, and the state after it."""
-        old = self.slots(state, structure, thetas)
-        dtypes = [compute_dtype(theta.dtype) for theta in thetas]
-        by_dtype = self.scalars(state, set(dtypes))
-        results, slots = [], []
-        for theta, g, dtype, slot in zip(thetas, gs, dtypes, old, strict=True):
-            result, new = one(theta, g, slot, by_dtype[dtype])
-            results.append(result)
-            slots.append(new)
-        scalars = {
-            name: {k: getattr(by_dtype[jnp.dtype(name)], k) for k in kept}
-            for name, kept in state.scalars.items()
-        }
-        count = state.count + (state.count < np.iinfo(np.int32).max)
-        tensors = self.gathered(slots, structure)
-        return jax.tree.unflatten(structure, results), State(count, tensors, scalars)
-
-    def called(self, kernel: Any, theta: Any, g: Any, slot: Any, s: Any) -> tuple[Any, Any]:
-        """A kernel on one parameter, in its compute dtype."""
-        dtype = compute_dtype(theta.dtype)
-        return _kernel(kernel)(theta.astype(dtype), g.astype(dtype), slot, s)  # type: ignore[no-any-return]
-
-    # What users call -------------------------------------------------------------------------------
 
     def step(self, params: Tree, grads: Tree, state: State) -> tuple[Tree, State]:
         """Do one step, exactly.
@@ -1015,9 +926,138 @@ class _Shell:
         Returns:
             The new parameters and the new state.
         """
+        return self.shell.step(params, grads, state)
 
-        def one(theta: Any, g: Any, slot: Any, s: Any) -> tuple[Any, Any]:
-            new, slot = self.called(self.method.step, theta, g, slot, s)
+    def evaluation_params(self, params: Tree, state: State) -> Tree:
+        """The parameters to evaluate the model with.
+
+        They differ from `params` where the algorithm takes its gradient at another point.
+        """
+        return self.shell.evaluation_params(params, state)
+
+    def __repr__(self) -> str:
+        return repr(self.shell)
+
+
+@functools.cache
+def _kernel(function: Callable[..., Any]) -> Any:
+    """The kernel, compiled where it is called by itself, traced once for all arrays of a shape."""
+
+    def kernel(theta: Any, g: Any, slot: Any, s: Any, zero: Any) -> Any:
+        # A sweep over hyperparameters under vmap may share the gradient. Tied to the scalars, it has
+        # the sweep's axis too: XLA divides by what has one axis less in its own way.
+        return function(theta, _hidden(g, zero), slot, s)
+
+    return jax.jit(kernel)
+
+
+def _cover(s: Any) -> Any:
+    """A zero that has to do with each of the scalars."""
+    bits = [_bits(x) for x in jax.tree.leaves(s) if x.dtype != bool]
+    return _zero(functools.reduce(lax.bitwise_xor, bits)) if bits else jnp.int32(0)
+
+
+_compiled_cover: Any = jax.jit(_cover)
+
+
+class _Shell:
+    """A method with its hyperparameters, run over trees."""
+
+    def __init__(self, method: Method, hypers: Mapping[str, Any]) -> None:
+        self.method = method
+        self.hypers = _hypers(method, hypers)
+        starts = [x for x in method.scalar_states.values() if isinstance(x, str)]
+        for name in (*method.init_hypers, *starts):
+            if callable(self.hypers[name]):
+                raise TypeError(
+                    f"{method.name}: {method.hypers[name][0]} is needed before the first step, so it "
+                    "cannot be a schedule. Pass a number."
+                )
+
+    def __repr__(self) -> str:
+        return _described(self.method, self.hypers)
+
+    # Parts -----------------------------------------------------------------------------------------
+
+    def slots(self, state: State, structure: Any, arrays: list[Any]) -> list[Any]:
+        """The states of each parameter."""
+        fits = all(
+            jax.tree.structure(tree) == structure
+            and all(x.shape == a.shape for x, a in zip(jax.tree.leaves(tree), arrays, strict=True))
+            for tree in state.tensors
+        )
+        if not fits:
+            raise ValueError(
+                f"{self.method.name}: the state belongs to other parameters. Make it with init(params)."
+            )
+        columns = [jax.tree.leaves(tree) for tree in state.tensors]
+        return [self.method.state(*(column[i] for column in columns)) for i in range(len(arrays))]
+
+    def gathered(self, slots: list[Any], structure: Any) -> Any:
+        """The states of all parameters, each a tree like the parameters."""
+        columns = [[slot[i] for slot in slots] for i in range(len(self.method.state._fields))]
+        return self.method.state(*(jax.tree.unflatten(structure, c) for c in columns))
+
+    def scalars(self, state: State, dtypes: set[Any]) -> dict[Any, Any]:
+        """The step's scalars in each compute dtype, and a zero made of them."""
+        hypers = dict(self.hypers)
+        for name, x in hypers.items():
+            if callable(x) and not isinstance(x, Schedule):
+                hypers[name] = _kept(self.method, name, x(state.count))
+        made = {}
+        for dtype in dtypes:
+            kept = {f"{k}_prev": x for k, x in state.scalars.get(str(dtype), {}).items()}
+            s = _evaluated(self.method.scalars, state.count, hypers, dtype, kept)
+            made[dtype] = (s, _compiled_cover(s))
+        return made
+
+    def run(
+        self, one: Callable[..., Any], structure: Any, arrays: list[Any], gs: list[Any], state: State
+    ) -> tuple[Tree, State]:
+        """`one(theta, g, slot, scalars)` for every parameter, and the state after it."""
+        old = self.slots(state, structure, arrays)
+        dtypes = [compute_dtype(x.dtype) for x in arrays]
+        scalars = self.scalars(state, set(dtypes))
+        results, slots = [], []
+        for theta, g, dtype, slot in zip(arrays, gs, dtypes, old, strict=True):
+            result, new = one(theta, g, slot, scalars[dtype])
+            results.append(result)
+            slots.append(new)
+        kept = {
+            dtype: {name: getattr(scalars[jnp.dtype(dtype)][0], name) for name in names}
+            for dtype, names in state.scalars.items()
+        }
+        count = state.count + (state.count < np.iinfo(np.int32).max)
+        after = State(count, self.gathered(slots, structure), kept)
+        return jax.tree.unflatten(structure, results), after
+
+    def called(self, kernel: Any, theta: Any, g: Any, slot: Any, scalars: Any) -> Any:
+        """A kernel on one array, in its compute dtype."""
+        dtype = compute_dtype(theta.dtype)
+        return _kernel(kernel)(theta.astype(dtype), g.astype(dtype), slot, *scalars)
+
+    # What users call -------------------------------------------------------------------------------
+
+    def init(self, params: Tree) -> State:
+        """The state before the first step."""
+        method = self.method
+        with _wide_enough(params):
+            arrays = _arrays(method.name, "parameter", params)
+            slots, scalars = [], {}
+            for theta in arrays:
+                dtype = compute_dtype(theta.dtype)
+                hypers = {name: jnp.asarray(self.hypers[name], dtype) for name in method.init_hypers}
+                slots.append(method.init(theta.astype(dtype), **hypers))
+                starts = {name: self.hypers.get(x, x) for name, x in method.scalar_states.items()}
+                scalars[str(dtype)] = {k: jnp.asarray(x, dtype) for k, x in starts.items()}
+            tensors = self.gathered(slots, jax.tree.structure(params))
+            return State(jnp.zeros((), jnp.int32), tensors, scalars if method.scalar_states else {})
+
+    def step(self, params: Tree, grads: Tree, state: State) -> tuple[Tree, State]:
+        """The new parameters and the new state."""
+
+        def one(theta: Any, g: Any, slot: Any, scalars: Any) -> tuple[Any, Any]:
+            new, slot = self.called(self.method.step, theta, g, slot, scalars)
             return stored(new, theta.dtype), slot
 
         with _wide_enough(params):
@@ -1029,8 +1069,8 @@ class _Shell:
     ) -> tuple[Tree, State]:
         """Do one step, given as what is to be added to the parameters.
 
-        Where the algorithm adds to the parameters last, and they are float32 or float64, the sum has
-        the bits of `step`; else it comes as near as a sum can.
+        Where the algorithm ends with an addition to theta[t-1] and parameters are float32 or float64,
+        the sum has the bits of `step`; otherwise it comes as close as a sum can.
 
         Args:
             updates: the gradients.
@@ -1044,26 +1084,25 @@ class _Shell:
         del extra_args
         method = self.method
 
-        def exact(theta: Any, g: Any, slot: Any, s: Any) -> tuple[Any, Any]:
-            u, slot = self.called(method.update, theta, g, slot, s)
+        def exact(theta: Any, g: Any, slot: Any, scalars: Any) -> tuple[Any, Any]:
+            u, slot = self.called(method.update, theta, g, slot, scalars)
             return stored(u, theta.dtype), slot
 
-        def nearest(theta: Any, g: Any, slot: Any, s: Any) -> tuple[Any, Any]:
-            if method.update is not None and theta.dtype == compute_dtype(theta.dtype):
-                return exact(theta, g, slot, s)
-            new, slot = self.called(method.step, theta, g, slot, s)
-            # The parameter that `step` stores and this one often lie close enough to differ exactly.
-            new, old = stored(new, theta.dtype).astype(new.dtype), theta.astype(new.dtype)
-            return stored(new - old, theta.dtype), slot
+        def close(theta: Any, g: Any, slot: Any, scalars: Any) -> tuple[Any, Any]:
+            dtype = compute_dtype(theta.dtype)
+            if method.update is not None and theta.dtype == dtype:
+                return exact(theta, g, slot, scalars)
+            new, slot = self.called(method.step, theta, g, slot, scalars)
+            # From this parameter to the one that `step` stores; exact where they are close together.
+            change = stored(new, theta.dtype).astype(dtype) - theta.astype(dtype)
+            return stored(change, theta.dtype), slot
 
         with _wide_enough(updates, params):
             if params is not None:
                 thetas, gs = _matched(method.name, params, updates)
-                return self.run(nearest, jax.tree.structure(params), thetas, gs, state)
+                return self.run(close, jax.tree.structure(params), thetas, gs, state)
             if method.update is None or method.reads_theta:
-                raise ValueError(
-                    f"{method.name}: update needs the parameters. Call update(grads, state, params)."
-                )
+                raise ValueError(self.needs_params())
             gs = _arrays(method.name, "the gradient of", updates)
             return self.run(exact, jax.tree.structure(updates), gs, gs, state)
 
@@ -1084,27 +1123,28 @@ class _Shell:
         del extra_args
         method = self.method
 
-        def one(theta: Any, g: Any, slot: Any, s: Any) -> tuple[Any, Any]:
-            u, slot = self.called(method.step, theta, g, slot, s)
+        def one(theta: Any, g: Any, slot: Any, scalars: Any) -> tuple[Any, Any]:
+            u, slot = self.called(method.step, theta, g, slot, scalars)
             return stored(u, g.dtype), slot
 
-        if method.reads_theta and params is None:
-            raise ValueError(
-                f"{method.name}: update needs the parameters. Call update(grads, state, params)."
-            )
         with _wide_enough(updates, params):
-            if method.reads_theta:
-                thetas, gs = _matched(method.name, params, updates)
-            else:
+            if not method.reads_theta:
                 thetas = gs = _arrays(method.name, "the gradient of", updates)
+            elif params is None:
+                raise ValueError(self.needs_params())
+            else:
+                thetas, gs = _matched(method.name, params, updates)
             return self.run(one, jax.tree.structure(updates), thetas, gs, state)
 
-    def evaluation_params(self, params: Tree, state: State) -> Tree:
-        """The parameters to evaluate the model with.
+    def needs_params(self) -> str:
+        """What to say where the parameters are left out."""
+        name = self.method.name
+        return f"{name}: update needs the parameters. Call update(grads, state, params)."
 
-        They differ from `params` where the algorithm takes its gradient at another point.
-        """
+    def evaluation_params(self, params: Tree, state: State) -> Tree:
+        """The parameters to evaluate the model with."""
         if self.method.evaluate is None:
             return params
         values = getattr(state.tensors, self.method.evaluate)
-        return jax.tree.map(lambda p, x: stored(x, jnp.asarray(p).dtype), params, values)
+        with _wide_enough(params):
+            return jax.tree.map(lambda p, x: stored(x, jnp.asarray(p).dtype), params, values)

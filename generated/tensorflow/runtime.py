@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypeVar, TypedDict
 
 import keras
 import tensorflow as tf
@@ -354,45 +354,9 @@ Function = Callable[..., Any]
 # ---------------------------------------------------------------------------------------------------
 # Rounded operations
 
-_as_written = tf.autograph.experimental.do_not_convert  # no Python here decides on tensors
-
 _BITS = {tf.float32: tf.int32, tf.float64: tf.int64}
-
-
-@_as_written
-def rounded(x: Any) -> Function:
-    """Return fl, the rounded operation: fl(y) is y, to its last bit, on every path.
-
-    In a graph fl hides y from compilers: `bits of y` xor zero, the zero computed from the data so that
-    nobody can know it (b * (b + 1) is even). It needs no argument, costs nothing in a fused kernel, and
-    its derivative, of any order, is the identity's. Eager operations run one by one, nothing looks
-    across them, and fl has nothing to do.
-
-    Args:
-        x: a tensor that is no compile-time constant: the gradient, the step. It may be empty.
-    """
-    if tf.executing_eagerly():
-        return _unchanged
-    zero = _hidden_zero(x)
-    zeros = {bits: tf.cast(zero, bits) for bits in _BITS.values()}
-    dtype = x.dtype if getattr(x, "dtype", None) in _BITS else tf.float64
-
-    def hidden(y: Tensor) -> Tensor:
-        bits = _BITS[y.dtype]
-        return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(y, bits), zeros[bits]), y.dtype)
-
-    if not _plain.get():
-        hidden = tf.custom_gradient(lambda y, hidden=hidden: (hidden(y), _unchanged))
-
-    @_as_written
-    def fl(y: Any) -> Tensor:
-        y = tf.convert_to_tensor(y, dtype) if isinstance(y, float) else tf.convert_to_tensor(y)
-        if y.dtype.is_floating:
-            return hidden(y)
-        return tf.bitwise.bitwise_xor(y, zeros[y.dtype]) if y.dtype in zeros else y
-
-    return fl
-
+_F = TypeVar("_F", bound=Function)
+_with_gradient: Callable[[Function], Function] = tf.custom_gradient
 
 # Whether what is being traced needs no derivative, or has one given: then fl needs none of its own.
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
@@ -407,12 +371,52 @@ def _without_derivatives() -> Iterator[None]:
         _plain.reset(token)
 
 
+def _as_written(function: _F) -> _F:
+    """Keep AutoGraph out: no Python in here decides on tensors, and rewriting it takes long."""
+    kept: _F = tf.autograph.experimental.do_not_convert(function)
+    return kept
+
+
+@_as_written
+def rounded(x: Any) -> Function:
+    """Return fl, the rounded operation: fl(y) is y, to its last bit, on every path.
+
+    In a graph fl hides y from compilers: its bits xor a zero that nobody can know, since it is computed
+    from data (b * (b + 1) is even). That needs no argument, costs nothing in a fused kernel, and has
+    the identity's derivative, of any order. Eager operations run one by one, so that nothing looks
+    across them: there fl has nothing to do.
+
+    Args:
+        x: a tensor of the data at hand, the gradient or the step. It may be empty.
+    """
+    if tf.executing_eagerly():
+        return _unchanged
+    zero = _hidden_zero(x)
+    zeros = {bits: tf.cast(zero, bits) for bits in _BITS.values()}
+    dtype = x.dtype if getattr(x, "dtype", None) in _BITS else tf.float64
+
+    def hidden(y: Tensor) -> Tensor:
+        bits = _BITS[y.dtype]
+        return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(y, bits), zeros[bits]), y.dtype)
+
+    guard = hidden if _plain.get() else _with_gradient(lambda y: (hidden(y), _unchanged))
+
+    @_as_written
+    def fl(y: Any) -> Tensor:
+        y = tf.convert_to_tensor(y, dtype) if isinstance(y, float) else tf.convert_to_tensor(y)
+        if y.dtype.is_floating:
+            return guard(y)
+        return tf.bitwise.bitwise_xor(y, zeros[y.dtype]) if y.dtype in zeros else y
+
+    return fl
+
+
 def _unchanged(y: Any) -> Any:
     return y
 
 
 def _hidden_zero(x: Any) -> Tensor:
-    """An integer that is 0 and that no compiler knows."""
+    """An integer that is 0, which no compiler knows: of two neighbours one is even."""
     if isinstance(x, (int, float)) or tf.get_static_value(tf.convert_to_tensor(x)) is not None:
         x = _opaque()
     x = tf.convert_to_tensor(x)
@@ -423,7 +427,7 @@ def _hidden_zero(x: Any) -> Tensor:
 
 @functools.cache
 def _opaque() -> Tensor:
-    """Data for where the data is constant: functions take eager tensors above 128 elements as inputs."""
+    """Data where there is none: a function takes an eager tensor as an input if it is this large."""
     with tf.init_scope():
         return tf.zeros([256], tf.int64)
 
@@ -445,7 +449,7 @@ def _alike(*operands: Any) -> list[Tensor]:
     return [x if tf.is_tensor(x) else tf.constant(x, dtype) for x in operands]
 
 
-@tf.custom_gradient
+@_with_gradient
 def _quotient(a: Tensor, b: Tensor) -> tuple[Tensor, Function]:
     def gradient(d: Tensor) -> tuple[Tensor, Tensor]:
         regular = tf.not_equal(b, 0.0)
@@ -456,7 +460,7 @@ def _quotient(a: Tensor, b: Tensor) -> tuple[Tensor, Function]:
     return a / b, gradient
 
 
-@tf.custom_gradient
+@_with_gradient
 def _root(x: Tensor) -> tuple[Tensor, Function]:
     def gradient(d: Tensor) -> Tensor:
         regular = tf.greater_equal(x, 0.0)
@@ -484,7 +488,7 @@ def _with_derivative(text: Function, *partials: Function | None) -> Function:
         signature = [tf.TensorSpec([], dtype) for dtype in dtypes]
         return tf.function(text, signature, autograph=False, jit_compile=True)
 
-    @tf.custom_gradient
+    @_with_gradient
     def value(*xs: Tensor) -> tuple[Tensor, Function]:
         def gradient(d: Tensor) -> list[Any]:
             return [None if partial is None else d * partial(*xs) for partial in partials]
@@ -519,9 +523,7 @@ def _by_squaring(x: Tensor, k: Tensor) -> Tensor:
     return tf.while_loop(more, body, (tf.ones_like(x), x, k))[0]
 
 
-_integer_power = _with_derivative(
-    _by_squaring, lambda x, k: to_float(k) * power(x, maximum(k - 1, 0)), None
-)
+_integer_power = _with_derivative(_by_squaring, lambda x, k: to_float(k) * power(x, maximum(k - 1, 0)), None)
 
 
 def power(x: Any, k: Any) -> Tensor:
@@ -840,7 +842,7 @@ def _flat_step(kernel: _Kernel, *arguments: Any) -> Any:
 def _outside(function: Function, arguments: Any, like: Any) -> Any:
     """Run a function eagerly in the middle of a graph; the results have dtypes and shapes of `like`."""
 
-    def flat(*values: Tensor) -> list[Tensor]:
+    def flat(*values: Tensor) -> Any:
         return tf.nest.flatten(function(*tf.nest.pack_sequence_as(arguments, values)))
 
     kinds = tf.nest.flatten(like)
@@ -864,24 +866,31 @@ def _parted(vector: Tensor, shapes: Sequence[Any]) -> list[Tensor]:
 
 
 def _step(
-    kernel: _Kernel, numbers: Any, kept: Any, variables: Any, grads: Any, slots: Any
-) -> Mapping[str, Tensor]:
+    kernel: _Kernel,
+    t: Tensor,
+    numbers: tuple[Tensor, Tensor],
+    kept: Any,
+    variables: Any,
+    grads: Any,
+    slots: Any,
+) -> dict[str, Tensor]:
     """One step on variables of one dtype and their states, in place; gives the new `kept`."""
     method, compute = kernel.method, compute_dtype(kernel.dtype)
+    floats, ints = numbers
     grads = [tf.cast(g, compute) for g in grads]
     targets = [variables, *slots]
     if _inside_xla():
         with _without_derivatives():
-            s = kernel.scalars(*numbers, kept)
+            s = kernel.scalars(t, floats, ints, kept)
             for g, v, *states in zip(grads, *targets, strict=True):
                 state = method.state(*map(tf.convert_to_tensor, states))
-                theta, state = kernel.step(numbers[0], s, tf.convert_to_tensor(v), g, state)
+                theta, state = kernel.step(t, s, tf.convert_to_tensor(v), g, state)
                 for target, value in zip([v, *states], [theta, *state], strict=True):
                     target.assign(value)
         return {name: getattr(s, name) for name in kept}
     theta, *states = [_joined(target) for target in targets]
     arguments = theta, _joined(grads), method.state(*states)
-    theta, state, kept = _flat_step(kernel, *numbers, kept, *arguments)
+    theta, state, kept = _flat_step(kernel, t, floats, ints, kept, *arguments)
     for target, value in zip(targets, [theta, *state], strict=True):
         for variable, part in zip(target, _parted(value, [v.shape for v in target]), strict=True):
             variable.assign(part)
@@ -930,8 +939,9 @@ def _canonical(domain: Domain, value: Any) -> Any:
         return tuple(_canonical(domain, v) for v in value)
     if value is None or callable(value) or _is_tensor(value):
         return value
-    kinds: dict[str, Function] = {"float": float, "int": int}
-    return kinds.get(domain.kind, _unchanged)(value)
+    if domain.kind in ("float", "int"):
+        return float(value) if domain.kind == "float" else int(value)
+    return value
 
 
 def _checked(
@@ -1013,7 +1023,7 @@ class KerasOptions(TypedDict, total=False):
     gradient_accumulation_steps: int | None
 
 
-class Optimizer(keras.optimizers.Optimizer):
+class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     """The Keras shell of a `Method`: `compile` and `fit`, `apply(grads, variables)`, `apply_gradients`.
 
     Every hyperparameter is an attribute, checked when it is set; as in Keras, a `fit` or tf.function
@@ -1031,12 +1041,8 @@ class Optimizer(keras.optimizers.Optimizer):
     spelling: Mapping[str, str] = {}  # names that differ: Keras' -> the spec's
 
     def __init__(self, *, name: str | None = None, **arguments: Any) -> None:
-        owner = type(self).__name__
         if "weight_decay" not in self.domains and arguments.pop("weight_decay", None) is not None:
-            raise TypeError(
-                f"{owner}: this algorithm has no weight_decay. Take one that has (AdamW, Lion, Adan, "
-                "SGDL2), or put a weight-decay transform in front."
-            )
+            raise TypeError(self._no_decay())
         hypers = {k: arguments.pop(k) for k in self.domains if k in arguments}
         hypers = self._accepted(hypers)
         rate = hypers.pop("learning_rate", 1.0)
@@ -1050,9 +1056,20 @@ class Optimizer(keras.optimizers.Optimizer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.domains and name != "learning_rate" and getattr(self, "_checks", False):
-            now = {key: getattr(self, key) for key in self.domains}
+            now = {k: getattr(self, k) for k in self.domains if k != "learning_rate"}
+            if "learning_rate" in self.domains:
+                now["learning_rate"] = self._learning_rate
             value = self._accepted({**now, name: value})[name]
+        if name == "weight_decay" and name not in self.domains and value is not None:
+            raise TypeError(self._no_decay())
         super().__setattr__(name, value)
+
+    @classmethod
+    def _no_decay(cls) -> str:
+        return (
+            f"{cls.__name__}: this algorithm has no weight_decay. Take one that has, such as AdamW, or "
+            "add the transform weight_decay to the gradients."
+        )
 
     @classmethod
     def _accepted(cls, hypers: Mapping[str, Any]) -> dict[str, Any]:
@@ -1073,7 +1090,7 @@ class Optimizer(keras.optimizers.Optimizer):
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
         """Let variables, given themselves or by parts of their names, not decay. Call it before building."""
         if "weight_decay" not in self.domains:
-            raise ValueError(f"{type(self).__name__}: this algorithm has no weight decay.")
+            raise TypeError(self._no_decay())
         super().exclude_from_weight_decay(var_list, var_names)
 
     def _apply_weight_decay(self, variables: Any) -> None:
@@ -1096,8 +1113,9 @@ class Optimizer(keras.optimizers.Optimizer):
             setattr(self, f"_state_{name}", [slot[i] if slot else None for slot in slots])
         kinds = {compute_dtype(_native(v).dtype).name for v in variables} or {"float32"}
         for name, start in self.method.scalar_states.items():
-            start = float(numbers.get(start, start))
-            setattr(self, f"_state_{name}", {kind: self._kept(name, start, kind) for kind in sorted(kinds)})
+            first = float(numbers[start] if isinstance(start, str) else start)
+            kept = {kind: self._kept(name, first, kind) for kind in sorted(kinds)}
+            setattr(self, f"_state_{name}", kept)
 
     def _check_distinct(self, variables: Sequence[Any]) -> None:
         seen: set[Any] = set()
@@ -1221,10 +1239,10 @@ class Optimizer(keras.optimizers.Optimizer):
         grads = [g for g, _ in pairs]
         variables = [_native(v) for _, v in pairs]
         slots = [[_native(self._slot(name, v)) for _, v in pairs] for name in fields]
-        step = functools.partial(_step, kernel)
+        step: Function = functools.partial(_step, kernel)
         if tf.executing_eagerly() and _use_xla and not tf.distribute.has_strategy():
             step = _in_one_call(kernel, tuple(tuple(v.shape) for v in variables))
-        return step((t, *numbers), kept, variables, grads, slots)
+        return step(t, numbers, kept, variables, grads, slots)
 
     def _slot(self, name: str, variable: Any) -> Any:
         return getattr(self, f"_state_{name}")[self._get_variable_index(variable)]
@@ -1271,7 +1289,8 @@ class Optimizer(keras.optimizers.Optimizer):
         now = int(self._iterations.numpy())
         if self._parked is not None and self._parked.step == now:
             return False
-        chosen = self._trainable_variables if variables is None else variables
+        chosen = self._trainable_variables if variables is None else list(variables)
+        self._check_variables_are_known(chosen)
         pairs = [(_native(v), self._slot(name, v)) for v in chosen]
         pairs = [(v, slot) for v, slot in pairs if slot is not None]
         self._parked = _Parked(now, [(v, tf.identity(v)) for v, _ in pairs])
@@ -1287,7 +1306,10 @@ class Optimizer(keras.optimizers.Optimizer):
                 v.assign(value)
 
     def finalize_variable_values(self, var_list: Any) -> None:
-        """Leave the evaluation weights in the model, as Keras does at the end of `fit`."""
+        """Leave the evaluation weights in the model, as Keras does at the end of `fit`.
+
+        The training weights are kept aside; EvaluationWeights puts them back for the next `fit`.
+        """
         if self.use_ema:
             super().finalize_variable_values(var_list)
         else:
@@ -1316,7 +1338,7 @@ class _Parked:
     values: list[tuple[Any, Tensor]]
 
 
-class EvaluationWeights(keras.callbacks.Callback):
+class EvaluationWeights(keras.callbacks.Callback):  # type: ignore[misc]
     """Validates, predicts and, if asked, saves with the weights to evaluate with.
 
     For optimizers whose variables hold another point during training (see `Optimizer.evaluation`);
@@ -1385,7 +1407,7 @@ class EvaluationWeights(keras.callbacks.Callback):
 # Schedules and transforms
 
 
-class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
     """A learning rate as a function of the number of finished steps, in double precision.
 
     Fits any Keras optimizer; the generated ones take its float64 value as it is.
@@ -1450,8 +1472,11 @@ def _value(holes: Any) -> Function:
 @functools.cache
 def _compiled_value(holes: Any, floats: int, ints: int) -> Any:
     """`_value` as one XLA function, traced once for all steps and values."""
-    sizes = ([], tf.int64), ([floats], tf.float64), ([ints], tf.int64)
-    signature = [tf.TensorSpec(shape, dtype) for shape, dtype in sizes]
+    signature = [
+        tf.TensorSpec([], tf.int64),
+        tf.TensorSpec([floats], tf.float64),
+        tf.TensorSpec([ints], tf.int64),
+    ]
     return tf.function(_value(holes), signature, autograph=False, jit_compile=True)
 
 
@@ -1495,14 +1520,15 @@ def transformed(
             grads[i] = _dense(owner, g, at[i])
         else:
             grads[i] = tf.convert_to_tensor(g)
-        groups.setdefault(grads[i].dtype, []).append(i)
-    for dtype, members in groups.items():
-        g = _joined([grads[i] for i in members])
-        compute = compute_dtype(dtype)
-        theta = g if params is None else _joined([tf.cast(_native(at[i]), dtype) for i in members])
-        kernel, numbers = _prepared(method, dtype, hypers)
-        arguments = theta, tf.cast(g, compute), method.init(tf.cast(theta, compute))
+        compute = compute_dtype(grads[i].dtype if params is None else _native(at[i]).dtype)
+        groups.setdefault((grads[i].dtype, compute), []).append(i)
+    for (dtype, compute), members in groups.items():
+        g = _joined([tf.cast(grads[i], compute) for i in members])
+        theta = g if params is None else _joined([tf.cast(_native(at[i]), compute) for i in members])
+        kernel, numbers = _prepared(method, compute, hypers)
+        arguments = theta, g, method.init(theta)
         u = _flat_step(kernel, _opaque()[0] + 1, *numbers, {}, *arguments)[0]
+        u = u if compute == tf.float64 and dtype == tf.float64 else stored(tf.cast(u, tf.float32), dtype)
         for i, part in zip(members, _parted(u, [grads[i].shape for i in members]), strict=True):
             grads[i] = part
     return grads

@@ -1,0 +1,53 @@
+"""Symbolic shapes: how the shape of a result follows from those of its operands.
+
+In: shapes, tuples of symbolic sizes such as ("rows", "cols"); "1" broadcasts. Out: shapes, or None where
+they do not fit. Must not know: operations, messages.
+
+A size written "a|b" is a where a condition on the parameter's shape holds and b where it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Shape = tuple[str, ...]
+FULL: Shape = ("shape",)
+MATRIX: Shape = ("rows", "cols")
+SHAPES: Mapping[str, Shape] = {
+    "full": FULL,
+    "row": ("rows", "1"),
+    "column": ("1", "cols"),
+    "scalar": (),
+}
+
+
+def describe(shape: Shape) -> str:
+    """A shape in words, for messages: full, row, (rows, rows)."""
+    for name, known in SHAPES.items():
+        if known == shape:
+            return name
+    return "(" + ", ".join(shape) + ")"
+
+
+def broadcast(a: Shape, b: Shape) -> Shape | None:
+    """The shape of a + b; None where they do not fit."""
+    if () in (a, b) or a == b:
+        return a or b
+    if len(a) != len(b):
+        return None
+    sizes = []
+    for x, y in zip(a, b, strict=True):
+        if x != y and "1" not in (x, y):
+            return None
+        sizes.append(y if x == "1" else x)
+    return tuple(sizes)
+
+
+def either(a: Shape, b: Shape) -> Shape | None:
+    """The shape of what has shape a where a condition holds and b where it does not."""
+    if () in (a, b) or a == b:
+        return a or b
+    a, b = (MATRIX if FULL in (a, b) and x == FULL else x for x in (a, b))
+    if len(a) != len(b):
+        return None
+    return tuple(x if x == y else f"{x}|{y}" for x, y in zip(a, b, strict=True))

@@ -1,0 +1,296 @@
+"""The frameworks' own optimizers take our trajectory where their equations are the spec's.
+
+Tolerance, derived and not chosen. Beside the trajectory runs a bound of its rounding error, by running
+error analysis (Wilkinson): every operation of the lowered program hands on the errors of its operands,
+amplified as the operation amplifies them, and adds half a unit in the last place of its own result
+(2**-53 of it; 16 times that for a real power, k times for a k-th power). So cancellations, above all in
+1 - beta**t and in radam's rho, count with what they cost. A framework's form of the same equations has
+other roundings, but for each of ours at most CHARGE = 4 of the same size: lerp's three for an average's
+three, one more product where a scalar is folded in elsewhere, roots and powers good to a unit or two in
+the last place instead of half a one. Two computations whose distances from the truth are at most
+`error` and CHARGE * `error` differ by at most (1 + CHARGE) * `error`.
+
+All is in float64. The modules `native` see to three conditions: JAX's 64-bit mode (else optax'
+1 - decay**count is float32), Keras' floatx (the dtype that its learning rate is kept in) and torch's
+default dtype (that of NAdam's mu_product) are float64. Two float32 numbers remain, both in Keras, which
+turns Python's numbers into float32 before it casts them to the variable's dtype: betas and weight_decay
+(so there the hyperparameters of both sides are float32 numbers) and Nadam's 0.96, which is therefore
+4e-8 off in mu_t, but not in their product. That constant's error goes into the bound as it is, beside
+the roundings: see CONSTANTS.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backends.running import Run
+from generator import catalogue
+from generator.interpret import EXACT, Exact, evaluate
+
+STEPS, SIZE = 50, 64
+UNIT, CHARGE, PERTURBED = 2.0**-53, 4, 1e-6
+FRAMEWORKS = {"torch": ["torch"], "jax": ["jax", "optax"], "tensorflow": ["tensorflow", "keras"]}
+ENTRIES = {e.program.name: e for e in catalogue.entries() if e.program.kind == "optimizer"}
+# Constants of a spec that a framework has in float32: how far off they are.
+CONSTANTS = {("tensorflow", "nadam"): {0.96: abs(float(np.float32(0.96)) - 0.96)}}
+# Where nothing but a sign is taken, half of the gradients put its argument next to 0; else a decay
+# could be wrong and no sign change.
+BALANCED = {"lion": "beta1", "signum": "beta"}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Numbers with a bound of their error
+
+
+@dataclass
+class Near:
+    """A value, and how far from it the exact one may be."""
+
+    value: Any
+    error: Any
+
+
+def near(x):
+    return x if isinstance(x, Near) else Near(np.float64(x), np.float64(0.0))
+
+
+def rounded(value, error, units=1):
+    return Near(value, error + units * UNIT * np.abs(value))
+
+
+def _mul(a, b):
+    return rounded(
+        a.value * b.value,
+        np.abs(a.value) * b.error + np.abs(b.value) * a.error + a.error * b.error,
+    )
+
+
+def _div(a, b):
+    quotient = a.value / b.value
+    return rounded(quotient, (a.error + np.abs(quotient) * b.error) / (np.abs(b.value) - b.error))
+
+
+def _sqrt(a):
+    # |sqrt(x) - sqrt(x - e)| = e / (sqrt(x) + sqrt(x - e)); where x is 0 it is sqrt(e)
+    roots = np.sqrt(a.value) + np.sqrt(np.maximum(a.value - a.error, 0.0))
+    error = np.where(roots > 0, a.error / np.where(roots > 0, roots, 1.0), np.sqrt(a.error))
+    return rounded(np.sqrt(a.value), error)
+
+
+def _sign(a):
+    known = (np.abs(a.value) > a.error) | (a.error == 0)
+    return Near(EXACT["sign"](a.value), np.where(known, 0.0, 2.0))
+
+
+def _power(a, k):
+    value, k = EXACT["power"](a.value, int(k.value)), abs(float(k.value))
+    return rounded(value, k * np.abs(value) * a.error / np.abs(a.value), units=k)
+
+
+def _real_power(a, b):
+    value = EXACT["real_power"](a.value, b.value)
+    grown = np.abs(np.log(a.value)) * b.error + np.abs(b.value / a.value) * a.error
+    return rounded(value, np.abs(value) * grown, units=16)
+
+
+def _equal(a, b):
+    assert a.error == b.error == 0, "only integers can be told equal"
+    return a.value == b.value
+
+
+def _compared(op):
+    def compare(a, b):
+        assert np.all(np.abs(a.value - b.value) > a.error + b.error), "a comparison in doubt"
+        return EXACT[op](a.value, b.value)
+
+    return compare
+
+
+BOUNDS = {
+    "add": lambda a, b: rounded(a.value + b.value, a.error + b.error),
+    "sub": lambda a, b: rounded(a.value - b.value, a.error + b.error),
+    "mul": _mul,
+    "div": _div,
+    "neg": lambda a: Near(-a.value, a.error),
+    "abs": lambda a: Near(np.abs(a.value), a.error),
+    "sqrt": _sqrt,
+    "sign": _sign,
+    "power": _power,
+    "real_power": _real_power,
+    "maximum": lambda a, b: Near(EXACT["maximum"](a.value, b.value), np.maximum(a.error, b.error)),
+    "where": lambda c, a, b: Near(np.where(c, a.value, b.value), np.where(c, a.error, b.error)),
+    "gt": _compared("gt"),
+    "eq": _equal,
+    "to_float": near,
+    "store": near,
+}
+
+
+def bounded(op):
+    """An operation on what is near, or a condition, or a plain number."""
+    return lambda *args: BOUNDS[op](*(a if isinstance(a, bool | np.bool_) else near(a) for a in args))
+
+
+OPERATIONS = {op: bounded(op) for op in BOUNDS}
+
+
+class Bounded:
+    """What `Exact` computes in float64, with its error; some literals may be wrong by some error."""
+
+    def __init__(self, lowered, theta, hypers, wrong=None):
+        self.wrong = wrong or {}
+        start = Exact(lowered, theta, dtype=np.float64)
+        start.start(hypers)
+        self.lowered, self.hypers, self.t = lowered, hypers, 0
+        self.theta, self.state = self.start(theta), {k: self.start(v) for k, v in start.state.items()}
+
+    def start(self, x):
+        return Near(np.array(x, np.float64), np.zeros(np.shape(x)))
+
+    def literal(self, x):
+        return Near(np.float64(x), np.float64(self.wrong.get(x, 0.0)))
+
+    def step(self, g):
+        self.t += 1
+        lowered = self.lowered
+        kept = {f"{s.name}_prev": self.state[s.name] for s in lowered.scalar_states}
+        names = {**{k: near(v) for k, v in self.hypers.items()}, "t": self.t, **kept}
+        evaluate(lowered.scalars, names, OPERATIONS, self.literal)
+        tensors = {
+            lowered.parameter: self.theta,
+            "g": self.start(g),
+            **{f"state.{s.name}": self.state[s.name] for s in lowered.tensor_states},
+            **{f"s.{e}": names[e] for e in lowered.exports},
+        }
+        evaluate(lowered.step, tensors, OPERATIONS, self.literal)
+        self.theta = tensors[str(lowered.result)]
+        self.state = {
+            **{s.name: names[s.name] for s in lowered.scalar_states},
+            **{k: tensors[str(v)] for k, v in lowered.new_states},
+        }
+
+
+# ---------------------------------------------------------------------------------------------------
+# Runs
+
+
+def module(framework):
+    for needed in FRAMEWORKS[framework]:
+        pytest.importorskip(needed)
+    return importlib.import_module(f"backends.{framework}.native")
+
+
+def hypers_of(framework, name, kind, where):
+    """The defaults, or others that are not 0 and not equal; then what `where` fixes."""
+    parameters = ENTRIES[name].program.parameters
+    other = {"lr": 0.05, "eps": 1e-3, "weight_decay": 0.1, "psi": 0.5}
+    hypers = {p.name: p.default for p in parameters}
+    if kind == "other":
+        decays = [p.name for p in parameters if p.domain.high == 1.0]
+        other |= {k: 0.7 + 0.05 * i for i, k in enumerate(decays)}
+        hypers |= {k: v for k, v in other.items() if k in hypers}
+    return {k: given(framework, v) for k, v in (hypers | where).items()}
+
+
+def given(framework, value):
+    """A hyperparameter that the framework can take as it is."""
+    return float(np.float32(value)) if framework == "tensorflow" else value
+
+
+def ours(framework, name, hypers):
+    """Start, gradients over twelve decades (eps is felt), the last parameters and their tolerance."""
+    lowered = ENTRIES[name].lowered
+    rng = np.random.default_rng(3)
+    theta = rng.standard_normal(SIZE)
+    scale = 10.0 ** rng.uniform(-11, 1, SIZE)
+    run, bound = Exact(lowered, theta.copy(), dtype=np.float64), Bounded(lowered, theta, hypers)
+    wrong = CONSTANTS.get((framework, name), {})
+    off = Bounded(lowered, theta, hypers, wrong)
+    grads = []
+    for t in range(STEPS):
+        g = scale * rng.standard_normal(SIZE)
+        if name in BALANCED and t % 5 == 4:
+            beta, half = hypers[BALANCED[name]], slice(t % 2, None, 2)
+            margin = 1 + 1e-9 * rng.choice([-1, 1], SIZE)
+            g[half] = (-beta / (1 - beta) * run.state["m"] * margin)[half]
+        run.step(g, hypers)
+        bound.step(g)
+        off.step(g)
+        grads.append(g)
+    assert np.array_equal(run.theta, bound.theta.value), "the bound is of another trajectory"
+    tolerance = CHARGE * bound.theta.error + off.theta.error
+    return theta, grads, run.theta, tolerance
+
+
+def compared(native, framework, name, hypers):
+    """How far the framework's own, with any hyperparameters, ends from ours, in tolerances."""
+    theta, grads, want, tolerance = ours(framework, name, hypers)
+    assert np.isfinite(tolerance).all()
+
+    def distance(given):
+        got = native.trained(Run(None, name, [theta], [[g] for g in grads], given))
+        assert got.dtype == np.float64 and np.isfinite(got).all()
+        return np.abs((got - want) / tolerance).max()
+
+    return distance
+
+
+CASES = [pytest.param(f, name, id=f"{f}-{name}") for f in FRAMEWORKS for name in ENTRIES]
+
+
+@pytest.mark.parametrize("kind", ["default", "other"])
+@pytest.mark.parametrize(("framework", "name"), CASES)
+def test_twin(framework, name, kind):
+    """The twin's trajectory is ours, and with any hyperparameter a millionth off it is not.
+
+    Optimizers that are said to be different are, so that no twin that fails can hide among them; where
+    they agree with some hyperparameters, they do.
+    """
+    native = module(framework)
+    if name not in native.NATIVE:
+        pytest.skip(native.DIFFERENT[name])
+    if name in native.DIFFERENT:
+        hypers = hypers_of(framework, name, kind, {})
+        assert not native.agrees(name, hypers)
+        assert compared(native, framework, name, hypers)(hypers) > 1000
+        if name not in native.WHERE:
+            return
+    where = native.WHERE.get(name, {})
+    hypers = hypers_of(framework, name, kind, where)
+    assert native.agrees(name, hypers)
+    distance = compared(native, framework, name, hypers)
+    assert distance(hypers) <= 1
+    for k, v in hypers.items():
+        if v and k not in where:
+            wrong = {**hypers, k: given(framework, v * (1 + PERTURBED))}
+            assert distance(wrong) > 1, f"{k} could be wrong"
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_tables_are_complete(framework):
+    """Every optimizer has a native one or a reason; only the different need conditions."""
+    native = module(framework)
+    assert native.NATIVE.keys() | native.DIFFERENT.keys() == ENTRIES.keys()
+    assert native.WHERE.keys() <= native.NATIVE.keys() & native.DIFFERENT.keys()
+    for name, values in native.WHERE.items():
+        assert values.keys() <= {p.name for p in ENTRIES[name].program.parameters}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_what_verify_asks_for(framework):
+    """In float32 `runner.native` answers for what agrees with the default hyperparameters, else None."""
+    native = module(framework)
+    runner = importlib.import_module(f"backends.{framework}.runner")
+    theta, g = np.array([1.0, -2.0], np.float32), np.array([0.5, 0.25], np.float32)
+    for name, entry in ENTRIES.items():
+        hypers = {p.name: p.default for p in entry.program.parameters}
+        got = runner.native(Run(None, name, [theta], [[g]], hypers))
+        assert (got is not None) == (name not in native.DIFFERENT)
+        assert got is None or (got.dtype == np.float32 and not np.array_equal(got, theta))
+    scheduled = ("cosine", {"base_lr": 1.0, "total": 2})
+    assert runner.native(Run(None, "sgd", [theta], [[g]], {"lr": 1.0}, scheduled)) is None
