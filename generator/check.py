@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from generator import ir, regions, sample, shapes
-from generator.errors import SpecError
+from generator.errors import SpecError, line_of, twice
 from generator.infer import SIZES, TENSORS, Definition, Inference, Info, is_call, wider
 from generator.language import RESERVED, reserved
 from generator.regions import EVERYWHERE, Fact, Region
@@ -221,10 +221,8 @@ class _Checker(Inference):
         """The user's parameters hold the gradient's point, at first theta[0]."""
         if "g" not in self.assigned:
             if self.points and not self.reads_g:
-                raise self.fail(
-                    "the first gradient of a step is called g. Write g[t] = grad(...).",
-                    self.program.line,
-                )
+                self.line = line_of(self.program.file, "grad(", self.program.line)
+                raise self.fail("the first gradient of a step is called g. Write g[t] = grad(...).")
             return
         if not sample.starts_at_theta(self.program):
             self.line = self.assigned["g"]
@@ -242,9 +240,11 @@ class _Checker(Inference):
         value = self.program.evaluate
         if value is None:
             return
+        kind = self.program.kind
+        self.line = line_of(self.program.file, "evaluate(", self.program.line)
+        if kind not in ("optimizer", "wrapper"):
+            raise self.fail(f"evaluate(...) belongs to an optimizer, not to a {kind}. Remove it.")
         info = self.expr(value)
-        if self.program.kind not in ("optimizer", "wrapper"):
-            raise self.fail(f"evaluate(...) belongs to an optimizer, not to a {self.program.kind}.")
         if info.shape not in (FULL, MATRIX) or info.type == "bool":
             raise self.fail(
                 f"evaluate({self.text(value)}) has the shape {info.describe()}, but a parameter has "
@@ -309,10 +309,12 @@ class _Checker(Inference):
                 self.inside(self.condition(condition, "case"), body)
 
     def inside(self, f: Fact, body: tuple[ir.Statement, ...]) -> None:
-        outer = self.region
-        self.region = outer | {f}
+        outer, self.region = self.region, self.region | {f}
+        decided = self.decided
+        if f[0] == "when":  # what happens only where a global condition holds is not of step scope
+            self.decided = wider(decided, self.expr(f[1]).scope)
         self.block(body)
-        self.region = outer
+        self.region, self.decided = outer, decided
 
     def condition(self, e: ir.Expr, word: str) -> Fact:
         info = self.expr(e)
@@ -441,6 +443,7 @@ class _Checker(Inference):
         """Add a definition; each name has one wherever it is reached."""
         if info.shape == MATRIX:
             info = replace(info, shape=FULL)
+        info = replace(info, scope=wider(info.scope, self.decided))
         earlier = self.known.setdefault(name, [])
         carried = self.loops and name in self.starts and self.loop_of.get(name) in self.loops
         for d in earlier[1:] if carried else earlier:
@@ -450,11 +453,8 @@ class _Checker(Inference):
         self.info[name] = self.merged(name, earlier[1:] if carried else earlier)
 
     def twice(self, name: str, first: int, line: int) -> SpecError:
-        return self.fail(
-            f"{name}[{self.clock}] is defined twice (line {first}). Each name is defined once a step; "
-            "give one of them another name.",
-            line,
-        )
+        loop = self.loop_of.get(name, _NO_LOOP)
+        return self.fail(twice(f"{name}[{loop.index or self.clock}]", first), line)
 
 
 _NO_LOOP = ir.Loop("", ir.Number(0), (), 0)

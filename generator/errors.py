@@ -7,6 +7,7 @@ anything else.
 from __future__ import annotations
 
 import difflib
+import linecache
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,6 +31,20 @@ def shorten(file: str) -> str:
         return Path(file).resolve().relative_to(Path.cwd()).as_posix()
     except ValueError:
         return file
+
+
+def twice(at: str, first: int) -> str:
+    """The message for a name that has a definition already."""
+    return (
+        f"{at} is defined twice (line {first}). Each name is defined once a step; give one of them "
+        "another name."
+    )
+
+
+def line_of(file: str, text: str, first: int) -> int:
+    """The first line from `first` on that has this text; `first` where none has."""
+    lines = linecache.getlines(file)
+    return next((k for k, x in enumerate(lines, 1) if k >= first and text in x), first)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -56,6 +71,8 @@ def explain(error: Exception, known: Iterable[str] = ()) -> str:
             return "this divides a literal by 0. Write the value that is meant."
         case OverflowError():
             return "this literal is too large for a double. Write a smaller one."
+        case TypeError() if "'Domain' and 'NoneType'" in text:
+            return "a domain has no `| None`. Write Optional[NonNegative], with the domain that is meant."
         case TypeError() if operator := re.match(r"unsupported operand type\(s\) for (\S+):", text):
             return (
                 f"`{operator[1]}` works on numbers, not on conditions. Use where(condition, a, b)."

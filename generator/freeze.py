@@ -20,7 +20,7 @@ from sympy.core.function import AppliedUndef
 
 from generator import ir
 from generator.equations import ascii_expr
-from generator.errors import SpecError, suggest
+from generator.errors import SpecError, suggest, twice
 from generator.language import Recorded, Trace, Word
 
 _PLAIN = {
@@ -123,6 +123,7 @@ class _Freezer:
     def equation(self, r: Recorded) -> ir.Statement:
         index = self.expr(r.index)
         now = self.open[-1].index.name if self.open else self.clock
+        result = {"transform": "u", "schedule": "lr"}.get(self.trace.spec.kind, "theta")
         if index == _ZERO:
             self.starting = r.name not in self.loops
             if self.starting and self.open:
@@ -131,6 +132,14 @@ class _Freezer:
             self.starting = False
             return start
         if index == ir.Clock(now):
+            home, first = self.loops.get(r.name, (None, 0))
+            if home is not (self.open[-1] if self.open else None):
+                raise self.fail(twice(f"{r.name}[{now}]", first))
+            if self.open and r.name in ("theta", "g", result):
+                raise self.fail(
+                    f"{r.name} is defined once a step and not in a loop. Give the loop's value a name of "
+                    f"its own: x[{now}]."
+                )
             return ir.Assign(r.name, self.expr(r.value), r.line)
         what = f"{r.name}[{_index(index)}] cannot be defined here."
         if index in (ir.Clock("t"), ir.Clock("n")):
@@ -187,7 +196,7 @@ class _Freezer:
         if name in self.parameters:
             return ir.Item(name, index)
         at = f"{name}[{_index(index)}]"
-        loop = self.loops.get(name)
+        loop, _ = self.loops.get(name, (None, 0))
         now = loop.index.name if loop else self.clock
         if index == _ZERO:
             if self.starting and name == "theta":
@@ -231,8 +240,8 @@ class _Freezer:
             )
         if name == "theta":
             return (
-                "theta[0] is known only before the first step. To keep it, write start[0] = theta[0] "
-                "and start[t] = start[t-1]."
+                "theta[0] is known only before the first step. Write theta[t-1], or keep it: "
+                "start[0] = theta[0] and start[t] = start[t-1]."
             )
         return f"{name}[0] is only the start of {name}. Read {name}[{now}-1]."
 
@@ -275,13 +284,16 @@ class _Freezer:
         return ir.Call(name, tuple(map(self.node, e.args)))
 
 
-def _loops(body: list[Recorded], inside: Recorded | None = None) -> dict[str, Recorded]:
-    """The loop in which each name that one defines is defined."""
-    found: dict[str, Recorded] = {}
+Home = tuple[Recorded, int]  # a loop, and a line in it
+
+
+def _loops(body: list[Recorded], inside: Recorded | None = None) -> dict[str, Home]:
+    """The loop in which each name that one defines is defined first."""
+    found: dict[str, Home] = {}
     for r in body:
         loop = r if r.what == "loop" else inside
         if r.what == "set" and loop is not None and sp.sympify(r.index) != 0:
-            found.setdefault(r.name, loop)
+            found.setdefault(r.name, (loop, r.line))
         found |= {k: v for k, v in _loops(r.body, loop).items() if k not in found}
     return found
 

@@ -63,6 +63,7 @@ class Inference:
         self.known: dict[str, list[Definition]] = {}
         self.loops: list[ir.Loop] = []
         self.region: Region = EVERYWHERE
+        self.decided = "step"  # the widest scope of the conditions around the statement
         # What is inferred:
         self.info: dict[str, Info] = {}
         self.either: dict[str, Fact] = {}  # the condition behind each size "a|b"
@@ -143,7 +144,7 @@ class Inference:
         if not operation.tensors and scope != "step":
             if e.op in ("mod", "floordiv"):
                 raise self.fail(
-                    f"{_SIGNS[e.op]} works on integers of t, n and counts, not on tensors."
+                    f"{_SIGNS[e.op]} works on integers, not on tensors. Use t, n and counts."
                 )
             raise self.fail(
                 f"{e.op} of a tensor is not exact: libraries differ by 1 to 3 ULP. Use it on t and "
@@ -162,9 +163,7 @@ class Inference:
         """A hyperparameter, read as a number or a condition."""
         domain = self.parameters[name].domain
         if domain.many:
-            raise self.fail(
-                f"{name} is a tuple. Read one entry: {name}[1], or {name}[k] in a loop."
-            )
+            raise self.fail(f"{name} is a tuple. Read one entry: {name}[1].")
         if domain.type == "schedule":
             raise self.fail(f"{name} is a schedule. Say at which step: {name}({self.clock}).")
         if domain.type == "choice":
@@ -195,8 +194,11 @@ class Inference:
             raise self.fail(f"{name}[{self.text(index)}] is no entry. Index by integers 1, 2, ...")
         if isinstance(index, ir.Number) and index.value < 1:
             raise self.fail(f"{name}[{index.value}] is no entry. The first one is {name}[1].")
-        if domain.type in ("schedule", "choice"):
-            raise self.fail(f"{name}[...] is a {domain.type}, not a number. Use it as one.")
+        if domain.type == "schedule":
+            entry = f"{name}[{self.text(index)}]"
+            raise self.fail(f"{entry} is a schedule. Say at which step: {entry}({self.clock}).")
+        if domain.type == "choice":
+            raise self.fail(f"{name} has words for entries, which cannot be read. Use one choice.")
         return Info("int" if domain.type == "int" else "bool" if domain.type == "bool" else "float")
 
     def schedule(self, e: ir.Call) -> Info:
@@ -320,6 +322,10 @@ class Inference:
                 and self.loop_of[name] not in self.loops
             ):
                 raise self.fail(f"{at} is read before its loop. Move the loop up.")
+            if self.assigned.get(name) == self.line:
+                raise self.fail(
+                    f"{at} is used in its own definition. Write {self.text(ir.Ref(name, 1))}."
+                )
             if name in self.assigned:
                 raise self.fail(
                     f"{at} is used before it is defined (line {self.assigned[name]}). "
@@ -351,7 +357,7 @@ class Inference:
         gap = regions.gap(self.region, places)
         if gap is None:
             return
-        facts = sorted(gap - self.region, key=repr)
+        facts = sorted(gap - self.region, key=lambda f: (len(repr(f)), repr(f)))
         where = " and ".join(map(self.place, facts))
         if name in self.starts and self.home[name] - self.region:
             raise self.fail(
@@ -369,6 +375,8 @@ class Inference:
     def place(self, fact: Fact) -> str:
         """A region as people write it."""
         kind, condition, holds = fact
+        if kind == "when" and not holds:
+            return f"the otherwise() of when({self.text(condition)})"
         return f"{kind}({self.text(condition if holds else _negated(condition))})"
 
     def undefined(self, name: str, at: str) -> SpecError:
@@ -418,7 +426,8 @@ class Inference:
             raise self.fail(f"{_SIGNS[e.op]} works on integers: t, n, counts.{instead}")
         if operation.result == "same":
             numbers = given[1:] if e.op == "where" else given
-            return "int" if all(i.type == "int" for i in numbers) else "float"
+            tensors = any(i.scope == "element" for i in given)
+            return "int" if not tensors and all(i.type == "int" for i in numbers) else "float"
         return operation.result
 
     def power(self, e: ir.Call, given: list[Info]) -> Literal["float"]:
@@ -520,7 +529,8 @@ class Inference:
             if fact is not None:
                 self.either |= {x: (*fact[:2], True) for x in shape if "|" in x}
             kind = info.type if len(both) == 1 else "float"
-            info = Info(kind, wider(info.scope, d.info.scope), shape)
+            scope = "tensor" if fact is not None and fact[0] == "case" else "step"
+            info = Info(kind, wider(wider(info.scope, d.info.scope), scope), shape)
         return info
 
 

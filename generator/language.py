@@ -617,7 +617,13 @@ def _parameters(spec: Spec, lines: Mapping[str, int]) -> tuple[ir.Parameter, ...
 def _unknown(name: str, annotation: Any, around: Mapping[str, Any]) -> str:
     if annotation is inspect.Parameter.empty:
         return f"{name} has no domain. Annotate it, for example `{name}: NonNegative`."
-    given = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    if typing.get_origin(annotation) is tuple:
+        return (
+            f"{name} has entries of several domains. Write one and dots: tuple[NonNegative, ...]."
+        )
+    if hasattr(annotation, "__metadata__"):
+        return f"{name} has no Domain. Write Annotated[float, Domain(0, 1)]."
+    given = getattr(annotation, "__name__", str(annotation))
     known = [k for k, v in around.items() if isinstance(v, ir.Domain)]
     hint = suggest(given, known) or f" Annotate it, for example `{name}: NonNegative`."
     return f"{name} has an unknown domain{f', {given}' if given else ''}.{hint}"

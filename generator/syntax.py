@@ -304,7 +304,7 @@ class _Scanner(ast.NodeVisitor):
                         f'{x} = names("{x}") above the function and write {x}[t] = ...',
                     )
                 if len(node.targets) > 1:
-                    raise self.refuse(node, f"{called}(...) has one name: x = {called}(...).")
+                    raise self.refuse(node, f"{called}(...) has one name. Write x = {called}(...).")
                 self.declare(target)
                 self.use.written[x] = node.lineno, x
             else:
@@ -312,7 +312,7 @@ class _Scanner(ast.NodeVisitor):
         if called in _NAMING and isinstance(node.targets[0], ast.Name | ast.Subscript):
             if called != "update" and isinstance(node.targets[0], ast.Subscript):
                 raise self.refuse(
-                    node, f"{called}(...) has a name without a time: x = {called}(...)."
+                    node, f"{called}(...) has a name without a time. Write x = {called}(...)."
                 )
             self.call(node.value)
         else:
@@ -401,7 +401,7 @@ class _Scanner(ast.NodeVisitor):
         if word == "iterate":
             raise self.refuse(node, "iterate(...) makes a loop. Write `for k in iterate(count):`.")
         if word in _NAMING:
-            raise self.refuse(node, f"{word}(...) stands alone: x = {word}(...).")
+            raise self.refuse(node, f"{word}(...) stands alone. Write x = {word}(...).")
         if word in _WITH or word in _LINES:
             raise self.refuse(node, f"{word}(...) has no value. Give it a line of its own.")
         self.call(node)
@@ -411,10 +411,18 @@ class _Scanner(ast.NodeVisitor):
         assert isinstance(node, ast.Call)
         self.called(node.func)
         word = _calls(node)
+        if word not in self.scope.functions and (len(node.args) != 1 or node.keywords):
+            name = ast.unparse(node.func)
+            raise self.refuse(node, f"a schedule takes one step. Write {name}(n).")
         allowed = {"oracle": ("shape", "scope")}.get(word, ())
         for k in node.keywords:
             if k.arg not in allowed:
-                raise self.refuse(node, f"operands have no names here. Write {word}(a, b).")
+                right = (
+                    f"{word}(a, b)"
+                    if word != "oracle"
+                    else 'oracle("h", shape=row, scope="tensor")'
+                )
+                raise self.refuse(node, f"{k.arg} is no name of an operand. Write {right}.")
             self.operand(k.value, word)
         for a in node.args:
             self.operand(a, word)
@@ -431,23 +439,24 @@ class _Scanner(ast.NodeVisitor):
         if word == "oracle" and isinstance(node, ast.Tuple):
             for x in node.elts:
                 self.operand(x, word)
-        elif word in ("length", "first") and isinstance(node, ast.Name):
+        elif word in ("length", "first"):
             self.bare(node, word)
         else:
             self.visit(node)
 
-    def bare(self, node: ast.Name, word: str) -> None:
+    def bare(self, node: ast.expr, word: str) -> None:
         """The one operand of length(...) and first(...): a name without a time or an index."""
-        if word == "first" and node.id != "g":
+        given = ast.unparse(node)
+        if word == "first" and given != "g":
             raise self.refuse(
-                node, f"first(...) is of the gradient, not of {node.id}. Write first(g)."
+                node, f"first(...) is of the gradient, not of {given}. Write first(g)."
             )
-        if word == "length" and self.scope.parameters.get(node.id) != "tuple":
+        if word == "length" and self.scope.parameters.get(given) != "tuple":
             raise self.refuse(
                 node,
-                f"length(...) is of a tuple hyperparameter, which {node.id} is not. Remove it.",
+                f"length(...) is of a tuple hyperparameter, which {given} is not. Remove it.",
             )
-        self.use.read.add(node.id)
+        self.use.read.add(given)
 
     def called(self, function: ast.expr) -> None:
         """Refuse calls of what is no function of the language."""
@@ -499,7 +508,7 @@ class _Scanner(ast.NodeVisitor):
             raise self.refuse(node, f"{x} has a time. Write {when}.")
         kind = scope.parameters.get(x)
         if kind == "tuple":
-            raise self.refuse(node, f"{x} is a tuple. Read one entry: {x}[1], or {x}[k] in a loop.")
+            raise self.refuse(node, f"{x} is a tuple. Read one entry: {x}[1].")
         if kind == "schedule":
             raise self.refuse(node, f"{x} is a schedule. Say at which step: {x}(n).")
         if kind is not None or x in self.local:

@@ -92,6 +92,8 @@ def cases(program: Program, dtype: str, steps: int, seed: int = 0) -> Iterator[C
         rate = {"base_lr": 10 * default["lr"], "warmup": min(5, total // 2), "total": total}
         scheduled = (SCHEDULE, {**rate, "lr_min": default["lr"] / 10})
         yield _case("schedule", dtype, steps, seed + 1, default, scheduled)
+    if dtype in ("bfloat16", "float16"):  # computed in float32, where the rest is covered
+        return
     yield _case("low", dtype, steps, seed + 2, _extreme(program, low=True))
     yield _case("high", dtype, steps, seed + 3, _extreme(program, low=False))
 

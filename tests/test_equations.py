@@ -6,9 +6,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import programs
 import pytest
 
-import programs
 from generator import catalogue, ir
 from generator.equations import ascii_expr, ascii_lines, latex_expr, latex_lines, latex_name
 from generator.ir import Call, Clock, Hyper, Item, Number, Ref

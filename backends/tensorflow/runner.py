@@ -54,11 +54,11 @@ def trajectory(run: Run, mode: str) -> Outcome:
     states = []
     for v in variables:
         slots = {
-            name: np.asarray(optimizer._slot(name, v))
+            name: np.asarray(optimizer._slot(name, v).numpy())
             for name in optimizer.method.state._fields
         }
         states.append(slots)
-    return Outcome([np.asarray(v) for v in variables], states)
+    return Outcome([np.asarray(v.numpy()) for v in variables], states)
 
 
 def kernels(
@@ -125,4 +125,4 @@ def transform(
         *([[tf.constant(p) for p in params]] if takes_params else []),
     ]
     made = _in_mode(lambda *lists: function(*lists, **hypers), mode)(*given)
-    return [np.asarray(u) for u in made]
+    return [np.asarray(u.numpy()) for u in made]

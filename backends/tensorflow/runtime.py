@@ -66,10 +66,10 @@ def _as_written(function: _F) -> _F:
 def rounded(x: Any) -> Function:
     """Return fl, the rounded operation: fl(y) is y, to its last bit, on every path.
 
-    In a graph fl hides y from compilers: its bits xor a zero that nobody can know, since it is computed
-    from data (b * (b + 1) is even). That needs no argument, costs nothing in a fused kernel, and has
-    the identity's derivative, of any order. Eager operations run one by one, so that nothing looks
-    across them: there fl has nothing to do.
+    In a graph fl hides y from compilers: its bits or a zero that nobody can know, since it is computed
+    from data (b * (b + 1) is even). Not xor: two of these in a row are none. It needs no argument,
+    costs nothing in a fused kernel, and has the identity's derivative, of any order. Eager operations
+    run one by one, so that nothing looks across them: there fl has nothing to do.
 
     Args:
         x: a tensor of the data at hand, the gradient or the step. It may be empty.
@@ -82,7 +82,7 @@ def rounded(x: Any) -> Function:
 
     def hidden(y: Tensor) -> Tensor:
         bits = _BITS[y.dtype]
-        return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(y, bits), zeros[bits]), y.dtype)
+        return tf.bitcast(tf.bitwise.bitwise_or(tf.bitcast(y, bits), zeros[bits]), y.dtype)
 
     guard = hidden if _plain.get() else _with_gradient(lambda y: (hidden(y), _unchanged))
 
@@ -91,7 +91,7 @@ def rounded(x: Any) -> Function:
         y = tf.convert_to_tensor(y, dtype) if isinstance(y, float) else tf.convert_to_tensor(y)
         if y.dtype.is_floating:
             return guard(y)
-        return tf.bitwise.bitwise_xor(y, zeros[y.dtype]) if y.dtype in zeros else y
+        return tf.bitwise.bitwise_or(y, zeros[y.dtype]) if y.dtype in zeros else y
 
     return fl
 

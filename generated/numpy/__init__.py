@@ -120,9 +120,9 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def names() -> list[str]:
-    """What `create` knows."""
-    return sorted(_BY_NAME)
+def names(kind: str | None = None) -> list[str]:
+    """What `create` knows, or only `optimizers`, `schedules` or `transforms`."""
+    return sorted(n for n, made in _BY_NAME.items() if kind in (None, _WHERE[made].split(".")[0]))
 
 
 def create(name: str, *args: Any, **hypers: Any) -> Any:
@@ -135,6 +135,7 @@ def create(name: str, *args: Any, **hypers: Any) -> Any:
 
     Raises:
         ValueError: no algorithm has this name.
+        TypeError: the algorithm has no such hyperparameter.
     """
     if name not in _BY_NAME:
         close = difflib.get_close_matches(name, _BY_NAME, 1)
@@ -150,4 +151,12 @@ def create(name: str, *args: Any, **hypers: Any) -> Any:
             hypers[public] = tuple(
                 hypers.pop(s, d) for s, d in zip(spec, default, strict=True)
             )
+    known = inspect.signature(made).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        for unknown in set(hypers) - set(known):
+            close = difflib.get_close_matches(unknown, known, 1)
+            hint = f"Did you mean {close[0]}?" if close else f"It has {', '.join(known)}."
+            raise TypeError(f"{name} has no hyperparameter {unknown!r}. {hint}")
+    if not args and hasattr(made, "of"):  # a schedule without an optimizer, for Warmup and Join
+        return made.of(**hypers)
     return made(*args, **hypers)
