@@ -181,8 +181,8 @@ class _Checker(Inference):
         kind, at = self.program.kind, f"{name}[{clock}]"
         self.line = self.program.line
         if name not in self.known:
-            article = "An" if kind == "optimizer" else "A"
-            raise self.fail(f"{at} is never defined. {article} {kind} ends with {at} = ...")
+            a = "an" if kind == "optimizer" else "a"
+            raise self.fail(f"{at} is never defined. Add {at} = ..., with which {a} {kind} ends.")
         self.line = self.known[name][0].line
         self.ref(ir.Ref(name))
         if kind == "wrapper" and self.updates != 1:
@@ -199,7 +199,7 @@ class _Checker(Inference):
             nodes = list(ir.walk(relation))
             if any(isinstance(e, ir.Ref | ir.Clock) or is_call(e, *TENSORS) for e in nodes):
                 raise self.fail(
-                    "require(...) is about hyperparameters only. For values of a step use where(...)."
+                    "require(...) is about hyperparameters only. Use where(...) for values of a step."
                 )
             info = self.expr(relation)
             if any(isinstance(e, ir.Item) or _computed(e) for e in nodes):
@@ -326,12 +326,12 @@ class _Checker(Inference):
         if word == "case":
             if not sizes or any(isinstance(x, ir.Ref | ir.Clock) for x in leaves):
                 raise self.fail(
-                    "case(...) is about a parameter's shape: matrix, vector, rows and cols. For other "
-                    "conditions use when(...)."
+                    "case(...) is about a parameter's shape: matrix, vector, rows and cols. Use when(...) "
+                    "for other conditions."
                 )
         elif sizes:
             raise self.fail(
-                "when(...) decides for all parameters at once. For a shape use case(...)."
+                "when(...) decides for all parameters at once. Use case(...) for a shape."
             )
         elif info.scope in ("tensor", "element"):
             raise self.fail(
@@ -434,7 +434,7 @@ class _Checker(Inference):
             start = f"{name}[0]" if name in self.starts else name
             raise self.fail(
                 f"{self.text(value)} has the shape {new.describe()}, but {start} has the shape "
-                f"{old.describe()}. A state keeps its shape."
+                f"{old.describe()}. Keep the shape, or give this another name."
             )
         kind = new.type if old.type == new.type else "float"
         return Info(kind, wider(old.scope, new.scope), shape)

@@ -36,8 +36,8 @@ def shorten(file: str) -> str:
 def twice(at: str, first: int) -> str:
     """The message for a name that has a definition already."""
     return (
-        f"{at} is defined twice (line {first}). Each name is defined once a step; give one of them "
-        "another name."
+        f"{at} is defined twice (line {first}). Give one of them another name: each is defined once a "
+        "step."
     )
 
 

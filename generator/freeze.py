@@ -145,7 +145,7 @@ class _Freezer:
         if index in (ir.Clock("t"), ir.Clock("n")):
             a = "an" if self.trace.spec.kind == "optimizer" else "a"
             where = "in the loop" if self.open else f"in {a} {self.trace.spec.kind}"
-            raise self.fail(f"{what} Names count with {now} {where}: {r.name}[{now}].")
+            raise self.fail(f"{what} Write {r.name}[{now}]: names count with {now} {where}.")
         raise self.fail(f"{what} Define {r.name}[{now}].")
 
     # Expressions ----------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ class Inference:
         """Refuse what a schedule cannot know."""
         if self.program.kind == "schedule":
             raise self.fail(
-                f"{what} is about tensors. A schedule knows n and hyperparameters only."
+                f"{what} is about tensors, and a schedule knows n and hyperparameters only. Remove it."
             )
 
     def hyper(self, name: str) -> Info:
@@ -180,9 +180,13 @@ class Inference:
         """A clock, or a loop's index."""
         if name not in (self.clock, *(loop.index for loop in self.loops)):
             if name == "n":
-                raise self.fail("n counts finished steps in schedules. Here the step is t.")
+                raise self.fail(
+                    "n counts finished steps in schedules. Write t, which is the step here."
+                )
             if name == "t":
-                raise self.fail("t is the step of an optimizer. A schedule counts with n.")
+                raise self.fail(
+                    "t is the step of an optimizer. Write n, the finished steps, in a schedule."
+                )
             raise self.fail(f"{name} is known only inside its loop. Use the loop's count.")
         return Info("int")
 
@@ -193,7 +197,7 @@ class Inference:
         if at.type != "int" or at.scope != "step":
             raise self.fail(f"{name}[{self.text(index)}] is no entry. Index by integers 1, 2, ...")
         if isinstance(index, ir.Number) and index.value < 1:
-            raise self.fail(f"{name}[{index.value}] is no entry. The first one is {name}[1].")
+            raise self.fail(f"{name}[{index.value}] is no entry. Write {name}[1] for the first.")
         if domain.type == "schedule":
             entry = f"{name}[{self.text(index)}]"
             raise self.fail(f"{entry} is a schedule. Say at which step: {entry}({self.clock}).")
@@ -212,7 +216,9 @@ class Inference:
         if isinstance(called, ir.Item) and self.expr(called.index).type != "int":
             raise self.fail(f"{self.text(called)} is no entry. Index by integers 1, 2, ...")
         if self.expr(step).type != "int":
-            raise self.fail(f"a schedule is asked at an integer step, not at {self.text(step)}.")
+            raise self.fail(
+                f"a schedule is asked at an integer step, not at {self.text(step)}. Use // for /."
+            )
         return Info("float")
 
     def choice(self, e: ir.Call) -> Info:
@@ -233,8 +239,8 @@ class Inference:
                 f"{hyper.name} is {domain.phrase}, not a word. Compare it with a number."
             )
         elif word.text not in domain.choices:
-            listed = ", ".join(map(repr, domain.choices))
-            raise self.fail(f"{word.text!r} is not one of {hyper.name}'s choices: use {listed}.")
+            listed = " or ".join(map(repr, domain.choices))
+            raise self.fail(f"{word.text!r} is not one of {hyper.name}'s choices. Use {listed}.")
         return Info("bool")
 
     def input(self, e: ir.Call) -> Info:
@@ -381,8 +387,6 @@ class Inference:
 
     def undefined(self, name: str, at: str) -> SpecError:
         """The refusal of a name that nothing defines."""
-        if self.program.kind == "schedule" and name in ("theta", "g"):
-            return self.fail(f"{at} is a tensor. A schedule knows n and hyperparameters only.")
         known = set(self.assigned) | set(self.starts) | {"theta", "g"}
         hint = suggest(name, known - {name}) or f" Define {at.split('[')[0]}[{self.clock}] above."
         return self.fail(f"{at} is never defined.{hint}")

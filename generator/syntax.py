@@ -13,6 +13,7 @@ import builtins
 import keyword
 import linecache
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,7 +71,9 @@ def parse(file: str) -> ast.Module:
     text = "".join(linecache.getlines(file))
     try:
         tree = ast.parse(text, file)
-        compile(tree, file, "exec", dont_inherit=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python, which come again when the file runs
+            compile(tree, file, "exec", dont_inherit=True)
     except SyntaxError as error:
         raise SpecError(file, error.lineno or 1, _syntax(error)) from None
     for node in ast.walk(tree):
@@ -158,7 +161,7 @@ _LARGEST = 2**53
 
 # Constructs that have no meaning, and what to do instead.
 _NOT = {
-    ast.Return: ("`return`", "A spec ends with its last equation."),
+    ast.Return: ("`return`", "Remove it; a spec ends with its last equation."),
     ast.Assert: ("`assert`", "Use require(relation)."),
     ast.Import: ("an import", "Put it above the function."),
     ast.ImportFrom: ("an import", "Put it above the function."),
@@ -175,7 +178,7 @@ _NOT = {
     ast.Tuple: ("a tuple", "Write one equation a name."),
     ast.JoinedStr: ("an f-string", "Remove it."),
     ast.Starred: ("`*`", "Name each operand."),
-    ast.Slice: ("a slice", "A name has one time: x[t] or x[t-1]."),
+    ast.Slice: ("a slice", "Write x[t] or x[t-1]."),
     ast.Try: ("`try`", "Remove it."),
     ast.Raise: ("`raise`", "Use require(relation)."),
     ast.Delete: ("`del`", "Remove it."),
@@ -281,7 +284,7 @@ class _Scanner(ast.NodeVisitor):
         for item in node.items:
             if _calls(item.context_expr) not in _WITH:
                 raise self.refuse(
-                    node, "`with` opens a region: use case(...), when(...) or otherwise()."
+                    node, "`with` opens a region. Use case(...), when(...) or otherwise()."
                 )
             if item.optional_vars is not None:
                 raise self.refuse(node, "a region has no name. Remove `as ...`.")
@@ -289,34 +292,39 @@ class _Scanner(ast.NodeVisitor):
         self.visit_all(node.body)
 
     def visit_Assign(self, node: ast.Assign) -> None:
-        called = _calls(node.value)
+        called, target = _calls(node.value), node.targets[0]
+        if isinstance(target, ast.Name):
+            self.input(node, target, called)
+            return
         for target in node.targets:
-            if isinstance(target, ast.Subscript):
-                self.equation(target)
-            elif isinstance(target, ast.Name):
-                x = target.id
-                if x in self.scope.timed:
-                    raise self.refuse(node, f"{x} has a time. Write {x}[t] = ...")
-                if called not in _NAMING:
-                    raise self.refuse(
-                        node,
-                        f"{x} = ... is a Python variable, not an equation. Declare "
-                        f'{x} = names("{x}") above the function and write {x}[t] = ...',
-                    )
-                if len(node.targets) > 1:
-                    raise self.refuse(node, f"{called}(...) has one name. Write x = {called}(...).")
-                self.declare(target)
-                self.use.written[x] = node.lineno, x
-            else:
+            if not isinstance(target, ast.Subscript):
                 raise self.refuse(node, "an equation has one name on its left. Write x[t] = ...")
-        if called in _NAMING and isinstance(node.targets[0], ast.Name | ast.Subscript):
-            if called != "update" and isinstance(node.targets[0], ast.Subscript):
-                raise self.refuse(
-                    node, f"{called}(...) has a name without a time. Write x = {called}(...)."
-                )
+            self.equation(target)
+        if called == "update":
             self.call(node.value)
+        elif called in _NAMING:
+            raise self.refuse(
+                node, f"{called}(...) has a name without a time. Write x = {called}(...)."
+            )
         else:
             self.visit(node.value)
+
+    def input(self, node: ast.Assign, target: ast.Name, called: str) -> None:
+        """`x = oracle("x")`: the only values that Python variables may hold."""
+        x = target.id
+        if x in self.scope.timed:
+            raise self.refuse(node, f"{x} has a time. Write {x}[t] = ...")
+        if called not in _NAMING:
+            raise self.refuse(
+                node,
+                f"{x} = ... is a Python variable, not an equation. Declare "
+                f'{x} = names("{x}") above the function and write {x}[t] = ...',
+            )
+        if len(node.targets) > 1:
+            raise self.refuse(node, f"{called}(...) has one name. Write {x} = {called}(...).")
+        self.call(node.value)
+        self.declare(target)
+        self.use.written[x] = node.lineno, x
 
     def equation(self, target: ast.Subscript) -> None:
         """The left side of an equation."""
@@ -491,7 +499,7 @@ class _Scanner(ast.NodeVisitor):
         text = ast.unparse(function)
         if text in scope.timed:
             text = f"{text}[{'n' if 'lr' in scope.results else 't'}]"
-        raise self.refuse(function, f"{text} is not a function. To multiply write {text} * (...).")
+        raise self.refuse(function, f"{text} is not a function. Write {text} * (...) to multiply.")
 
     def functions(self, word: str) -> str:
         """What to use instead of an unknown function."""
@@ -499,7 +507,7 @@ class _Scanner(ast.NodeVisitor):
             return f"Use {_INSTEAD[word]}."
         known = self.scope.functions - _WITH - _LINES - _NAMING - {"iterate", "length", "first"}
         close = {w for w in known if not word.startswith("_")}
-        return suggest(word, close).strip() or f"The functions are {', '.join(sorted(known))}."
+        return suggest(word, close).strip() or f"Use one of {', '.join(sorted(known))}."
 
     def visit_Name(self, node: ast.Name) -> None:
         x, scope = node.id, self.scope
@@ -582,7 +590,7 @@ class _Scanner(ast.NodeVisitor):
             )
         if isinstance(value, str):
             raise self.refuse(
-                node, f"{value!r} is a word; a choice is compared with it: equal(x, {value!r})."
+                node, f"{value!r} is a word. Compare a choice with it: equal(x, {value!r})."
             )
         if isinstance(value, int) and value > _LARGEST:
             raise self.refuse(
