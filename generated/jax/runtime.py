@@ -17,6 +17,7 @@ import functools
 import math
 import numbers
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -401,29 +402,44 @@ def rounded(*given: Any) -> Callable[[Any], Any]:
     """Return fl, the rounded operation: fl(x) is x to its last bit, under every transformation.
 
     XLA may fuse, merge and reorder what it can see; through fl it sees nothing. The derivative of fl,
-    of any order, is the identity's. A literal has nothing to hide behind but what is given.
+    of any order, is the identity's. In step scope fl is what the scope says.
 
     Args:
-        *given: values that are no constants: the step, the scalars. Literals get their dtype.
+        *given: values that are no constants, the scalars: literals hide behind the first of them and
+            get its dtype.
     """
-    arrays = [x for x in jax.tree.leaves(given) if _is_array(x) and x.dtype != bool]
+    within = _SCOPE.get()
+    if within is not None:
+        return within
+    covers = [x for x in jax.tree.leaves(given) if jnp.issubdtype(x.dtype, jnp.floating)]
 
     def fl(x: Any) -> Any:
-        if isinstance(x, (int, float)):
-            return _literal(x, *arrays[:1])
-        return _opaque(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        return _literal(x, covers[0]) if isinstance(x, (int, float)) else _opaque(x)
 
     return fl
 
 
-def _literal(x: float, cover: Any = None) -> Any:
-    """A literal as an array that the compiler does not know, if it does not know the cover."""
-    if cover is None:
-        return jnp.asarray(x, jnp.float64)
-    inexact = jnp.issubdtype(cover.dtype, jnp.floating)
-    bits = _bits(cover) if inexact else cover
-    one = jnp.sum(bits.reshape(-1)[:1], dtype=bits.dtype) if bits.ndim else bits  # empty: 0
-    return _hidden(jnp.asarray(x, cover.dtype if inexact else jnp.float64), _zero(one))
+def _literal(x: float, cover: Any) -> Any:
+    """A literal in the dtype of the cover, behind one of its entries."""
+    one = _bits(cover.reshape(-1)[:1]).sum(dtype=_INTEGERS[cover.dtype.itemsize])  # of none: 0
+    return _hidden(jnp.asarray(x, cover.dtype), _zero(one))
+
+
+# What fl is in step scope; None in kernels.
+_SCOPE: ContextVar[Callable[[Any], Any] | None] = ContextVar("_SCOPE", default=None)
+
+
+def _behind(zero: Any, x: Any) -> Any:
+    """In step scope: a double or an integer, hidden behind a zero that is made from the count."""
+    x = _wide(x)
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        return x ^ zero
+    return lax.bitcast_convert_type(_bits(x) ^ zero, x.dtype)
+
+
+def _wide(x: Any) -> Any:
+    whole = jnp.issubdtype(jnp.result_type(x), jnp.integer)
+    return jnp.asarray(x, jnp.int64 if whole else jnp.float64)
 
 
 def _is_array(value: Any) -> bool:
@@ -436,8 +452,7 @@ def _is_array(value: Any) -> bool:
 
 def div(a: Any, b: Any) -> Any:
     """The quotient of doubles; XLA would take the reciprocal of a divisor that it knows."""
-    a, b = jnp.asarray(a, jnp.float64), jnp.asarray(b, jnp.float64)
-    return a / _hidden(b, _zero(_bits(a)))
+    return _wide(a) / (rounded()(b) if isinstance(b, float) else b)
 
 
 def maximum(x: Any, y: Any) -> Any:
@@ -556,23 +571,21 @@ def _plain(value: Any) -> Any:
 # Step scope: double precision
 
 
-def _wide(x: Any) -> Any:
-    whole = jnp.issubdtype(jnp.result_type(x), jnp.integer)
-    return jnp.asarray(x, jnp.int64 if whole else jnp.float64)
-
-
 def _in_double(function: Callable[..., Any], dtype: Any) -> Any:
-    """The function, evaluated in double precision, its results rounded once to dtype.
+    """`function(exact, n, *args)`, evaluated in double precision, its results rounded once to dtype.
 
     JAX's 64-bit mode ends with this function, but differentiation comes back later, when it is off.
     So the derivative is taken in here, too: partial derivatives in double precision, forward, each
-    rounded once; only their linear combination is left to the outside.
+    rounded once; only their linear combination is left to the outside. They are not exact.
     """
+
+    def narrow(*args: Any) -> Any:
+        results = function(True, *args)
+        return jax.tree.map(lambda x: x if x.dtype == bool else x.astype(dtype), results)
 
     def in_scope(*args: Any) -> Any:
         with jax.enable_x64(True):
-            results = _apart(function, *map(_wide, args))
-            return jax.tree.map(lambda x: x if x.dtype == bool else x.astype(dtype), results)
+            return _apart(narrow, *map(_wide, args))
 
     def derivative(primals: Any, tangents: Any) -> Any:
         results, structure = jax.tree.flatten(narrowed(*primals))
@@ -606,21 +619,24 @@ def _apart(function: Callable[..., Any], n: Any, *args: Any) -> Any:
         n, _ = carry
         return n ^ _zero(n), traced(n, *args)
 
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(traced, n, *args))
+    shapes = jax.eval_shape(traced, n, *args)
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return lax.fori_loop(0, 2, one_round, (n, start))[1]
 
 
-def _slopes(function: Callable[..., Any], moved: tuple[int, ...], *args: Any) -> Any:
+def _slopes(function: Callable[..., Any], moved: tuple[int, ...], exact: bool, *args: Any) -> list[Any]:
     """The derivatives of each result that is no condition with respect to the moved arguments."""
+    del exact
 
     def along(*xs: Any) -> list[Any]:
         given = dict(zip(moved, xs, strict=True))
-        results = function(*(given.get(i, x) for i, x in enumerate(args)))
+        results = function(False, *(given.get(i, x) for i, x in enumerate(args)))
         return [x for x in jax.tree.leaves(results) if x.dtype != bool]
 
     at = tuple(args[i] for i in moved)
     directions = tuple(jnp.eye(len(moved)))
-    return jax.vmap(lambda *xs: jax.jvp(along, at, xs)[1])(*directions)
+    made: list[Any] = jax.vmap(lambda *xs: jax.jvp(along, at, xs)[1])(*directions)
+    return made
 
 
 @functools.lru_cache(maxsize=1024)
@@ -634,19 +650,22 @@ def _compiled(
 ) -> Any:
     """`scalars` as a compiled function of the count, the kept scalars and the hyperparameters."""
 
-    def function(n: Any, *args: Any) -> Any:
-        # Hyperparameters are hidden behind the count: XLA computes in its own way with constants.
-        zero = _zero(n)
-        arrays = iter([x ^ zero if x.dtype == jnp.int64 else _hidden(x, zero) for x in args])
+    def function(exact: bool, n: Any, *args: Any) -> Any:
+        fl = functools.partial(_behind, _zero(n)) if exact else _wide
+        arrays = iter(map(fl, args))  # XLA computes in its own way with constants that it sees
         previous: dict[str, Any] = {name: next(arrays) for name in kept}
         if kept:
             previous["store"] = functools.partial(_visited, dtype)
         leaves = [next(arrays) if x is None else x[0] for x in static]
-        hypers = {
-            name: x.at(n, wide) if isinstance(x, Schedule) else x
-            for name, x in jax.tree.unflatten(structure, leaves).items()
-        }
-        return jax.tree.map(jnp.asarray, scalars(n + 1, **previous, **hypers))
+        token = _SCOPE.set(fl)
+        try:
+            hypers = {
+                name: x.at(n, wide) if isinstance(x, Schedule) else x
+                for name, x in jax.tree.unflatten(structure, leaves).items()
+            }
+            return jax.tree.map(jnp.asarray, scalars(n + 1, **previous, **hypers))
+        finally:
+            _SCOPE.reset(token)
 
     return jax.jit(_in_double(function, dtype))
 
