@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from generator.check import Checked, check
-from generator.errors import NotAvailable, SpecError, suggest
+from generator.errors import NotAvailable as NotAvailable
+from generator.errors import SpecError, suggest
 from generator.freeze import freeze
 from generator.ir import Lowered, Program
 from generator.language import Spec

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from generator import ir, regions, sample, shapes
-from generator.errors import SpecError, line_of, twice
+from generator.errors import SpecError, line_of, shallow, twice
 from generator.infer import SIZES, TENSORS, Definition, Inference, Info, is_call, wider
 from generator.language import RESERVED, reserved
 from generator.regions import EVERYWHERE, Fact, Region
@@ -42,7 +42,8 @@ class Checked:
 
 def check(program: ir.Program) -> Checked:
     """Refuse what is wrong with a program, or tell what follows from it."""
-    return _Checker(program).run()
+    with shallow(program.file, program.line):
+        return _Checker(program).run()
 
 
 _RESULT = {

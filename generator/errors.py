@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import linecache
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -31,6 +32,16 @@ def shorten(file: str) -> str:
         return Path(file).resolve().relative_to(Path.cwd()).as_posix()
     except ValueError:
         return file
+
+
+@contextmanager
+def shallow(file: str, line: int) -> Iterator[None]:
+    """Refuse expressions for which Python's stack is too short."""
+    try:
+        yield
+    except RecursionError:
+        what = "an expression is nested too deep. Give parts of it names and lines of their own."
+        raise SpecError(file, line, what) from None
 
 
 def twice(at: str, first: int) -> str:

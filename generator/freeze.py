@@ -20,7 +20,7 @@ from sympy.core.function import AppliedUndef
 
 from generator import ir
 from generator.equations import ascii_expr
-from generator.errors import SpecError, suggest, twice
+from generator.errors import SpecError, shallow, suggest, twice
 from generator.language import Recorded, Trace, Word
 
 _PLAIN = {
@@ -39,7 +39,8 @@ _ZERO = ir.Number(0)
 
 def freeze(trace: Trace) -> ir.Program:
     """The program of a trace."""
-    return _Freezer(trace).program()
+    with shallow(trace.spec.file, trace.spec.line):
+        return _Freezer(trace).program()
 
 
 class _Freezer:

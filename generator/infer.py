@@ -169,12 +169,16 @@ class Inference:
         if domain.type == "choice":
             word = domain.choices[0]
             raise self.fail(f"{name} is a choice. Compare it with a word: equal({name}, {word!r}).")
+        self.given(name)
+        return Info("int" if domain.type == "int" else "bool" if domain.type == "bool" else "float")
+
+    def given(self, name: str) -> None:
+        """Refuse to read what may be None."""
         none = ir.Call("eq", (ir.Hyper(name), ir.Call("word", (), "None")))
-        if domain.optional and ("when", none, False) not in self.region:
+        if self.parameters[name].domain.optional and ("when", none, False) not in self.region:
             raise self.fail(
                 f"{name} may be None here. Read it inside `with when(~equal({name}, None)):`."
             )
-        return Info("int" if domain.type == "int" else "bool" if domain.type == "bool" else "float")
 
     def clocked(self, name: str) -> Info:
         """A clock, or a loop's index."""
@@ -193,6 +197,7 @@ class Inference:
     def item(self, name: str, index: ir.Expr) -> Info:
         """One entry of a tuple hyperparameter."""
         domain = self.parameters[name].domain
+        self.given(name)
         at = self.expr(index)
         if at.type != "int" or at.scope != "step":
             raise self.fail(f"{name}[{self.text(index)}] is no entry. Index by integers 1, 2, ...")
@@ -213,6 +218,7 @@ class Inference:
             raise self.fail(
                 f"{self.text(called)} is not a schedule. Declare it: tuple[Schedule, ...]."
             )
+        self.given(name)
         if isinstance(called, ir.Item) and self.expr(called.index).type != "int":
             raise self.fail(f"{self.text(called)} is no entry. Index by integers 1, 2, ...")
         if self.expr(step).type != "int":

@@ -142,7 +142,8 @@ class Domain:
     many: bool = False  # a tuple of such values
     optional: bool = False  # None is a value too
 
-    def __call__(self) -> None:  # typing's generics ask of their parameters that they be callable
+    def __call__(self) -> None:
+        """Nothing: typing's generics ask of their parameters that they be callable."""
         raise TypeError(f"{self.name} is a domain, not a function")
 
     @property

@@ -27,7 +27,7 @@ from typing import Any
 import sympy as sp
 
 from generator import ir
-from generator.errors import SpecError, explain, suggest
+from generator.errors import SpecError, explain, shallow, suggest
 from generator.operators import as_written
 from generator.syntax import Scope, Source, find, scan
 
@@ -122,12 +122,10 @@ class Equation(sp.Eq):  # type: ignore[misc]  # SymPy has no types
     """An equation that prints as it was written, where SymPy's own printers sort sums."""
 
     def _sympystr(self, printer: Any) -> str:
-        unsorted = type(printer)({**printer._settings, "order": "none"})
-        return str(unsorted._print_Relational(self))
+        given = {k: v for k, v in printer._settings.items() if k in printer._default_settings}
+        return str(type(printer)({**given, "order": "none"})._print_Relational(self))
 
-    def _latex(self, printer: Any) -> str:
-        unsorted = type(printer)({**printer._settings, "order": "none"})
-        return str(unsorted._print_Relational(self))
+    _latex = _sympystr
 
 
 @dataclass
@@ -271,7 +269,7 @@ class TupleParameter:
     """A hyperparameter that is a tuple: `boundaries[k]` with k = 1, 2, ..."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name, self.symbol = name, sp.Symbol(name)
 
     def __getitem__(self, index: Any) -> Item:
         """The entry at an index that counts from 1."""
@@ -340,7 +338,7 @@ full, row, column, scalar = _SHAPES
 def equal(*operands: Any) -> Any:
     """Whether two values are equal; a choice is compared with a word, an option with None."""
     a, b = (
-        Word(str(x)) if x is None or isinstance(x, str) else sp.sympify(x)
+        Word(str(x)) if x is None or isinstance(x, str) else sp.sympify(getattr(x, "symbol", x))
         for x in _counted("equal", 2, operands)
     )
     return sp.Eq(a, b)
@@ -638,6 +636,11 @@ def _floats(default: Any) -> Any:
 
 def trace(spec: Spec) -> Trace:
     """Call the spec's function once and record what it writes."""
+    with shallow(spec.file, spec.line):
+        return _trace(spec)
+
+
+def _trace(spec: Spec) -> Trace:
     source = find(spec.function)
     if spec.name in RESERVED or not _NAME.fullmatch(spec.name):
         raise SpecError(spec.file, source.node.lineno, reserved(spec.name, "the name of a spec"))
@@ -648,7 +651,7 @@ def trace(spec: Spec) -> Trace:
     try:
         with as_written():
             spec.function(**{p.name: _symbol(p) for p in parameters})
-    except SpecError:
+    except (SpecError, RecursionError):
         raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)

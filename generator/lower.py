@@ -56,6 +56,7 @@ class _Lowerer:
         self.old: dict[str, Typed] = {}
         self.target = ""
         self.line = 0
+        self.indices: dict[str, int] = {}  # of loops that are being unrolled
 
     def missing(self, what: str) -> NotAvailable:
         return NotAvailable(f"{self.program.name} needs {what}, for which no code is generated yet")
@@ -235,12 +236,10 @@ class _Lowerer:
             for x in [x.target for x in ir.statements(s.body) if isinstance(x, ir.Assign)]:
                 if x in self.now:
                     self.old[x] = self.now[x]
-            self.indices = {**getattr(self, "indices", {}), s.index: k}
+            self.indices[s.index] = k
             for inner in s.body:
                 self.statement(inner)
         self.old = outer
-
-    indices: dict[str, int] = {}
 
     # Expressions ----------------------------------------------------------------------------------
 

@@ -36,8 +36,8 @@ def current() -> str:
     text = (ROOT / "README.md").read_text()
     for name, block in blocks().items():
         begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
-        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.S)
-        text = pattern.sub(lambda _, b=begin, e=end, x=block: f"{b}\n{x}\n{e}", text)
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{block}\n{end}{rest.partition(end)[2]}"
     return text
 
 
@@ -52,7 +52,7 @@ def _brief(spec: str) -> str:
         if line.startswith(("    Note:", "    Args:")):
             skipping = True
         elif line.strip() == '"""' or not line.startswith("        "):
-            skipping = skipping and not line.strip().startswith('"""') and not line.strip() == ""
+            skipping = skipping and not line.strip().startswith('"""') and line.strip() != ""
         if not skipping:
             keep.append(line)
     return re.sub(r"\n\n+    \"\"\"", '\n    """', re.sub(r"\n{4,}", "\n\n\n", "\n".join(keep)))

@@ -464,7 +464,7 @@ def runtime(backend: Backend) -> str:
             merged += [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
     head = "\n".join(lines[: imports[0].lineno - 1])
     rest = "\n".join(lines[imports[-1].end_lineno :])
-    note = _edit_note(f"backends/{backend.name}/runtime.py, backends/domains.py", "them")
+    note = _edit_note(f"backends/{backend.name}/runtime.py", "that")
     blocks = [note + head, _imports(merged), *(x.strip("\n") for x in parts), rest.strip("\n")]
     return blocks[0].rstrip("\n") + "\n\n" + "\n\n".join(blocks[1:2]) + "".join(
         "\n\n\n" + b for b in blocks[2:]
@@ -508,7 +508,7 @@ def _imports(nodes: Sequence[ast.Import | ast.ImportFrom]) -> str:
 def _import_order(name: str) -> tuple[int, str]:
     """Constants, then classes, then functions, as isort has it."""
     rank = 0 if name.isupper() else 1 if name[:1].isupper() else 2
-    return rank, name
+    return rank, name.lower()
 
 
 def _definitions(text: str) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from generator.errors import SpecError, suggest
+from generator.errors import SpecError, shallow, suggest
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def parse(file: str) -> ast.Module:
     """The syntax tree of a file; a syntax error is reported like every other mistake."""
     text = "".join(linecache.getlines(file))
     try:
-        tree = ast.parse(text, file)
+        with shallow(file, 1):
+            tree = ast.parse(text, file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Python, which come again when the file runs
             compile(tree, file, "exec", dont_inherit=True)
@@ -432,6 +433,10 @@ class _Scanner(ast.NodeVisitor):
                 )
                 raise self.refuse(node, f"{k.arg} is no name of an operand. Write {right}.")
             self.operand(k.value, word)
+        if word == "equal" and any(
+            isinstance(a, ast.Constant) and a.value is None for a in node.args
+        ):
+            word = "equal None"  # of any hyperparameter, a tuple too
         for a in node.args:
             self.operand(a, word)
 
@@ -440,7 +445,10 @@ class _Scanner(ast.NodeVisitor):
         quoted = isinstance(node, ast.Constant) and isinstance(node.value, str)
         if quoted and word in ("equal", "oracle", "noise"):
             return
-        if isinstance(node, ast.Constant) and node.value is None and word == "equal":
+        if isinstance(node, ast.Constant) and node.value is None and word == "equal None":
+            return
+        if word == "equal None" and isinstance(node, ast.Name) and node.id in self.scope.parameters:
+            self.use.read.add(node.id)
             return
         if word == "oracle" and isinstance(node, ast.Name) and node.id in self.scope.shapes:
             return

@@ -31,6 +31,7 @@ from backends import Backend
 from backends.running import Outcome, Policy, Run
 from generator import catalogue, render
 from generator.catalogue import Entry
+from generator.errors import NotAvailable
 from generator.interpret import Exact, Oracle, schedule_value
 from generator.ir import Lowered, Program
 
@@ -85,7 +86,7 @@ def compute_dtype(name: str) -> Any:
 
 def cases(program: Program, dtype: str, steps: int, seed: int = 0) -> Iterator[Case]:
     """Default and absurd hyperparameters, constant lr and a schedule, missing gradients."""
-    default = {p.name: p.default for p in program.parameters}
+    default: dict[str, Any] = {p.name: p.default for p in program.parameters}
     yield _case("default", dtype, steps, seed, default)
     if "lr" in default:
         total = max(steps - 2, 2)
@@ -177,7 +178,7 @@ def distance(a: Any, b: Any) -> float:
         return math.inf
     if a.size == 0:
         return 0.0
-    width = {2: np.int16, 4: np.int32, 8: np.int64}[a.dtype.itemsize]
+    width: Any = {2: np.int16, 4: np.int32, 8: np.int64}[a.dtype.itemsize]
     nan_a, nan_b = a != a, b != b
     if (nan_a != nan_b).any():
         return math.inf
@@ -499,7 +500,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _runs(entry: Entry, console: Any) -> bool:
     try:
         return bool(entry.lowered)
-    except catalogue.NotAvailable as reason:
+    except NotAvailable as reason:
         console.print(f"[yellow]left out:[/] {reason}", highlight=False)
         return False
 

@@ -412,7 +412,7 @@ def transformed(
     given = dict(leaves(grads))
     at = dict(leaves(params)) if params is not None else {}
     exact = {k: _exact(v) for k, v in hypers.items()}
-    results = []
+    results: list[Array | None] = []
     with np.errstate(all="ignore"):
         for path, g in given.items():
             if g is None:

@@ -107,43 +107,138 @@ _BY_NAME = {
     "weight_decay": "weight_decay",
 }
 _SPELLING: dict[str, dict[str, Any]] = {
-    "adabelief": {"learning_rate": "lr", "b1": "beta1", "b2": "beta2"},
-    "adadelta": {"learning_rate": "lr"},
-    "adagrad": {"learning_rate": "lr"},
-    "adam": {"learning_rate": "lr", "b1": "beta1", "b2": "beta2"},
-    "adamax": {"learning_rate": "lr", "b1": "beta1", "b2": "beta2"},
-    "adamw": {"learning_rate": "lr", "b1": "beta1", "b2": "beta2"},
-    "adan": {"learning_rate": "lr", "b1": "beta1", "b2": "beta2", "b3": "beta3"},
-    "amsgrad": {"learning_rate": "lr", "b1": "beta1", "b2": "beta2"},
-    "heavy_ball": {"learning_rate": "lr"},
-    "lion": {"learning_rate": "lr", "b1": "beta1", "b2": "beta2"},
-    "momentum": {"learning_rate": "lr"},
-    "nadam": {"learning_rate": "lr", "b1": "beta1", "b2": "beta2"},
-    "nesterov": {"learning_rate": "lr"},
-    "radam": {"learning_rate": "lr", "b1": "beta1", "b2": "beta2"},
-    "rmsprop": {"learning_rate": "lr"},
-    "sgd": {"learning_rate": "lr"},
-    "sgd_l2": {"learning_rate": "lr"},
-    "signum": {"learning_rate": "lr"},
-    "yogi": {"learning_rate": "lr", "b1": "beta1", "b2": "beta2"},
-    "constant": {"init_value": "base_lr"},
-    "cosine": {"init_value": "base_lr"},
-    "cosine_restarts": {"init_value": "base_lr"},
-    "cyclical": {"init_value": "base_lr"},
-    "exponential": {"init_value": "base_lr"},
-    "inverse_sqrt": {"init_value": "base_lr"},
-    "inverse_time": {"init_value": "base_lr"},
-    "linear": {"init_value": "base_lr"},
-    "one_cycle": {"init_value": "base_lr"},
-    "piecewise": {"init_value": "base_lr"},
-    "polynomial": {"init_value": "base_lr"},
-    "rex": {"init_value": "base_lr"},
-    "step_decay": {"init_value": "base_lr"},
-    "triangular": {"init_value": "base_lr"},
-    "warmup_cosine": {"init_value": "base_lr"},
-    "warmup_linear": {"init_value": "base_lr"},
-    "warmup_stable_decay": {"init_value": "base_lr"},
-    "decoupled_weight_decay": {"learning_rate": "lr"},
+    "adabelief": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
+    "adadelta": {
+        "learning_rate": "lr",
+    },
+    "adagrad": {
+        "learning_rate": "lr",
+    },
+    "adam": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
+    "adamax": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
+    "adamw": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
+    "adan": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+        "b3": "beta3",
+    },
+    "amsgrad": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
+    "heavy_ball": {
+        "learning_rate": "lr",
+    },
+    "lion": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
+    "momentum": {
+        "learning_rate": "lr",
+    },
+    "nadam": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
+    "nesterov": {
+        "learning_rate": "lr",
+    },
+    "radam": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
+    "rmsprop": {
+        "learning_rate": "lr",
+    },
+    "sgd": {
+        "learning_rate": "lr",
+    },
+    "sgd_l2": {
+        "learning_rate": "lr",
+    },
+    "signum": {
+        "learning_rate": "lr",
+    },
+    "yogi": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
+    "constant": {
+        "init_value": "base_lr",
+    },
+    "cosine": {
+        "init_value": "base_lr",
+    },
+    "cosine_restarts": {
+        "init_value": "base_lr",
+    },
+    "cyclical": {
+        "init_value": "base_lr",
+    },
+    "exponential": {
+        "init_value": "base_lr",
+    },
+    "inverse_sqrt": {
+        "init_value": "base_lr",
+    },
+    "inverse_time": {
+        "init_value": "base_lr",
+    },
+    "linear": {
+        "init_value": "base_lr",
+    },
+    "one_cycle": {
+        "init_value": "base_lr",
+    },
+    "piecewise": {
+        "init_value": "base_lr",
+    },
+    "polynomial": {
+        "init_value": "base_lr",
+    },
+    "rex": {
+        "init_value": "base_lr",
+    },
+    "step_decay": {
+        "init_value": "base_lr",
+    },
+    "triangular": {
+        "init_value": "base_lr",
+    },
+    "warmup_cosine": {
+        "init_value": "base_lr",
+    },
+    "warmup_linear": {
+        "init_value": "base_lr",
+    },
+    "warmup_stable_decay": {
+        "init_value": "base_lr",
+    },
+    "decoupled_weight_decay": {
+        "learning_rate": "lr",
+    },
 }
 __all__ = ["create", "names", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
 

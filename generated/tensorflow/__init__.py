@@ -105,43 +105,150 @@ _BY_NAME = {
     "weight_decay": "weight_decay",
 }
 _SPELLING: dict[str, dict[str, Any]] = {
-    "adabelief": {"learning_rate": "lr", "beta_1": "beta1", "beta_2": "beta2", "epsilon": "eps"},
-    "adadelta": {"learning_rate": "lr", "epsilon": "eps"},
-    "adagrad": {"learning_rate": "lr", "epsilon": "eps"},
-    "adam": {"learning_rate": "lr", "beta_1": "beta1", "beta_2": "beta2", "epsilon": "eps"},
-    "adamax": {"learning_rate": "lr", "beta_1": "beta1", "beta_2": "beta2", "epsilon": "eps"},
-    "adamw": {"learning_rate": "lr", "beta_1": "beta1", "beta_2": "beta2", "epsilon": "eps"},
-    "adan": {"learning_rate": "lr", "beta_1": "beta1", "beta_2": "beta2", "beta_3": "beta3", "epsilon": "eps"},
-    "amsgrad": {"learning_rate": "lr", "beta_1": "beta1", "beta_2": "beta2", "epsilon": "eps"},
-    "heavy_ball": {"learning_rate": "lr"},
-    "lion": {"learning_rate": "lr", "beta_1": "beta1", "beta_2": "beta2"},
-    "momentum": {"learning_rate": "lr"},
-    "nadam": {"learning_rate": "lr", "beta_1": "beta1", "beta_2": "beta2", "epsilon": "eps"},
-    "nesterov": {"learning_rate": "lr"},
-    "radam": {"learning_rate": "lr", "beta_1": "beta1", "beta_2": "beta2", "epsilon": "eps"},
-    "rmsprop": {"learning_rate": "lr", "epsilon": "eps"},
-    "sgd": {"learning_rate": "lr"},
-    "sgd_l2": {"learning_rate": "lr"},
-    "signum": {"learning_rate": "lr"},
-    "yogi": {"learning_rate": "lr", "beta_1": "beta1", "beta_2": "beta2", "epsilon": "eps"},
-    "constant": {"initial_learning_rate": "base_lr"},
-    "cosine": {"initial_learning_rate": "base_lr"},
-    "cosine_restarts": {"initial_learning_rate": "base_lr"},
-    "cyclical": {"initial_learning_rate": "base_lr"},
-    "exponential": {"initial_learning_rate": "base_lr"},
-    "inverse_sqrt": {"initial_learning_rate": "base_lr"},
-    "inverse_time": {"initial_learning_rate": "base_lr"},
-    "linear": {"initial_learning_rate": "base_lr"},
-    "one_cycle": {"initial_learning_rate": "base_lr"},
-    "piecewise": {"initial_learning_rate": "base_lr"},
-    "polynomial": {"initial_learning_rate": "base_lr"},
-    "rex": {"initial_learning_rate": "base_lr"},
-    "step_decay": {"initial_learning_rate": "base_lr"},
-    "triangular": {"initial_learning_rate": "base_lr"},
-    "warmup_cosine": {"initial_learning_rate": "base_lr"},
-    "warmup_linear": {"initial_learning_rate": "base_lr"},
-    "warmup_stable_decay": {"initial_learning_rate": "base_lr"},
-    "decoupled_weight_decay": {"learning_rate": "lr"},
+    "adabelief": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+        "epsilon": "eps",
+    },
+    "adadelta": {
+        "learning_rate": "lr",
+        "epsilon": "eps",
+    },
+    "adagrad": {
+        "learning_rate": "lr",
+        "epsilon": "eps",
+    },
+    "adam": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+        "epsilon": "eps",
+    },
+    "adamax": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+        "epsilon": "eps",
+    },
+    "adamw": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+        "epsilon": "eps",
+    },
+    "adan": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+        "beta_3": "beta3",
+        "epsilon": "eps",
+    },
+    "amsgrad": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+        "epsilon": "eps",
+    },
+    "heavy_ball": {
+        "learning_rate": "lr",
+    },
+    "lion": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+    },
+    "momentum": {
+        "learning_rate": "lr",
+    },
+    "nadam": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+        "epsilon": "eps",
+    },
+    "nesterov": {
+        "learning_rate": "lr",
+    },
+    "radam": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+        "epsilon": "eps",
+    },
+    "rmsprop": {
+        "learning_rate": "lr",
+        "epsilon": "eps",
+    },
+    "sgd": {
+        "learning_rate": "lr",
+    },
+    "sgd_l2": {
+        "learning_rate": "lr",
+    },
+    "signum": {
+        "learning_rate": "lr",
+    },
+    "yogi": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+        "epsilon": "eps",
+    },
+    "constant": {
+        "initial_learning_rate": "base_lr",
+    },
+    "cosine": {
+        "initial_learning_rate": "base_lr",
+    },
+    "cosine_restarts": {
+        "initial_learning_rate": "base_lr",
+    },
+    "cyclical": {
+        "initial_learning_rate": "base_lr",
+    },
+    "exponential": {
+        "initial_learning_rate": "base_lr",
+    },
+    "inverse_sqrt": {
+        "initial_learning_rate": "base_lr",
+    },
+    "inverse_time": {
+        "initial_learning_rate": "base_lr",
+    },
+    "linear": {
+        "initial_learning_rate": "base_lr",
+    },
+    "one_cycle": {
+        "initial_learning_rate": "base_lr",
+    },
+    "piecewise": {
+        "initial_learning_rate": "base_lr",
+    },
+    "polynomial": {
+        "initial_learning_rate": "base_lr",
+    },
+    "rex": {
+        "initial_learning_rate": "base_lr",
+    },
+    "step_decay": {
+        "initial_learning_rate": "base_lr",
+    },
+    "triangular": {
+        "initial_learning_rate": "base_lr",
+    },
+    "warmup_cosine": {
+        "initial_learning_rate": "base_lr",
+    },
+    "warmup_linear": {
+        "initial_learning_rate": "base_lr",
+    },
+    "warmup_stable_decay": {
+        "initial_learning_rate": "base_lr",
+    },
+    "decoupled_weight_decay": {
+        "learning_rate": "lr",
+    },
 }
 __all__ = ["create", "names", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -106,16 +106,36 @@ _BY_NAME = {
     "weight_decay": "weight_decay",
 }
 _SPELLING: dict[str, dict[str, Any]] = {
-    "adabelief": {"betas": ("beta1", "beta2")},
-    "adam": {"betas": ("beta1", "beta2")},
-    "adamax": {"betas": ("beta1", "beta2")},
-    "adamw": {"betas": ("beta1", "beta2")},
-    "adan": {"betas": ("beta1", "beta2", "beta3")},
-    "amsgrad": {"betas": ("beta1", "beta2")},
-    "lion": {"betas": ("beta1", "beta2")},
-    "nadam": {"betas": ("beta1", "beta2")},
-    "radam": {"betas": ("beta1", "beta2")},
-    "yogi": {"betas": ("beta1", "beta2")},
+    "adabelief": {
+        "betas": ("beta1", "beta2"),
+    },
+    "adam": {
+        "betas": ("beta1", "beta2"),
+    },
+    "adamax": {
+        "betas": ("beta1", "beta2"),
+    },
+    "adamw": {
+        "betas": ("beta1", "beta2"),
+    },
+    "adan": {
+        "betas": ("beta1", "beta2", "beta3"),
+    },
+    "amsgrad": {
+        "betas": ("beta1", "beta2"),
+    },
+    "lion": {
+        "betas": ("beta1", "beta2"),
+    },
+    "nadam": {
+        "betas": ("beta1", "beta2"),
+    },
+    "radam": {
+        "betas": ("beta1", "beta2"),
+    },
+    "yogi": {
+        "betas": ("beta1", "beta2"),
+    },
 }
 __all__ = ["create", "names", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
 

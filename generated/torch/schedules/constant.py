@@ -35,8 +35,8 @@ def constant_value(
 class Constant(Schedule):
     """The same learning rate throughout.
 
-    The base learning rate is each group's `initial_lr`. `Constant.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `Constant.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

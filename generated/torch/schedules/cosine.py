@@ -52,8 +52,8 @@ def cosine_value(
 class Cosine(Schedule):
     """Half a period of a cosine.
 
-    The base learning rate is each group's `initial_lr`. `Cosine.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `Cosine.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

@@ -61,8 +61,8 @@ def cosine_restarts_value(
 class CosineRestarts(Schedule):
     """Cosine decay with warm restarts.
 
-    The base learning rate is each group's `initial_lr`. `CosineRestarts.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `CosineRestarts.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

@@ -40,8 +40,8 @@ def cyclical_value(
 class Cyclical(Schedule):
     """A triangular wave that starts at its top.
 
-    The base learning rate is each group's `initial_lr`. `Cyclical.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `Cyclical.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

@@ -54,8 +54,8 @@ def exponential_value(
 class Exponential(Schedule):
     """Multiplication by the same factor in equal times.
 
-    The base learning rate is each group's `initial_lr`. `Exponential.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `Exponential.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

@@ -38,8 +38,8 @@ def inverse_sqrt_value(
 class InverseSqrt(Schedule):
     """Constant at first, then falling with the square root of time.
 
-    The base learning rate is each group's `initial_lr`. `InverseSqrt.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `InverseSqrt.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

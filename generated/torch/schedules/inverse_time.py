@@ -40,8 +40,8 @@ def inverse_time_value(
 class InverseTime(Schedule):
     """Falling with the inverse of time.
 
-    The base learning rate is each group's `initial_lr`. `InverseTime.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `InverseTime.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

@@ -53,8 +53,8 @@ def join_requires(*, schedules: Any, boundaries: Any, **_: Any) -> dict[str, Any
 class Join(Schedule):
     """Schedules one after another, each with a clock of its own.
 
-    The parts start from each group's `initial_lr`. `Join.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The parts start from each group's `initial_lr`.
+    `Join.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

@@ -38,8 +38,8 @@ def linear_value(
 class Linear(Schedule):
     """A straight line.
 
-    The base learning rate is each group's `initial_lr`. `Linear.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `Linear.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

@@ -73,8 +73,8 @@ def one_cycle_value(
 class OneCycle(Schedule):
     """One cosine up, one cosine down.
 
-    The base learning rate is each group's `initial_lr`. `OneCycle.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `OneCycle.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

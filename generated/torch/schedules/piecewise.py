@@ -52,8 +52,8 @@ def piecewise_requires(*, boundaries: Any, values: Any, **_: Any) -> dict[str, A
 class Piecewise(Schedule):
     """Constant pieces.
 
-    The base learning rate is each group's `initial_lr`. `Piecewise.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `Piecewise.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

@@ -53,8 +53,8 @@ def polynomial_value(
 class Polynomial(Schedule):
     """A power of the remaining fraction.
 
-    The base learning rate is each group's `initial_lr`. `Polynomial.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `Polynomial.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

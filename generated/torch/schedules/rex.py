@@ -40,8 +40,8 @@ def rex_value(
 class REX(Schedule):
     """Reflected exponential: slow at first, steep at the end.
 
-    The base learning rate is each group's `initial_lr`. `REX.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `REX.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

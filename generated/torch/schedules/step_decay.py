@@ -38,8 +38,8 @@ def step_decay_value(
 class StepDecay(Schedule):
     """Multiplication by a factor at regular intervals.
 
-    The base learning rate is each group's `initial_lr`. `StepDecay.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `StepDecay.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

@@ -40,8 +40,8 @@ def triangular_value(
 class Triangular(Schedule):
     """A triangular wave that starts at its bottom.
 
-    The base learning rate is each group's `initial_lr`. `Triangular.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `Triangular.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

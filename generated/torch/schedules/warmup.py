@@ -39,8 +39,8 @@ def warmup_value(
 class Warmup(Schedule):
     """Linear warm-up in front of any schedule.
 
-    The parts start from each group's `initial_lr`. `Warmup.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The parts start from each group's `initial_lr`.
+    `Warmup.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

@@ -68,8 +68,8 @@ def warmup_cosine_requires(*, warmup: Any, total: Any, **_: Any) -> dict[str, An
 class WarmupCosine(Schedule):
     """Linear warm-up, then cosine decay.
 
-    The base learning rate is each group's `initial_lr`. `WarmupCosine.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `WarmupCosine.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

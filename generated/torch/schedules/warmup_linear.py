@@ -61,8 +61,8 @@ def warmup_linear_requires(*, warmup: Any, total: Any, **_: Any) -> dict[str, An
 class WarmupLinear(Schedule):
     """Linear warm-up, then linear decay.
 
-    The base learning rate is each group's `initial_lr`. `WarmupLinear.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `WarmupLinear.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.

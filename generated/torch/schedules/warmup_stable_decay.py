@@ -64,8 +64,8 @@ def warmup_stable_decay_requires(*, warmup: Any, stable: Any, total: Any, **_: A
 class WarmupStableDecay(Schedule):
     """Linear warm-up, a plateau, linear decay.
 
-    The base learning rate is each group's `initial_lr`. `WarmupStableDecay.of(...)` is the schedule without an
-    optimizer, for `Warmup` and `Join`.
+    The base learning rate is each group's `initial_lr`.
+    `WarmupStableDecay.of(...)` is the schedule without an optimizer, for `Warmup` and `Join`.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.
