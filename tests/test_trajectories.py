@@ -19,7 +19,8 @@ def rows(name, backend, steps, dtypes):
         importlib.import_module(BACKENDS[backend].runner)
     except ImportError as missing:
         pytest.skip(str(missing))
-    return verify.job(ENTRIES[name].spec.file, f"backends.{backend}", steps, dtypes, "cpu")
+    path = ENTRIES[name].spec.file
+    return verify.job(path, f"backends.{backend}", steps, dtypes, "cpu", brief=True)
 
 
 def assert_exact(found):
