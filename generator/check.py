@@ -52,6 +52,7 @@ _RESULT = {
     "transform": ("u", "t"),
     "schedule": ("lr", "n"),
 }
+_ROUNDS = 9  # more than shapes and scopes can grow
 _COMPARED = "lt le gt ge eq ne and or not add sub mul div length word".split()
 # Classes that generated modules import; a spec's class cannot have their names.
 _CLASSES = frozenset(
@@ -160,22 +161,24 @@ class _Checker(Inference):
         A state's shape follows from its update, which may read the state: only the last time
         everything that is wrong is wrong for good.
         """
+        everywhere = self.region
         for name, s in self.starts.items():
-            self.line = s.line
-            if name == "g":
-                self.start(s.value)
-                self.info[name] = Info("float", "element", FULL)
-            elif name not in self.loop_of:
-                self.info[name] = self.start(s.value)
-        for self.strict in (*[False] * 9, True):
+            self.line, self.region = s.line, everywhere | self.home[name]
+            if name not in self.loop_of:
+                start = self.start(s.value)
+                self.info[name] = start if name != "g" else Info("float", "element", FULL)
+        self.region = everywhere
+        for _ in range(_ROUNDS):
             before = dict(self.info)
-            self.known, self.points, self.updates, self.inputs = {}, [], 0, {}
-            self.block(self.program.body)
-            if not self.strict and self.info == before:
-                self.strict = True
-                self.known, self.points, self.updates, self.inputs = {}, [], 0, {}
-                self.block(self.program.body)
+            self.round(strict=False)
+            if self.info == before:
                 break
+        self.round(strict=True)
+
+    def round(self, strict: bool) -> None:
+        self.strict = strict
+        self.known, self.points, self.updates, self.inputs = {}, [], 0, {}
+        self.block(self.program.body)
 
     def result(self) -> None:
         name, clock = _RESULT[self.program.kind]
@@ -351,13 +354,11 @@ class _Checker(Inference):
                 f"iterate(...) counts to an integer that stands fast, not to {self.text(s.count)}. "
                 "Use a number, a Count or length(...)."
             )
-        if isinstance(s.count, ir.Number) and s.count.value < 1:
-            raise self.fail(f"iterate({s.count.value}) does nothing. Remove the loop.")
         own = [x.target for x in ir.statements(s.body) if isinstance(x, ir.Assign)]
         carried = {x: self.known.get(x) for x in own}
         self.loops.append(s)
         self.words.enter(s)
-        for _ in range(9):
+        for _ in range(_ROUNDS):
             before = dict(self.info)
             for x, start in carried.items():
                 self.known.pop(x, None)

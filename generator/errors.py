@@ -78,6 +78,8 @@ def explain(error: Exception, known: Iterable[str] = ()) -> str:
         case NameError() if error.name:
             hint = suggest(error.name, known) or " Import or define it above."
             return f"{error.name} is not defined.{hint}"
+        case AttributeError() if error.name == "T":
+            return "`.T` is of a matrix, and this is a number. Remove it."
         case ZeroDivisionError():
             return "this divides a literal by 0. Write the value that is meant."
         case OverflowError():

@@ -105,6 +105,8 @@ class _Freezer:
                     made.append(self.equation(r))
                 case "loop":
                     count = self.expr(r.value)
+                    if isinstance(count, ir.Number) and count.value < 1:
+                        raise self.fail(f"iterate({count.value}) does nothing. Remove the loop.")
                     self.open.append(r)
                     made.append(ir.Loop(r.index.name, count, self.block(r.body), r.line))
                     self.open.pop()

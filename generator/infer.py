@@ -106,7 +106,7 @@ class Inference:
         if operation is None or e.op == "word":
             if e.op == "word":
                 raise self.fail(
-                    f"{e.text!r} is a word; only compare a choice with it: equal(x, 'a')."
+                    f"{e.text!r} is a word. Compare a choice with it: equal(x, {e.text!r})."
                 )
             known = set(ir.OPERATIONS) | set(self.parameters)
             raise self.fail(f"unknown function {e.op}.{suggest(e.op, known) or ' Write it out.'}")
@@ -434,11 +434,22 @@ class Inference:
                 else " Use a Count or PositiveCount."
             )
             raise self.fail(f"{_SIGNS[e.op]} works on integers: t, n, counts.{instead}")
+        if e.op in ("mod", "floordiv"):
+            self.divisor(e)
         if operation.result == "same":
             numbers = given[1:] if e.op == "where" else given
             tensors = any(i.scope == "element" for i in given)
             return "int" if not tensors and all(i.type == "int" for i in numbers) else "float"
         return operation.result
+
+    def divisor(self, e: ir.Call) -> None:
+        """Integers have no infinity: refuse to divide them by what may be 0."""
+        by = e.args[1]
+        if isinstance(by, ir.Number) and by.value == 0:
+            raise self.fail(f"{self.text(e)} divides by 0. Write the value that is meant.")
+        if isinstance(by, ir.Hyper | ir.Item) and self.parameters[by.name].domain.low <= 0:
+            what = f"{self.text(by)} may be 0 in {self.text(e)}."
+            raise self.fail(f"{what} Annotate {by.name} with PositiveCount.")
 
     def power(self, e: ir.Call, given: list[Info]) -> Literal["float"]:
         """The type of a power, which is exact for integer exponents only."""
@@ -516,31 +527,24 @@ class Inference:
         for d in others:
             both = {info.type, d.info.type}
             if "bool" in both and len(both) > 1:
-                raise self.fail(
-                    f"{name} is a condition in one region and a number in another. Rename one."
-                )
+                what = f"{name} is a condition in one region and a number in another."
+                raise self.fail(f"{what} Rename one.")
             fact = next((f for f in first.region if regions.opposite(f) in d.region), None)
-            if fact is not None and fact[1] == ir.Call("matrix", ()) and info.shape != d.info.shape:
+            if fact is None or fact[2]:
+                shape = shapes.either(info.shape, d.info.shape)
+            else:
+                shape = shapes.either(d.info.shape, info.shape)
+            apart = fact is not None and fact[1] == ir.Call("matrix", ())
+            if shape is None or (apart and info.shape != d.info.shape):
                 raise self.fail(
                     f"{name} has the shape {info.describe()} in one region and "
                     f"{d.info.describe()} in another. Give them two names."
                 )
-            order = (
-                (info.shape, d.info.shape)
-                if fact is None or fact[2]
-                else (d.info.shape, info.shape)
-            )
-            shape = shapes.either(*order)
-            if shape is None:
-                raise self.fail(
-                    f"{name} has the shape {info.describe()} in one region and "
-                    f"{d.info.describe()} in another. Give them two names."
-                )
+            scope = wider(info.scope, d.info.scope)
             if fact is not None:
                 self.either |= {x: (*fact[:2], True) for x in shape if "|" in x}
-            kind = info.type if len(both) == 1 else "float"
-            scope = "tensor" if fact is not None and fact[0] == "case" else "step"
-            info = Info(kind, wider(wider(info.scope, d.info.scope), scope), shape)
+                scope = wider(scope, "tensor" if fact[0] == "case" else "step")
+            info = Info(info.type if len(both) == 1 else "float", scope, shape)
         return info
 
 

@@ -450,7 +450,7 @@ def iterate(*operands: Any) -> Iterator[sp.Symbol]:
 
 # What generated code calls its own: kernels, shells, and the frameworks' usual prefixes.
 _GENERATED = frozenset(
-    """s state store fl theta_next np torch jnp tf jax math keras numpy tensorflow div real_power
+    """s state store fl theta_next np torch jnp tf jax math keras div real_power
     to_float rounded logical_and logical_or logical_not full_like len range float int bool str
     tuple dict list super isinstance""".split()
 )
@@ -459,8 +459,9 @@ RESERVED = frozenset(__all__) | _GENERATED
 # Words that a hyperparameter may bear, since they have no meaning inside an equation beside it.
 _FREE = {"lr", "first", "schedule"}
 
-# What shells call their own operands, and, of optimizers, what a hyperparameter's name would hide.
+# What shells call their own operands, and what a hyperparameter of that name would hide in them.
 _OPERANDS = frozenset("self cls params grads hypers options name".split())
+_OF_SCHEDULES = frozenset("function requires table domains spelling get_config from_config".split())
 _ATTRIBUTES = frozenset(
     """step steps train eval method domains spelling evaluation compile closure state_dict
     load_state_dict zero_grad param_groups defaults build built apply assign variables iterations
@@ -471,7 +472,7 @@ _ATTRIBUTES = frozenset(
 
 def reserved(word: str, what: str) -> str:
     """The message for a name that the language, or generated code, keeps for itself."""
-    whose = "generated code" if word in _GENERATED | _OPERANDS | _ATTRIBUTES else "the language"
+    whose = "the language" if word in __all__ else "generated code"
     return f"{word} is a word of {whose} and cannot be {what}. Choose another name."
 
 
@@ -582,6 +583,8 @@ def _parameters(spec: Spec, lines: Mapping[str, int]) -> tuple[ir.Parameter, ...
     taken = RESERVED - _FREE | _OPERANDS
     if spec.kind in ("optimizer", "wrapper"):
         taken |= _ATTRIBUTES
+    elif spec.kind == "schedule":
+        taken |= _OF_SCHEDULES
     around = _around(spec.function)
     made = []
     for name, parameter in inspect.signature(spec.function).parameters.items():

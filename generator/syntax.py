@@ -77,6 +77,8 @@ def parse(file: str) -> ast.Module:
             compile(tree, file, "exec", dont_inherit=True)
     except SyntaxError as error:
         raise SpecError(file, error.lineno or 1, _syntax(error)) from None
+    except ValueError as error:  # a null byte
+        raise SpecError(file, 1, f"this is not Python: {error}. Correct the file.") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and _calls(node.value) == "names":
             _names(file, node)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from generator import catalogue
+from generator import catalogue, ir
+from generator.check import check
 from generator.errors import SpecError, explain, suggest
-from generator.ir import Domain
+from generator.ir import Assign, Call, Clock, Hyper, Loop, Number
 
 
 @dataclass
@@ -93,6 +94,43 @@ def test_every_mistake_is_there_once_and_has_a_remedy() -> None:
     assert len({case.name for case in REFUSALS}) == len(REFUSALS) > 330
     for case in REFUSALS:
         assert re.search(rf"[.?] ({_VERBS})\b", case.message), case.message
+
+
+# --------------------------------------------------------------------------------------------------
+# Programs that come from elsewhere than a file
+
+A = ir.Parameter("a", ir.Domain("Real", many=True), ir.REQUIRED, "", 1)
+B = ir.Parameter("b", ir.Domain("Schedule", "schedule"), ir.REQUIRED, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ([Assign("a", Number(1), 2)], "a is a hyperparameter and cannot be defined. Rename one."),
+        (
+            [Assign("sqrt", Number(1), 2)],
+            "sqrt is a word of the language and cannot be a state. Choose another name.",
+        ),
+        (
+            [Loop("k", Number(3), (Assign("x", Clock("k"), 1),), 1), Assign("x", Number(1), 2)],
+            "x[k] is defined twice (line 1). Give one of them another name: each is defined once a step.",
+        ),
+        ([Assign("x", Hyper("a"), 2)], "a is a tuple. Read one entry: a[1]."),
+        ([Assign("x", Hyper("b"), 2)], "b is a schedule. Say at which step: b(t)."),
+        ([Assign("x", Clock("k"), 2)], "k is known only inside its loop. Use the loop's count."),
+        (
+            [Assign("x", Call("word", (), "fast"), 2)],
+            "'fast' is a word. Compare a choice with it: equal(x, 'fast').",
+        ),
+        ([Assign("x", Call("sqr", ()), 2)], "unknown function sqr. Did you mean sqrt?"),
+        ([Assign("x", Call("tanh", ()), 2)], "unknown function tanh. Write it out."),
+    ],
+)
+def test_program(body: list[ir.Statement], message: str) -> None:
+    program = ir.Program("optimizer", "p", "P", "t", ("s",), (), (A, B), tuple(body), file="p.py")
+    with pytest.raises(SpecError) as caught:
+        check(program)
+    assert str(caught.value) == f"p.py:2: {message}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -238,7 +276,7 @@ def test_no_source() -> None:
 )
 def test_exceptions_of_a_file(code: str, message: str) -> None:
     with pytest.raises(Exception) as caught:
-        exec(code, {"domain": Domain("NonNegative")})
+        exec(code, {"domain": ir.Domain("NonNegative")})
     assert explain(caught.value, ["NonNegative"]).startswith(message)
 
 

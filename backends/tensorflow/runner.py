@@ -118,11 +118,10 @@ def transform(
     mode: str,
 ) -> list[Any]:
     """What a transform makes of some gradients."""
-    function = getattr(package, name)
-    takes_params = "variables" in inspect.signature(function).parameters
+    takes_params = "variables" in inspect.signature(getattr(package, name)).parameters
     given = [
         [tf.constant(g) for g in grads],
         *([[tf.constant(p) for p in params]] if takes_params else []),
     ]
-    made = _in_mode(lambda *lists: function(*lists, **hypers), mode)(*given)
+    made = _in_mode(lambda *lists: package.create(name, *lists, **hypers), mode)(*given)
     return [np.asarray(u.numpy()) for u in made]

@@ -440,7 +440,9 @@ def _unpack_rate(rate: _Rate, floats: Iterator[Any], ints: Iterator[Any]) -> Fun
     if inner:
         hypers = {name: _unpack(holes, floats, ints) for name, holes in inner}
         return functools.partial(kind.function, **hypers)
-    return lambda n: _double(kind(n))
+    if isinstance(kind, keras.optimizers.schedules.LearningRateSchedule):
+        return lambda n: _double(kind(n))
+    return lambda n: _double(kind(to_float(n)))
 
 
 def _vectors(floats: Sequence[Any], ints: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -611,7 +613,8 @@ def _native(variable: Any) -> Any:
 
 
 def _path(variable: Any) -> str:
-    return str(getattr(variable, "path", None) or variable.name)
+    named = getattr(variable, "path", None) or getattr(variable, "name", None)
+    return str(named or "a tensor")
 
 
 def _is_tensor(value: Any) -> bool:
@@ -1193,7 +1196,7 @@ def transformed(
     hypers = _checked(owner, domains, hypers, method.requires, spelling)
     hypers = _respelled(hypers, spelling or {})
     grads = list(grads)
-    at = list(params) if params is not None else grads
+    at = grads if params is None else [p if _is_tensor(p) else tf.convert_to_tensor(p) for p in params]
     if len(at) != len(grads):
         raise ValueError(f"{owner}: {len(grads)} gradients for {len(at)} parameters. Pass one for each.")
     groups: dict[Any, list[int]] = {}

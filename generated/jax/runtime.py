@@ -411,10 +411,11 @@ def rounded(*given: Any) -> Callable[[Any], Any]:
     within = _SCOPE.get()
     if within is not None:
         return within
-    covers = [x for x in jax.tree.leaves(given) if jnp.issubdtype(x.dtype, jnp.floating)]
+    leaves = jax.tree.leaves(given)
+    covers = [x for x in leaves if jnp.issubdtype(jnp.result_type(x), jnp.floating)]
 
     def fl(x: Any) -> Any:
-        return _literal(x, covers[0]) if isinstance(x, (int, float)) else _opaque(x)
+        return _literal(x, jnp.asarray(covers[0])) if isinstance(x, (int, float)) else _opaque(x)
 
     return fl
 
@@ -425,7 +426,7 @@ def _literal(x: float, cover: Any) -> Any:
     return _hidden(jnp.asarray(x, cover.dtype), _zero(one))
 
 
-# What fl is in step scope; None in kernels.
+# What fl is in step scope: _behind a zero, or _wide where a derivative is taken; None in kernels.
 _SCOPE: ContextVar[Callable[[Any], Any] | None] = ContextVar("_SCOPE", default=None)
 
 
@@ -480,10 +481,7 @@ def power(x: Any, k: Any) -> Any:
     """x**k by squaring from the lowest bit; an integer k that is traced must not be negative."""
     if isinstance(k, int) and k < 0:
         return div(1.0, power(x, -k))
-    return _raised(jnp.asarray(x, jnp.float64), jnp.asarray(k, jnp.int64))
-
-
-def _by_squaring(x: Any, k: Any) -> Any:
+    x, k = _wide(x), _wide(k)
     result = one = jnp.ones_like(x * k)
     x = x * one
     for i in range(32):  # no loop of XLA's, whose rounds are kernels of their own on a GPU
@@ -492,13 +490,18 @@ def _by_squaring(x: Any, k: Any) -> Any:
     return result
 
 
-def _by_squaring_jvp(primals: Any, tangents: Any) -> Any:
-    x, k = primals
-    return _raised(x, k), k * _raised(x, jnp.maximum(k - 1, 0)) * tangents[0]
+def _sloped(exact: Callable[..., Any], plain: Callable[..., Any]) -> Any:
+    """A function whose derivative need not go the way of its exact evaluation."""
+
+    @functools.wraps(exact)
+    def either(*args: Any) -> Any:
+        return plain(*map(to_float, args)) if _SCOPE.get() is _wide else exact(*args)
+
+    return either
 
 
-_raised: Any = jax.custom_jvp(_by_squaring)
-_raised.defjvp(_by_squaring_jvp)
+power, real_power = _sloped(power, jnp.power), _sloped(real_power, jnp.power)
+exp, log, cos = _sloped(exp, jnp.exp), _sloped(log, jnp.log), _sloped(cos, jnp.cos)
 
 
 # --------------------------------------------------------------------------------------------------

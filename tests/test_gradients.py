@@ -1,0 +1,495 @@
+"""Generated kernels under differentiation, against finite differences of the NumPy kernels.
+
+Three chained steps with gradients theta + g[t], so that each step depends on all before. Derivatives
+are taken with respect to theta, g, the initial states and every hyperparameter, in float64, and the
+differentiated function must have the bits of the NumPy kernels.
+
+The tolerance is derived. A central difference with step h is off by h**2/6 * f''' and by what rounding
+does: where f is a sum whose terms have the size M in all and which K roundings led to, K * 2**-53 * M / h.
+The difference with step 2h has four times the first error, so the two of them differ by three times it:
+that is the first part of the tolerance. With f''' and K of the order of 10, the sum of the two errors is
+least near h = (2**-53)**(1/3), about 5e-6; H is the power of two next to it, so that x + h is exact where
+x has bits to spare.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+H = 2.0**-18
+ROUNDINGS = 256.0  # per term: about 60 in three steps, some of them magnified by 1/(1 - beta**t)
+UNIT = 2.0**-53
+STEPS, SIZE = 3, 2
+
+# Numbers at which third derivatives are moderate; RAdam begins at t = 4, where rho passes 4.
+HYPERS: dict[str, dict[str, float]] = {
+    "adamw": {"lr": 0.1, "beta1": 0.75, "beta2": 0.875, "eps": 0.125, "weight_decay": 0.25},
+    "radam": {"lr": 0.1, "beta1": 0.75, "beta2": 0.9, "eps": 0.125},
+    "nadam": {"lr": 0.1, "beta1": 0.75, "beta2": 0.875, "eps": 0.125, "psi": 2.0},
+    "lion": {"lr": 0.1, "beta1": 0.75, "beta2": 0.875, "weight_decay": 0.25},
+    "rmsprop": {"lr": 0.1, "gamma": 0.75, "eps": 0.125},
+}
+FIRST = {"radam": 4}
+NAMES = tuple(HYPERS)
+CURVED = ("adamw", "radam", "nadam", "rmsprop")
+
+
+class Point(NamedTuple):
+    """Where a derivative is taken; also the derivative itself."""
+
+    theta: Any  # (SIZE,)
+    g: Any  # (STEPS, SIZE)
+    state: dict[str, Any]
+    hypers: dict[str, Any]
+
+
+class Expected(NamedTuple):
+    """What a framework must find: bits of theta, derivatives and how far off they may be."""
+
+    theta: Any
+    slope: Any  # flat, in the order of `flat`
+    tolerance: Any
+
+
+def method(framework: str, name: str) -> Any:
+    return import_module(f"generated.{framework}.optimizers.{name}").METHOD
+
+
+def flat(p: Point) -> Any:
+    """All numbers of a point in one array."""
+    parts = [p.theta, p.g, *p.state.values(), *p.hypers.values()]
+    return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in parts])
+
+
+def unflat(numbers: Any, like: Point) -> Point:
+    """The inverse of `flat`."""
+    parts = iter(np.split(numbers, np.cumsum([np.size(x) for x in leaves(like)])[:-1]))
+    theta, g = next(parts), next(parts).reshape(STEPS, SIZE)
+    state = {k: next(parts) for k in like.state}
+    return Point(theta, g, state, {k: np.float64(next(parts)[0]) for k in like.hypers})
+
+
+def leaves(p: Point) -> list[Any]:
+    return [p.theta, p.g, *p.state.values(), *p.hypers.values()]
+
+
+def start(name: str) -> Point:
+    """Numbers of both signs, away from zero; states above it."""
+    rng = np.random.default_rng(2)
+
+    def away(*shape: int) -> Any:
+        return rng.uniform(0.5, 1.5, shape) * rng.choice([-1.0, 1.0], shape)
+
+    fields = method("numpy", name).state._fields
+    state = {k: rng.uniform(0.5, 1.5, SIZE) for k in fields}
+    return Point(away(SIZE), away(STEPS, SIZE), state, dict(HYPERS[name]))
+
+
+def weights(count: int) -> Any:
+    """What theta and each state contribute to the value that is differentiated."""
+    return 1.0 + 0.5 * np.cos(np.arange(1.0, count * SIZE + 1.0)).reshape(count, SIZE)
+
+
+def chain(m: Any, name: str, p: Point, scalars: Callable[..., Any]) -> tuple[Any, Any]:
+    """Three steps; `scalars(t, kept, hypers)` gives the rounded scalars."""
+    theta, state, kept = p.theta, m.state(**p.state), dict(m.scalar_states)
+    for i in range(STEPS):
+        s = scalars(FIRST.get(name, 1) + i, kept, p.hypers)
+        kept = {k: getattr(s, k) for k in kept}
+        theta, state = m.step(theta, theta + p.g[i], state, s)
+    return theta, state
+
+
+def summed(theta: Any, state: Any) -> Any:
+    """The value that is differentiated: theta and all states, weighted."""
+    w = weights(1 + len(state))
+    return sum(((x * row).sum() for x, row in zip(state, w[1:], strict=True)), (theta * w[0]).sum())
+
+
+def numpy_chain(name: str, p: Point) -> tuple[Any, Any]:
+    m = method("numpy", name)
+
+    def scalars(t: int, kept: Any, hypers: Any) -> Any:
+        before = {f"{k}_prev": np.float64(v) for k, v in kept.items()}
+        store = {"store": np.float64} if kept else {}
+        return m.scalars(t, **before, **store, **{k: np.float64(v) for k, v in hypers.items()})
+
+    return chain(m, name, p, scalars)
+
+
+@functools.cache
+def expected(name: str, **other: float) -> Expected:
+    """Central differences of the NumPy kernels, and their own error."""
+    p = start(name)
+    p = p._replace(hypers={**p.hypers, **other})
+    x = flat(p)
+    theta, state = numpy_chain(name, p)
+
+    def slopes(h: float) -> Any:
+        found = []
+        for i in range(x.size):
+            up, down = x.copy(), x.copy()
+            up[i] += h
+            down[i] -= h
+            values = [summed(*numpy_chain(name, unflat(y, p))) for y in (up, down)]
+            found.append((values[0] - values[1]) / (up[i] - down[i]))
+        return np.array(found)
+
+    slope = slopes(H)
+    size = summed(abs(theta), [abs(s) for s in state])
+    tolerance = abs(slopes(2.0 * H) - slope) + ROUNDINGS * UNIT * size / H
+    return Expected(theta, slope, tolerance)
+
+
+def check(want: Expected, theta: Any, found: Point) -> None:
+    """The differentiated function has the right bits, and the right derivatives."""
+    np.testing.assert_array_equal(np.asarray(theta), want.theta)
+    off = abs(flat(found) - want.slope)
+    assert (off <= want.tolerance).all(), np.stack([flat(found), want.slope, want.tolerance])
+
+
+# --------------------------------------------------------------------------------------------------
+# The reference itself
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_differences_are_sharp(name: str) -> None:
+    """The tolerance is a millionth at most, and hardly anything that is differentiated has no effect."""
+    want = expected(name)
+    assert want.tolerance.max() < 1e-6
+    assert (abs(want.slope) > 1e-3).mean() > (0.5 if name == "lion" else 0.9)
+
+
+# --------------------------------------------------------------------------------------------------
+# PyTorch
+
+
+def torch_chain(name: str, p: Point) -> tuple[Any, Any, Any]:
+    from generated.torch import runtime
+
+    m = method("torch", name)
+
+    def scalars(t: int, kept: Any, hypers: Any) -> Any:
+        before = {f"{k}_prev": v for k, v in kept.items()}
+        store = {"store": runtime.storing(p.theta.dtype)} if kept else {}
+        return runtime.rounded(m.scalars(t, **before, **store, **hypers), p.theta.dtype)
+
+    theta, state = chain(m, name, p, scalars)
+    return torch_summed(theta, state), theta, state
+
+
+def torch_summed(theta: Any, state: Any) -> Any:
+    import torch
+
+    rows = torch.from_numpy(weights(1 + len(state)))
+    return (torch.stack([theta, *state]) * rows).sum()
+
+
+def torch_point(p: Point) -> Point:
+    import torch
+
+    def leaf(x: Any) -> Any:
+        return torch.tensor(x, dtype=torch.float64, requires_grad=True)
+
+    state = {k: leaf(v) for k, v in p.state.items()}
+    return Point(leaf(p.theta), leaf(p.g), state, {k: leaf(v) for k, v in p.hypers.items()})
+
+
+@pytest.mark.parametrize(("name", "mode"), [*((n, "eager") for n in NAMES), ("adamw", "compile")])
+def test_torch(name: str, mode: str) -> None:
+    torch = pytest.importorskip("torch")
+    p = torch_point(start(name))
+    function = functools.partial(torch_chain, name)
+    if mode == "compile":
+        torch._dynamo.reset()
+        function = torch.compile(function, fullgraph=True)
+    value, theta, _ = function(p)
+    inputs = leaves(p)
+    found = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
+    check(expected(name), theta.detach(), unflat(np.concatenate([np.ravel(x) for x in found]), start(name)))
+
+
+def test_torch_second_derivative_of_the_root() -> None:
+    """96 * sqrt(x) at 16 has the derivatives 12 and -12/32, exactly, though the root is NumPy's."""
+    torch = pytest.importorskip("torch")
+    from generated.torch import runtime
+
+    x = torch.tensor(16.0, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(96.0 * runtime.sqrt(x), x, create_graph=True)
+    (second,) = torch.autograd.grad(first, x)
+    assert (first.item(), second.item()) == (12.0, -0.375)
+
+
+def test_torch_rounding_keeps_derivatives() -> None:
+    """What is rounded to a narrower dtype and back has the derivative of the identity."""
+    torch = pytest.importorskip("torch")
+    from generated.torch import runtime
+
+    x = torch.tensor(2.1, dtype=torch.float64, requires_grad=True)
+    value = 12.0 * runtime.storing(torch.float32)(x)
+    value = value + 12.0 * runtime.full_like(torch.zeros((), dtype=torch.float64), x)
+    assert torch.autograd.grad(value, x)[0].item() == 24.0
+
+
+def test_torch_zero_gradients() -> None:
+    torch = pytest.importorskip("torch")
+    p = torch_point(zeros())
+    value = torch_chain_on_zeros(p)
+    found = torch.autograd.grad(value, leaves(p), allow_unused=True, materialize_grads=True)
+    check_at_zero(unflat(np.concatenate([np.ravel(x) for x in found]), zeros()))
+
+
+def torch_chain_on_zeros(p: Point) -> Any:
+    from generated.torch import runtime
+
+    m = method("torch", "adamw")
+    theta, state = p.theta, m.state(**p.state)
+    for i in range(STEPS):
+        s = runtime.rounded(m.scalars(1 + i, **p.hypers), theta.dtype)
+        theta, state = m.step(theta, p.g[i], state, s)
+    return theta.sum()
+
+
+# --------------------------------------------------------------------------------------------------
+# Exact zeros: adamw with m = v = 0 and g = 0, where the root of v has an infinite slope
+
+
+def zeros() -> Point:
+    """No gradient ever for the first parameter; the second has some."""
+    p = start("adamw")
+    g = p.g.copy()
+    g[:, 0] = 0.0
+    return p._replace(g=g, state={k: np.zeros(SIZE) for k in p.state})
+
+
+def check_at_zero(found: Point) -> None:
+    """Finite derivatives; that of the step by g is what the equations give at 0.
+
+    m_hat/(sqrt(v_hat) + eps) has the slope of m_hat/eps there, since m_hat = 0. So the last gradient
+    counts with -lr * (1 - beta1)/(1 - beta1**3)/eps; the ones before come twice or thrice, decayed.
+    """
+    assert np.isfinite(flat(found)).all(), found
+    h = HYPERS["adamw"]
+    b, shrunk = h["beta1"], 1.0 - h["lr"] * h["weight_decay"]
+    by_g = [
+        -h["lr"] / h["eps"] * sum(
+            shrunk ** (STEPS - t) * b ** (t - i) * (1.0 - b) / (1.0 - b**t) for t in range(i, STEPS + 1)
+        )
+        for i in range(1, STEPS + 1)
+    ]
+    np.testing.assert_allclose(np.asarray(found.g)[:, 0], by_g, rtol=1e-14)
+    np.testing.assert_allclose(np.asarray(found.theta), shrunk**STEPS, rtol=1e-14)
+    assert np.asarray(found.state["v"])[0] == 0.0
+
+
+# --------------------------------------------------------------------------------------------------
+# JAX
+
+
+def jax_scalars(m: Any, t: Any, kept: Any, hypers: Any) -> Any:
+    import jax.numpy as jnp
+
+    from generated.jax import runtime
+
+    hypers = {k: jnp.asarray(v, jnp.float64) for k, v in hypers.items()}
+    before = {f"{k}_prev": jnp.asarray(v, jnp.float64) for k, v in kept.items()}
+    return runtime._evaluated(m.scalars, jnp.asarray(t - 1, jnp.int32), hypers, jnp.dtype("float64"), before)
+
+
+def jax_chain(name: str, p: Point) -> tuple[Any, Any]:
+    m = method("jax", name)
+    theta, state = chain(m, name, p, functools.partial(jax_scalars, m))
+    return summed(theta, state), theta
+
+
+def jax_scan(name: str, p: Point) -> tuple[Any, Any]:
+    """The same in lax.scan, each step computed again on the way back."""
+    import jax
+    import jax.numpy as jnp
+
+    m = method("jax", name)
+
+    def body(carry: Any, given: Any) -> tuple[Any, None]:
+        theta, state, kept = carry
+        t, g = given
+        s = jax_scalars(m, t, kept, p.hypers)
+        theta, state = m.step(theta, theta + g, state, s)
+        return (theta, state, {k: getattr(s, k) for k in kept}), None
+
+    kept = {k: jnp.asarray(v, jnp.float64) for k, v in m.scalar_states.items()}
+    ts = FIRST.get(name, 1) + jnp.arange(STEPS, dtype=jnp.int32)
+    (theta, state, _), _ = jax.lax.scan(jax.checkpoint(body), (p.theta, m.state(**p.state), kept), (ts, p.g))
+    return summed(theta, state), theta
+
+
+def jax_point(p: Point) -> Point:
+    import jax
+    import jax.numpy as jnp
+
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), p)
+
+
+@pytest.mark.parametrize("mode", ["op by op", "jit", "scan"])
+@pytest.mark.parametrize("name", NAMES)
+def test_jax(name: str, mode: str) -> None:
+    jax = pytest.importorskip("jax")
+    function = functools.partial(jax_scan if mode == "scan" else jax_chain, name)
+    differentiated = jax.value_and_grad(function, has_aux=True)
+    if mode != "op by op":
+        differentiated = jax.jit(differentiated)
+    with jax.enable_x64(True):
+        (_, theta), found = differentiated(jax_point(start(name)))
+        check(expected(name), theta, found)
+
+
+def test_jax_vmap() -> None:
+    """A sweep over the step size, all derivatives of each at once."""
+    jax = pytest.importorskip("jax")
+    rates = (0.05, 0.1)
+    p = start("adamw")
+    axes = Point(None, None, None, {k: 0 if k == "lr" else None for k in p.hypers})
+    with jax.enable_x64(True):
+        given = jax_point(p._replace(hypers={**p.hypers, "lr": np.array(rates)}))
+        differentiated = jax.value_and_grad(functools.partial(jax_chain, "adamw"), has_aux=True)
+        (_, thetas), founds = jax.jit(jax.vmap(differentiated, in_axes=(axes,)))(given)
+        for i, lr in enumerate(rates):
+            found = jax.tree.map(lambda x, i=i: x[i], founds)
+            check(expected("adamw", lr=lr), thetas[i], found)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_jax_guard_keeps_derivatives(compiled: bool) -> None:
+    """x**3 behind guards has at 2 the derivatives 12, 12 and 6: those of x**3, not 0."""
+    jax = pytest.importorskip("jax")
+    from generated.jax import runtime
+
+    def cubed(x: Any) -> Any:
+        fl = runtime.rounded(x)
+        return fl(fl(fl(x * x) * x) + 1.0)
+
+    functions = [jax.grad(cubed), jax.grad(jax.grad(cubed)), jax.jacfwd(jax.grad(jax.grad(cubed)))]
+    for function, slope in zip(functions, (12.0, 12.0, 6.0), strict=True):
+        assert float((jax.jit(function) if compiled else function)(2.0)) == slope
+
+
+def test_jax_rounding_keeps_derivatives() -> None:
+    """What is rounded to a narrower dtype has the derivative of the identity."""
+    jax = pytest.importorskip("jax")
+    from generated.jax import runtime
+
+    def stored(x: Any) -> Any:
+        return 12.0 * runtime.stored(x, "bfloat16").astype("float32")
+
+    assert float(jax.jit(jax.grad(stored))(2.1)) == 12.0
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_jax_zero_gradients(compiled: bool) -> None:
+    jax = pytest.importorskip("jax")
+    m = method("jax", "adamw")
+
+    def value(p: Point) -> Any:
+        theta, state = p.theta, m.state(**p.state)
+        for i in range(STEPS):
+            theta, state = m.step(theta, p.g[i], state, jax_scalars(m, 1 + i, {}, p.hypers))
+        return theta.sum()
+
+    function = jax.jit(jax.grad(value)) if compiled else jax.grad(value)
+    with jax.enable_x64(True):
+        check_at_zero(function(jax_point(zeros())))
+
+
+# --------------------------------------------------------------------------------------------------
+# TensorFlow
+
+
+def tf_point(p: Point) -> Point:
+    import tensorflow as tf
+
+    return tf.nest.map_structure(lambda x: tf.constant(x, tf.float64), p)
+
+
+def tf_chain(name: str, p: Point) -> tuple[Any, Any]:
+    import tensorflow as tf
+
+    from generated.tensorflow import runtime
+
+    m = method("tensorflow", name)
+
+    def scalars(t: int, kept: Any, hypers: Any) -> Any:
+        return runtime.step_scalars(m, t, tf.float64, hypers, kept)
+
+    theta, state = chain(m, name, p, scalars)
+    return tf.reduce_sum(tf.stack([theta, *state]) * weights(1 + len(state))), theta
+
+
+def tf_found(function: Callable[[Point], Any], p: Point, mode: str) -> Any:
+    """The function's results, and the first one's derivatives, taken in a mode."""
+    import tensorflow as tf
+
+    def differentiated(p: Point) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(p)
+            value, *rest = function(p)
+        return [value, *rest], tape.gradient(value, p, unconnected_gradients="zero")
+
+    if mode != "eager":
+        differentiated = tf.function(differentiated, autograph=False, jit_compile=mode == "xla")
+    return differentiated(p)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("name", NAMES)
+def test_tensorflow(name: str, mode: str) -> None:
+    pytest.importorskip("tensorflow")
+    (_, theta), found = tf_found(functools.partial(tf_chain, name), tf_point(start(name)), mode)
+    check(expected(name), theta, found)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_tensorflow_guard_keeps_derivatives(mode: str) -> None:
+    """x**3 behind guards has at 2 the derivatives 12 and 12: those of x**3, not 0."""
+    tf = pytest.importorskip("tensorflow")
+    from generated.tensorflow import runtime
+
+    def cubed(x: Any) -> Any:
+        fl = runtime.rounded(x)
+        return fl(fl(fl(x * x) * x) + 1.0)
+
+    def slopes(x: Any) -> Any:
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                value = cubed(x)
+            first = inner.gradient(value, x)
+        return first, outer.gradient(first, x)
+
+    function = slopes if mode == "eager" else tf.function(slopes, autograph=False, jit_compile=mode == "xla")
+    assert [float(x) for x in function(tf.constant(2.0, tf.float64))] == [12.0, 12.0]
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_tensorflow_zero_gradients(mode: str) -> None:
+    tf = pytest.importorskip("tensorflow")
+    from generated.tensorflow import runtime
+
+    m = method("tensorflow", "adamw")
+
+    def value(p: Point) -> list[Any]:
+        theta, state = p.theta, m.state(**p.state)
+        for i in range(STEPS):
+            s = runtime.step_scalars(m, 1 + i, tf.float64, p.hypers)
+            theta, state = m.step(theta, p.g[i], state, s)
+        return [tf.reduce_sum(theta)]
+
+    check_at_zero(tf_found(value, tf_point(zeros()), mode)[1])
