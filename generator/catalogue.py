@@ -16,7 +16,7 @@ from pathlib import Path
 
 from generator.check import Checked, check
 from generator.errors import NotAvailable as NotAvailable
-from generator.errors import SpecError, suggest
+from generator.errors import SpecError, explain, suggest
 from generator.freeze import freeze
 from generator.ir import Lowered, Program
 from generator.language import Spec
@@ -68,15 +68,11 @@ def load(path: Path) -> list[Entry]:
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
         line = (frames[-1].lineno or 1) if frames else 1
-        raise SpecError(file, line, f"{_sentence(error)}") from error
+        raise SpecError(file, line, explain(error, vars(module))) from error
     finally:
         sys.dont_write_bytecode = before
         sys.path.remove(str(SPECS.parent))
     return [Entry(s) for s in vars(module).values() if isinstance(s, Spec) and s.file == file]
-
-
-def _sentence(error: Exception) -> str:
-    return f"{str(error).rstrip('.')}."
 
 
 @functools.cache

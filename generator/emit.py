@@ -247,9 +247,11 @@ def delta_text(
     assert lowered.delta is not None
     op, value = lowered.delta
     values = [v for v in lowered.step if v.name != lowered.result]
-    end = Value("u", "neg", (value,), "float", spec=True)
+    taken = {v.name for v in lowered.step} | {s.name for s in lowered.states}
+    name = next(n for n in ("u", "change", "added", "difference") if n not in taken)
+    end = Value(name, "neg", (value,), "float", spec=True)
     if op == "add":
         printed = Lowered(**{**lowered.__dict__, "step": tuple(values), "result": value})
     else:
-        printed = Lowered(**{**lowered.__dict__, "step": (*values, end), "result": "u"})
+        printed = Lowered(**{**lowered.__dict__, "step": (*values, end), "result": name})
     return step_text(printed, table, apart, indent)

@@ -69,6 +69,9 @@ class _Lowerer:
             raise self.missing(f"a further input ({checked.inputs[0]})")
         if program.kind == "wrapper":
             raise self.missing("the wrapped optimizer's update")
+        for relation, _ in program.requires:
+            if any(isinstance(e, ir.Call) and e.op in ("matrix", "vector") for e in ir.walk(relation)):
+                raise self.missing("a shape that is required of parameters")
         states = list(checked.states)
         parameter = "theta"
         if checked.gradients == 1:
@@ -84,8 +87,7 @@ class _Lowerer:
         if program.kind != "schedule":
             self.now["g"] = Typed("g", True, "float")
         for s in checked.states:
-            if s.name == "g":  # the previous gradient; at t = 1 what `first(g)` says
-                self.previous_gradient(s)
+            self.begun_by_gradient(s)
         point: ir.Expr | None = None
         for statement in program.body:
             if isinstance(statement, ir.Assign) and statement.target == "g":
@@ -112,19 +114,18 @@ class _Lowerer:
             new_states=tuple(new_states),
             types=self.types,
             delta=self.delta(result) if program.kind == "optimizer" and point is None else None,
-            evaluate=self.evaluated() if point is not None else None,
+            evaluate=self.evaluated() if point is not None or program.evaluate else None,
         )
         return _without_dead(lowered)
 
-    def previous_gradient(self, s: State) -> None:
-        if s.start == ir.Call("first", (), "g"):
-            first = self.make("eq", [Typed("t", False, "int"), Typed(Number(1), False, "int")], "bool")
-            self.rename(first, "is_first")
-            chosen = [self.now["g"], self.old["g"]]
-            first = Typed("is_first", False, "bool")
-            self.old["g"] = self.make("where", [first, *chosen], "float")
-            self.rename(self.old["g"], "g_prev")
-            self.old["g"] = Typed("g_prev", True, "float")
+    def begun_by_gradient(self, s: State) -> None:
+        """A state that starts as `first(g)`: at t = 1 its old value is the gradient."""
+        if s.start != ir.Call("first", (), "g"):
+            return
+        at = [Typed("t", False, "int"), Typed(Number(1), False, "int")]
+        first = self.rename(self.make("eq", at, "bool"), "is_first")
+        chosen = self.make("where", [first, self.now["g"], self.old[s.name]], "float")
+        self.old[s.name] = self.rename(chosen, f"{s.name}_prev")
 
     def result(self, point: ir.Expr | None) -> Operand:
         if point is not None:
@@ -292,6 +293,10 @@ class _Lowerer:
                 return self.make(e.op, given, "bool")
             case "where":
                 values = self.alike(given[1:])
+                if given[0].tensor:
+                    values = [self.as_float(x) for x in values]
+                    if not any(x.tensor for x in values):  # they bring the dtype
+                        values = [self.scalar(x) for x in values]
                 return self.make("where", [given[0], *values], values[0].type)
         if operation.result == "float":
             given = [self.as_float(x) for x in given]
@@ -343,6 +348,10 @@ class _Lowerer:
         if isinstance(x.operand, Number):
             return Typed(Number(float(x.operand.value)), False, "float")
         return self.make("to_float", [x], "float")
+
+    def scalar(self, x: Typed) -> Typed:
+        """A literal as a value of step scope, which enters the step with the compute dtype."""
+        return self.make("to_float", [x], "float") if isinstance(x.operand, Number) else x
 
     def alike(self, values: Sequence[Typed]) -> list[Typed]:
         """Integers stay integers among themselves and become floats beside one."""

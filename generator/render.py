@@ -308,6 +308,13 @@ def _hypers(program: Program, backend: Backend) -> tuple[Hyper, ...]:
             made.append(_hyper(backend.spelled(program.name, p.name), (p,)))
         elif p.name == together[1][0]:
             made.append(_hyper(together[0], tuple(program.parameter(n) for n in together[1])))
+    for i, h in enumerate(made):
+        if h.name in [other.name for other in made[:i]]:
+            raise SpecError(
+                program.file,
+                program.parameter(h.spec[0]).line,
+                f"{backend.title} users call two of these hyperparameters {h.name}. Rename one.",
+            )
     required = [h for h in made if not h.default]
     return tuple(required + [h for h in made if h.default])
 

@@ -502,7 +502,7 @@ def test_show_loops(run: Run) -> None:
 
 def test_show_latex(run: Run) -> None:
     done = run("show", "adamw", "--latex")
-    assert done.out.startswith("\\begin{aligned}\nm_{0} &= 0 \\\\\n")
+    assert done.out.startswith("\\begin{aligned}\nm_{0} = v_{0} &= 0 \\\\\n")
     assert r"\hat{m}_{t} &= \frac{m_{t}}{1 - \beta_{1}^{t}}" in done.out
     assert done.out.endswith("\n\\end{aligned}\n")
 

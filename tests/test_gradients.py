@@ -91,7 +91,8 @@ def start(name: str) -> Point:
 
     fields = method("numpy", name).state._fields
     state = {k: rng.uniform(0.5, 1.5, SIZE) for k in fields}
-    return Point(away(SIZE), away(STEPS, SIZE), state, dict(HYPERS[name]))
+    hypers = dict(sorted(HYPERS[name].items()))  # as JAX sorts them
+    return Point(away(SIZE), away(STEPS, SIZE), state, hypers)
 
 
 def weights(count: int) -> Any:
@@ -173,25 +174,19 @@ def test_differences_are_sharp(name: str) -> None:
 # PyTorch
 
 
-def torch_chain(name: str, p: Point) -> tuple[Any, Any, Any]:
+def torch_chain(name: str) -> Callable[[Point], tuple[Any, Any]]:
+    """The chain as torch.compile can trace it: nothing is imported on the way."""
     from generated.torch import runtime
 
     m = method("torch", name)
 
     def scalars(t: int, kept: Any, hypers: Any) -> Any:
         before = {f"{k}_prev": v for k, v in kept.items()}
-        store = {"store": runtime.storing(p.theta.dtype)} if kept else {}
-        return runtime.rounded(m.scalars(t, **before, **store, **hypers), p.theta.dtype)
+        store = {"store": runtime.storing(float64)} if kept else {}
+        return runtime.rounded(m.scalars(t, **before, **store, **hypers), float64)
 
-    theta, state = chain(m, name, p, scalars)
-    return torch_summed(theta, state), theta, state
-
-
-def torch_summed(theta: Any, state: Any) -> Any:
-    import torch
-
-    rows = torch.from_numpy(weights(1 + len(state)))
-    return (torch.stack([theta, *state]) * rows).sum()
+    float64 = runtime.torch.float64
+    return lambda p: chain(m, name, p, scalars)
 
 
 def torch_point(p: Point) -> Point:
@@ -207,14 +202,14 @@ def torch_point(p: Point) -> Point:
 @pytest.mark.parametrize(("name", "mode"), [*((n, "eager") for n in NAMES), ("adamw", "compile")])
 def test_torch(name: str, mode: str) -> None:
     torch = pytest.importorskip("torch")
-    p = torch_point(start(name))
-    function = functools.partial(torch_chain, name)
+    p, function = torch_point(start(name)), torch_chain(name)
     if mode == "compile":
         torch._dynamo.reset()
         function = torch.compile(function, fullgraph=True)
-    value, theta, _ = function(p)
-    inputs = leaves(p)
-    found = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
+    theta, state = function(p)
+    rows = torch.from_numpy(weights(1 + len(state)))
+    value = (torch.stack([theta, *state]) * rows).sum()
+    found = torch.autograd.grad(value, leaves(p), allow_unused=True, materialize_grads=True)
     check(expected(name), theta.detach(), unflat(np.concatenate([np.ravel(x) for x in found]), start(name)))
 
 
@@ -272,21 +267,21 @@ def zeros() -> Point:
 
 
 def check_at_zero(found: Point) -> None:
-    """Finite derivatives; that of the step by g is what the equations give at 0.
+    """Every derivative is finite, and by g what the equations give.
 
-    m_hat/(sqrt(v_hat) + eps) has the slope of m_hat/eps there, since m_hat = 0. So the last gradient
-    counts with -lr * (1 - beta1)/(1 - beta1**3)/eps; the ones before come twice or thrice, decayed.
+    At 0 the slope of m_hat/(sqrt(v_hat) + eps) is that of m_hat/eps, since m_hat = 0. So g[i] counts in
+    step t = i, i+1, ... with -lr/eps * (1 - beta1) * beta1**(t-i)/(1 - beta1**t), and what a step has
+    changed shrinks by 1 - lr * weight_decay in each later one.
     """
     assert np.isfinite(flat(found)).all(), found
     h = HYPERS["adamw"]
     b, shrunk = h["beta1"], 1.0 - h["lr"] * h["weight_decay"]
-    by_g = [
-        -h["lr"] / h["eps"] * sum(
-            shrunk ** (STEPS - t) * b ** (t - i) * (1.0 - b) / (1.0 - b**t) for t in range(i, STEPS + 1)
-        )
-        for i in range(1, STEPS + 1)
-    ]
-    np.testing.assert_allclose(np.asarray(found.g)[:, 0], by_g, rtol=1e-14)
+
+    def by_g(i: int) -> float:
+        counted = [(1 - b) * b ** (t - i) / (1 - b**t) * shrunk ** (STEPS - t) for t in range(i, STEPS + 1)]
+        return -h["lr"] / h["eps"] * sum(counted)
+
+    np.testing.assert_allclose(np.asarray(found.g)[:, 0], [by_g(i + 1) for i in range(STEPS)], rtol=1e-14)
     np.testing.assert_allclose(np.asarray(found.theta), shrunk**STEPS, rtol=1e-14)
     assert np.asarray(found.state["v"])[0] == 0.0
 
