@@ -495,7 +495,13 @@ def main(arguments: argparse.Namespace) -> int:
             for f, b in work
         }
         for done in as_completed(futures):
-            report.rows += done.result()
+            try:
+                report.rows += done.result()
+            except Exception as error:  # a job that breaks is a result, too
+                file, backend = futures[done]
+                what = f"{type(error).__name__}: {error}"[:300]
+                lost = Row(Path(file).stem, backend.rpartition(".")[2], "-", "-", math.inf, error=what)
+                report.rows.append(asdict(lost))
             progress.update(task, advance=1, description=Path(futures[done][0]).stem)
     report.rows.sort(key=lambda r: (r["spec"], r["backend"], r["mode"], r["dtype"]))
     if arguments.json:

@@ -84,6 +84,8 @@ def _adam(h: Hypers) -> dict[str, Any]:
 
 def agrees(name: str, hypers: Hypers) -> bool:
     """Whether optax's own optimizer has the spec's equations with these hyperparameters."""
+    if name not in NATIVE:
+        return False
     values = WHERE.get(name, {} if name not in DIFFERENT else None)
     return values is not None and all(hypers[k] == v for k, v in values.items())
 

@@ -124,6 +124,16 @@ def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, tree
 
 
+def _by_path(owner: str, what: str, tree: Tree) -> dict[str, Any]:
+    """The leaves of a tree by their paths, which have to differ."""
+    named: dict[str, Any] = {}
+    for path, x in leaves(tree):
+        if path in named:
+            raise ValueError(f"{owner}: two {what} have the path {path}. Rename one of their keys.")
+        named[path] = x
+    return named
+
+
 def rebuilt(tree: Tree, values: Iterator[Any]) -> Tree:
     """A tree of the same structure with other leaves."""
     if isinstance(tree, Mapping):
@@ -148,6 +158,14 @@ def _check_array(owner: str, what: str, path: str, value: Any) -> None:
         raise TypeError(
             f"{owner}: {what} {path or 'array'} has dtype {value.dtype}; only floating-point arrays "
             "can be optimized. Convert it, for example x.astype(numpy.float32)."
+        )
+
+
+def _check_writeable(owner: str, path: str, p: Array) -> None:
+    if not p.flags.writeable:
+        raise ValueError(
+            f"{owner}: parameter {path or 'array'} is read-only. Pass a copy, or set "
+            "x.flags.writeable = True."
         )
 
 
@@ -186,15 +204,14 @@ class Optimizer:
         self.__dict__.update(hypers)
         self.params = params
         self.steps = 0  # finished steps; the clock of schedules
-        self._arrays = dict(leaves(params))
+        self._arrays = _by_path(self.name, "parameters", params)
         self._evaluating: dict[str, Array] | None = None
         if not self._arrays:
             raise ValueError(f"{self.name}: there is nothing to optimize; params is empty.")
         seen: dict[int, str] = {}
         for path, p in self._arrays.items():
             _check_array(self.name, "parameter", path, p)
-            if not p.flags.writeable:
-                raise ValueError(f"{self.name}: parameter {path} is read-only. Pass a copy.")
+            _check_writeable(self.name, path, p)
             if id(p) in seen:
                 raise ValueError(f"{self.name}: {seen[id(p)]} and {path} are the same array.")
             seen[id(p)] = path
@@ -243,7 +260,8 @@ class Optimizer:
                 f"{self.name}: step inside `with optimizer.evaluation()`. Leave the block first."
             )
         # Reductions give NumPy scalars where the parameter is an array without axes.
-        given = {k: np.asarray(g) if isinstance(g, np.generic) else g for k, g in leaves(grads)}
+        named = _by_path(self.name, "gradients", grads)
+        given = {k: np.asarray(g) if isinstance(g, np.generic) else g for k, g in named.items()}
         self._match(given)
         hypers = self._now()
         with np.errstate(all="ignore"):
@@ -270,6 +288,7 @@ class Optimizer:
         for path, g in given.items():
             if g is not None:
                 _check_gradient(self.name, path, self._arrays[path], g)
+                _check_writeable(self.name, path, self._arrays[path])
 
     def _update(
         self, path: str, p: Array, g: Array, hypers: Mapping[str, Any], scalars: dict[Any, Any]
@@ -312,6 +331,9 @@ class Optimizer:
         recomputed, so a run with evaluations has the bits of a run without.
         """
         name = self.method.evaluate
+        if self._evaluating is not None:  # a block inside a block; the outer one swaps back
+            yield self.params
+            return
         if name is not None:
             self._evaluating = {path: p.copy() for path, p in self._arrays.items()}
             for path, p in self._arrays.items():
@@ -427,4 +449,3 @@ def transformed(
             u, _ = method.step(theta, g32, method.init(theta), s)
             results.append(stored(np.asarray(u), g.dtype))
     return rebuilt(grads, iter(results))
-

@@ -388,14 +388,14 @@ def _opaque(x: Any) -> Any:
     and one that it knows is computed as it should be. Any other zero may be known.
     """
     bits = _bits(x)
-    return lax.bitcast_convert_type(bits ^ _zero(bits), x.dtype)
+    return lax.bitcast_convert_type(bits | _zero(bits), x.dtype)
 
 
 @_smooth
 def _hidden(x: Any, zero: Any) -> Any:
     """The number, known or not, hidden behind a zero that the compiler does not know."""
     bits = _bits(x)
-    return lax.bitcast_convert_type(bits ^ zero.astype(bits.dtype), x.dtype)
+    return lax.bitcast_convert_type(bits | zero.astype(bits.dtype), x.dtype)
 
 
 def rounded(*given: Any) -> Callable[[Any], Any]:
@@ -434,8 +434,8 @@ def _behind(zero: Any, x: Any) -> Any:
     """In step scope: a double or an integer, hidden behind a zero that is made from the count."""
     x = _wide(x)
     if jnp.issubdtype(x.dtype, jnp.integer):
-        return x ^ zero
-    return lax.bitcast_convert_type(_bits(x) ^ zero, x.dtype)
+        return x | zero
+    return lax.bitcast_convert_type(_bits(x) | zero, x.dtype)
 
 
 def _wide(x: Any) -> Any:
@@ -620,7 +620,7 @@ def _apart(function: Callable[..., Any], n: Any, *args: Any) -> Any:
 
     def one_round(_: Any, carry: Any) -> Any:
         n, _ = carry
-        return n ^ _zero(n), traced(n, *args)
+        return n | _zero(n), traced(n, *args)
 
     shapes = jax.eval_shape(traced, n, *args)
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
