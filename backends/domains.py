@@ -109,13 +109,8 @@ def check_all(
     """Check every value that has a domain; `unchecked` says which are tensors or schedules."""
     for name, domain in domains.items():
         value = values[name]
-        entries = value if isinstance(value, (tuple, list)) else (value,)
-        if any(unchecked(entry) for entry in entries):
-            continue
-        if isinstance(value, (tuple, list)) and not domain.many:
-            for position, entry in enumerate(value):
-                domain.check(owner, f"{name}[{position}]", entry)
-        else:
+        entries = value if domain.many and isinstance(value, (tuple, list)) else (value,)
+        if not any(unchecked(entry) for entry in entries):
             domain.check(owner, name, value)
 
 

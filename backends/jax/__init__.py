@@ -7,7 +7,7 @@ from pathlib import Path
 from backends import OPERATORS, Backend, guarded
 
 _FUNCTIONS = {
-    "sqrt": "jnp.sqrt",
+    "sqrt": "sqrt",
     "abs": "jnp.abs",
     "floor": "jnp.floor",
     "where": "jnp.where",

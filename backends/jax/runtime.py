@@ -140,6 +140,22 @@ def div(a: Any, b: Any) -> Any:
     return _wide(a) / (rounded()(b) if isinstance(b, float) else b)
 
 
+def _root(x: Any) -> Any:
+    """The square root; the derivative at 0 is 0, since infinity times 0 would be NaN."""
+    return jnp.sqrt(x)
+
+
+def _root_jvp(primals: Any, tangents: Any) -> Any:
+    y = sqrt(primals[0])
+    zero = y == 0
+    slope = 0.5 / jnp.where(zero, jnp.ones_like(y), y)
+    return y, jnp.where(zero, jnp.zeros_like(y), slope) * tangents[0]
+
+
+sqrt: Any = jax.custom_jvp(_root)
+sqrt.defjvp(_root_jvp)
+
+
 def maximum(x: Any, y: Any) -> Any:
     """The larger; NaN if either is NaN; x only where x > y, so maximum(+0, -0) is -0."""
     return jnp.where((x > y) | (x != x), x, y)

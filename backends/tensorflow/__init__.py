@@ -20,7 +20,7 @@ backend = Backend(
     tensor={
         **OPERATORS,
         **_FUNCTIONS,
-        "sqrt": "tf.sqrt",
+        "sqrt": "sqrt",
         "abs": "tf.abs",
         "floor": "tf.floor",
         "where": "tf.where",

@@ -123,13 +123,8 @@ def check_all(
     """Check every value that has a domain; `unchecked` says which are tensors or schedules."""
     for name, domain in domains.items():
         value = values[name]
-        entries = value if isinstance(value, (tuple, list)) else (value,)
-        if any(unchecked(entry) for entry in entries):
-            continue
-        if isinstance(value, (tuple, list)) and not domain.many:
-            for position, entry in enumerate(value):
-                domain.check(owner, f"{name}[{position}]", entry)
-        else:
+        entries = value if domain.many and isinstance(value, (tuple, list)) else (value,)
+        if not any(unchecked(entry) for entry in entries):
             domain.check(owner, name, value)
 
 
@@ -454,6 +449,22 @@ def _is_array(value: Any) -> bool:
 def div(a: Any, b: Any) -> Any:
     """The quotient of doubles; XLA would take the reciprocal of a divisor that it knows."""
     return _wide(a) / (rounded()(b) if isinstance(b, float) else b)
+
+
+def _root(x: Any) -> Any:
+    """The square root; the derivative at 0 is 0, since infinity times 0 would be NaN."""
+    return jnp.sqrt(x)
+
+
+def _root_jvp(primals: Any, tangents: Any) -> Any:
+    y = sqrt(primals[0])
+    zero = y == 0
+    slope = 0.5 / jnp.where(zero, jnp.ones_like(y), y)
+    return y, jnp.where(zero, jnp.zeros_like(y), slope) * tangents[0]
+
+
+sqrt: Any = jax.custom_jvp(_root)
+sqrt.defjvp(_root_jvp)
 
 
 def maximum(x: Any, y: Any) -> Any:

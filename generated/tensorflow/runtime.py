@@ -121,13 +121,8 @@ def check_all(
     """Check every value that has a domain; `unchecked` says which are tensors or schedules."""
     for name, domain in domains.items():
         value = values[name]
-        entries = value if isinstance(value, (tuple, list)) else (value,)
-        if any(unchecked(entry) for entry in entries):
-            continue
-        if isinstance(value, (tuple, list)) and not domain.many:
-            for position, entry in enumerate(value):
-                domain.check(owner, f"{name}[{position}]", entry)
-        else:
+        entries = value if domain.many and isinstance(value, (tuple, list)) else (value,)
+        if not any(unchecked(entry) for entry in entries):
             domain.check(owner, name, value)
 
 
@@ -463,7 +458,7 @@ def _quotient(a: Tensor, b: Tensor) -> tuple[Tensor, Function]:
 @_with_gradient
 def _root(x: Tensor) -> tuple[Tensor, Function]:
     def gradient(d: Tensor) -> Tensor:
-        regular = tf.greater_equal(x, 0.0)
+        regular = tf.greater(x, 0.0)  # at 0 the slope is infinite, and 0 * inf would be NaN
         safe = tf.where(regular, x, tf.ones_like(x))
         return tf.where(regular, 0.5 * d / tf.sqrt(safe), tf.zeros_like(x))
 
@@ -476,8 +471,8 @@ def div(a: Any, b: Any) -> Tensor:
 
 
 def sqrt(x: Any) -> Tensor:
-    """The square root in double; NaN below 0, its derivative there 0."""
-    return _root(_double(x))
+    """The square root, of numbers in double; NaN below 0; the derivative at and below 0 is 0."""
+    return _root(x if getattr(x, "dtype", None) in _BITS else _double(x))
 
 
 def _with_derivative(text: Function, *partials: Function | None) -> Function:
@@ -1049,6 +1044,13 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         hypers = {k: arguments.pop(k) for k in self.domains if k in arguments}
         hypers = self._accepted(hypers)
         rate = hypers.pop("learning_rate", 1.0)
+        unknown = arguments.keys() - KerasOptions.__annotations__.keys()
+        if unknown:
+            known = ", ".join([*self.domains, *KerasOptions.__annotations__])
+            raise TypeError(
+                f"{type(self).__name__}: no hyperparameter is called {', '.join(sorted(unknown))}. "
+                f"There are {known}."
+            )
         # weight_decay stays here: Keras' base class would decay a second time.
         super().__init__(learning_rate=rate, name=name or self.method.name, **arguments)
         for key, value in hypers.items():

@@ -24,7 +24,18 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, div, power, rounded
+from ..runtime import (
+    Decay,
+    Method,
+    NonNegative,
+    Optimizer,
+    Scalar,
+    Tensor,
+    div,
+    power,
+    rounded,
+    sqrt,
+)
 
 __all__ = ["adabelief", "adabelief_init", "adabelief_scalars", "adabelief_step", "adabelief_update"]
 
@@ -89,7 +100,7 @@ def adabelief_step(
     v = fl(s.beta2 * state.v) + fl(s.one_minus_beta2 * fl(g_minus_m * g_minus_m)) + s.eps
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
-    theta = theta - fl(s.lr * fl(m_hat / (fl(jnp.sqrt(v_hat)) + s.eps)))
+    theta = theta - fl(s.lr * fl(m_hat / (fl(sqrt(v_hat)) + s.eps)))
     return theta, AdaBeliefState(m=m, v=v)
 
 
@@ -103,7 +114,7 @@ def adabelief_update(
     v = fl(s.beta2 * state.v) + fl(s.one_minus_beta2 * fl(g_minus_m * g_minus_m)) + s.eps
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
-    u = -fl(s.lr * fl(m_hat / (fl(jnp.sqrt(v_hat)) + s.eps)))
+    u = -fl(s.lr * fl(m_hat / (fl(sqrt(v_hat)) + s.eps)))
     return u, AdaBeliefState(m=m, v=v)
 
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, rounded, sqrt
 
 __all__ = ["adadelta", "adadelta_init", "adadelta_scalars", "adadelta_step", "adadelta_update"]
 
@@ -76,7 +76,7 @@ def adadelta_step(
     """One step on one tensor, as a pure function."""
     fl = rounded(s, g)
     v = fl(s.rho * state.v) + fl(s.one_minus_rho * fl(g * g))
-    delta = fl(fl(fl(jnp.sqrt(state.a + s.eps)) / fl(jnp.sqrt(v + s.eps))) * g)
+    delta = fl(fl(fl(sqrt(state.a + s.eps)) / fl(sqrt(v + s.eps))) * g)
     a = fl(s.rho * state.a) + fl(s.one_minus_rho * fl(delta * delta))
     theta = theta - fl(s.lr * delta)
     return theta, AdadeltaState(v=v, a=a)
@@ -88,7 +88,7 @@ def adadelta_update(
     """What one step adds to one tensor, as a pure function."""
     fl = rounded(s, g)
     v = fl(s.rho * state.v) + fl(s.one_minus_rho * fl(g * g))
-    delta = fl(fl(fl(jnp.sqrt(state.a + s.eps)) / fl(jnp.sqrt(v + s.eps))) * g)
+    delta = fl(fl(fl(sqrt(state.a + s.eps)) / fl(sqrt(v + s.eps))) * g)
     a = fl(s.rho * state.a) + fl(s.one_minus_rho * fl(delta * delta))
     u = -fl(s.lr * delta)
     return u, AdadeltaState(v=v, a=a)

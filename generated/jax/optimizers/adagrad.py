@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import Method, NonNegative, Optimizer, Scalar, Tensor, rounded, sqrt
 
 __all__ = ["adagrad", "adagrad_init", "adagrad_scalars", "adagrad_step", "adagrad_update"]
 
@@ -65,7 +65,7 @@ def adagrad_step(
     """One step on one tensor, as a pure function."""
     fl = rounded(s, g)
     v = state.v + fl(g * g)
-    theta = theta - fl(s.lr * fl(g / (fl(jnp.sqrt(v)) + s.eps)))
+    theta = theta - fl(s.lr * fl(g / (fl(sqrt(v)) + s.eps)))
     return theta, AdagradState(v=v)
 
 
@@ -75,7 +75,7 @@ def adagrad_update(
     """What one step adds to one tensor, as a pure function."""
     fl = rounded(s, g)
     v = state.v + fl(g * g)
-    u = -fl(s.lr * fl(g / (fl(jnp.sqrt(v)) + s.eps)))
+    u = -fl(s.lr * fl(g / (fl(sqrt(v)) + s.eps)))
     return u, AdagradState(v=v)
 
 

@@ -24,7 +24,18 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, div, power, rounded
+from ..runtime import (
+    Decay,
+    Method,
+    NonNegative,
+    Optimizer,
+    Scalar,
+    Tensor,
+    div,
+    power,
+    rounded,
+    sqrt,
+)
 
 __all__ = ["adam", "adam_init", "adam_scalars", "adam_step", "adam_update"]
 
@@ -88,7 +99,7 @@ def adam_step(
     v = fl(s.beta2 * state.v) + fl(s.one_minus_beta2 * fl(g * g))
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
-    theta = theta - fl(s.lr * fl(m_hat / (fl(jnp.sqrt(v_hat)) + s.eps)))
+    theta = theta - fl(s.lr * fl(m_hat / (fl(sqrt(v_hat)) + s.eps)))
     return theta, AdamState(m=m, v=v)
 
 
@@ -101,7 +112,7 @@ def adam_update(
     v = fl(s.beta2 * state.v) + fl(s.one_minus_beta2 * fl(g * g))
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
-    u = -fl(s.lr * fl(m_hat / (fl(jnp.sqrt(v_hat)) + s.eps)))
+    u = -fl(s.lr * fl(m_hat / (fl(sqrt(v_hat)) + s.eps)))
     return u, AdamState(m=m, v=v)
 
 

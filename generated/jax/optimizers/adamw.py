@@ -27,7 +27,18 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, div, power, rounded
+from ..runtime import (
+    Decay,
+    Method,
+    NonNegative,
+    Optimizer,
+    Scalar,
+    Tensor,
+    div,
+    power,
+    rounded,
+    sqrt,
+)
 
 __all__ = ["adamw", "adamw_init", "adamw_scalars", "adamw_step", "adamw_update"]
 
@@ -94,9 +105,7 @@ def adamw_step(
     v = fl(s.beta2 * state.v) + fl(s.one_minus_beta2 * fl(g * g))
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
-    theta = (
-        theta - fl(s.lr * (fl(m_hat / (fl(jnp.sqrt(v_hat)) + s.eps)) + fl(s.weight_decay * theta)))
-    )
+    theta = theta - fl(s.lr * (fl(m_hat / (fl(sqrt(v_hat)) + s.eps)) + fl(s.weight_decay * theta)))
     return theta, AdamWState(m=m, v=v)
 
 
@@ -109,7 +118,7 @@ def adamw_update(
     v = fl(s.beta2 * state.v) + fl(s.one_minus_beta2 * fl(g * g))
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
-    u = -fl(s.lr * (fl(m_hat / (fl(jnp.sqrt(v_hat)) + s.eps)) + fl(s.weight_decay * theta)))
+    u = -fl(s.lr * (fl(m_hat / (fl(sqrt(v_hat)) + s.eps)) + fl(s.weight_decay * theta)))
     return u, AdamWState(m=m, v=v)
 
 

@@ -31,7 +31,18 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, div, power, rounded
+from ..runtime import (
+    Decay,
+    Method,
+    NonNegative,
+    Optimizer,
+    Scalar,
+    Tensor,
+    div,
+    power,
+    rounded,
+    sqrt,
+)
 
 __all__ = ["adan", "adan_init", "adan_scalars", "adan_step"]
 
@@ -120,7 +131,7 @@ def adan_step(
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
     w_hat = fl(w * s.inv_one_minus_beta3_pow_t)
-    theta_part = fl((m_hat + fl(s.beta2 * v_hat)) / (fl(jnp.sqrt(w_hat)) + s.eps))
+    theta_part = fl((m_hat + fl(s.beta2 * v_hat)) / (fl(sqrt(w_hat)) + s.eps))
     theta = fl((theta - fl(s.lr * theta_part)) * s.theta_part_2)
     return theta, AdanState(g=g, m=m, v=v, w=w)
 

@@ -37,6 +37,7 @@ from ..runtime import (
     maximum,
     power,
     rounded,
+    sqrt,
 )
 
 __all__ = ["amsgrad", "amsgrad_init", "amsgrad_scalars", "amsgrad_step", "amsgrad_update"]
@@ -104,7 +105,7 @@ def amsgrad_step(
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
     w = maximum(state.w, v_hat)
-    theta = theta - fl(s.lr * fl(m_hat / (fl(jnp.sqrt(w)) + s.eps)))
+    theta = theta - fl(s.lr * fl(m_hat / (fl(sqrt(w)) + s.eps)))
     return theta, AMSGradState(m=m, v=v, w=w)
 
 
@@ -118,7 +119,7 @@ def amsgrad_update(
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
     w = maximum(state.w, v_hat)
-    u = -fl(s.lr * fl(m_hat / (fl(jnp.sqrt(w)) + s.eps)))
+    u = -fl(s.lr * fl(m_hat / (fl(sqrt(w)) + s.eps)))
     return u, AMSGradState(m=m, v=v, w=w)
 
 

@@ -41,6 +41,7 @@ from ..runtime import (
     div,
     power,
     rounded,
+    sqrt,
     to_float,
 )
 
@@ -95,8 +96,7 @@ def radam_scalars(
     known_part = rho > 4.0
     known = jnp.where(known_part, rho, rho_inf)
     r_part_2_times_known = fl(fl(fl(rho_inf - 4.0) * fl(rho_inf - 2.0)) * known)
-    r_part_times_rho_inf = fl(fl(fl(known - 4.0) * fl(known - 2.0)) * rho_inf)
-    r = fl(jnp.sqrt(fl(div(r_part_times_rho_inf, r_part_2_times_known))))
+    r = fl(sqrt(fl(div(fl(fl(fl(known - 4.0) * fl(known - 2.0)) * rho_inf), r_part_2_times_known))))
     return RAdamScalars(
         beta1=beta1,
         one_minus_beta1=fl(1.0 - beta1),
@@ -120,7 +120,7 @@ def radam_step(
     v = fl(s.beta2 * state.v) + fl(s.one_minus_beta2 * fl(g * g))
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
-    step = fl(s.lr_times_r * fl(m_hat / (fl(jnp.sqrt(v_hat)) + s.eps)))
+    step = fl(s.lr_times_r * fl(m_hat / (fl(sqrt(v_hat)) + s.eps)))
     theta = theta - jnp.where(s.known_part, step, fl(s.lr * m_hat))
     return theta, RAdamState(m=m, v=v)
 
@@ -134,7 +134,7 @@ def radam_update(
     v = fl(s.beta2 * state.v) + fl(s.one_minus_beta2 * fl(g * g))
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
-    step = fl(s.lr_times_r * fl(m_hat / (fl(jnp.sqrt(v_hat)) + s.eps)))
+    step = fl(s.lr_times_r * fl(m_hat / (fl(sqrt(v_hat)) + s.eps)))
     u = -jnp.where(s.known_part, step, fl(s.lr * m_hat))
     return u, RAdamState(m=m, v=v)
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, rounded, sqrt
 
 __all__ = ["rmsprop", "rmsprop_init", "rmsprop_scalars", "rmsprop_step", "rmsprop_update"]
 
@@ -72,7 +72,7 @@ def rmsprop_step(
     """One step on one tensor, as a pure function."""
     fl = rounded(s, g)
     v = fl(s.gamma * state.v) + fl(s.one_minus_gamma * fl(g * g))
-    theta = theta - fl(s.lr * fl(g / fl(jnp.sqrt(v + s.eps))))
+    theta = theta - fl(s.lr * fl(g / fl(sqrt(v + s.eps))))
     return theta, RMSpropState(v=v)
 
 
@@ -82,7 +82,7 @@ def rmsprop_update(
     """What one step adds to one tensor, as a pure function."""
     fl = rounded(s, g)
     v = fl(s.gamma * state.v) + fl(s.one_minus_gamma * fl(g * g))
-    u = -fl(s.lr * fl(g / fl(jnp.sqrt(v + s.eps))))
+    u = -fl(s.lr * fl(g / fl(sqrt(v + s.eps))))
     return u, RMSpropState(v=v)
 
 

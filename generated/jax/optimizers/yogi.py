@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, rounded, sign
+from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, rounded, sign, sqrt
 
 __all__ = ["yogi", "yogi_init", "yogi_scalars", "yogi_step", "yogi_update"]
 
@@ -81,7 +81,7 @@ def yogi_step(
     m = fl(s.beta1 * state.m) + fl(s.one_minus_beta1 * g)
     g_squared = fl(g * g)
     v = state.v - fl(fl(s.one_minus_beta2 * sign(state.v - g_squared)) * g_squared)
-    theta = theta - fl(s.lr * fl(m / (fl(jnp.sqrt(v)) + s.eps)))
+    theta = theta - fl(s.lr * fl(m / (fl(sqrt(v)) + s.eps)))
     return theta, YogiState(m=m, v=v)
 
 
@@ -93,7 +93,7 @@ def yogi_update(
     m = fl(s.beta1 * state.m) + fl(s.one_minus_beta1 * g)
     g_squared = fl(g * g)
     v = state.v - fl(fl(s.one_minus_beta2 * sign(state.v - g_squared)) * g_squared)
-    u = -fl(s.lr * fl(m / (fl(jnp.sqrt(v)) + s.eps)))
+    u = -fl(s.lr * fl(m / (fl(sqrt(v)) + s.eps)))
     return u, YogiState(m=m, v=v)
 
 

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
-
 from ..runtime import (
     Method,
     NonNegative,
@@ -28,6 +26,7 @@ from ..runtime import (
     div,
     maximum,
     rounded,
+    sqrt,
     to_float,
 )
 
@@ -42,7 +41,7 @@ def inverse_sqrt_value(
 ) -> Scalar:
     """The learning rate after n finished steps, in double."""
     fl = rounded(n)
-    lr = fl(base_lr * fl(jnp.sqrt(fl(div(to_float(scale), to_float(maximum(n, scale)))))))
+    lr = fl(base_lr * fl(sqrt(fl(div(to_float(scale), to_float(maximum(n, scale)))))))
     return lr
 
 

@@ -36,6 +36,7 @@ from ..runtime import (
     div,
     power,
     rounded,
+    sqrt,
 )
 
 __all__ = ["AdaBelief", "adabelief_init", "adabelief_scalars", "adabelief_step"]
@@ -101,7 +102,7 @@ def adabelief_step(
     v = fl(s.beta2 * state.v) + fl(s.one_minus_beta2 * fl(g_minus_m * g_minus_m)) + s.eps
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
-    theta = theta - fl(s.lr * fl(m_hat / (fl(tf.sqrt(v_hat)) + s.eps)))
+    theta = theta - fl(s.lr * fl(m_hat / (fl(sqrt(v_hat)) + s.eps)))
     return theta, AdaBeliefState(m=m, v=v)
 
 

@@ -25,7 +25,17 @@ from typing import Any, NamedTuple, Unpack
 import keras
 import tensorflow as tf
 
-from ..runtime import Decay, KerasOptions, Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import (
+    Decay,
+    KerasOptions,
+    Method,
+    NonNegative,
+    Optimizer,
+    Scalar,
+    Tensor,
+    rounded,
+    sqrt,
+)
 
 __all__ = ["Adadelta", "adadelta_init", "adadelta_scalars", "adadelta_step"]
 
@@ -77,7 +87,7 @@ def adadelta_step(
     """One step on one tensor, as a pure function."""
     fl = rounded(g)
     v = fl(s.rho * state.v) + fl(s.one_minus_rho * fl(g * g))
-    delta = fl(fl(fl(tf.sqrt(state.a + s.eps)) / fl(tf.sqrt(v + s.eps))) * g)
+    delta = fl(fl(fl(sqrt(state.a + s.eps)) / fl(sqrt(v + s.eps))) * g)
     a = fl(s.rho * state.a) + fl(s.one_minus_rho * fl(delta * delta))
     theta = theta - fl(s.lr * delta)
     return theta, AdadeltaState(v=v, a=a)

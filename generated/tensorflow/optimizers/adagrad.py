@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Unpack
 import keras
 import tensorflow as tf
 
-from ..runtime import KerasOptions, Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import KerasOptions, Method, NonNegative, Optimizer, Scalar, Tensor, rounded, sqrt
 
 __all__ = ["Adagrad", "adagrad_init", "adagrad_scalars", "adagrad_step"]
 
@@ -66,7 +66,7 @@ def adagrad_step(
     """One step on one tensor, as a pure function."""
     fl = rounded(g)
     v = state.v + fl(g * g)
-    theta = theta - fl(s.lr * fl(g / (fl(tf.sqrt(v)) + s.eps)))
+    theta = theta - fl(s.lr * fl(g / (fl(sqrt(v)) + s.eps)))
     return theta, AdagradState(v=v)
 
 

@@ -36,6 +36,7 @@ from ..runtime import (
     div,
     power,
     rounded,
+    sqrt,
 )
 
 __all__ = ["Adam", "adam_init", "adam_scalars", "adam_step"]
@@ -100,7 +101,7 @@ def adam_step(
     v = fl(s.beta2 * state.v) + fl(s.one_minus_beta2 * fl(g * g))
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
-    theta = theta - fl(s.lr * fl(m_hat / (fl(tf.sqrt(v_hat)) + s.eps)))
+    theta = theta - fl(s.lr * fl(m_hat / (fl(sqrt(v_hat)) + s.eps)))
     return theta, AdamState(m=m, v=v)
 
 

@@ -39,6 +39,7 @@ from ..runtime import (
     div,
     power,
     rounded,
+    sqrt,
 )
 
 __all__ = ["AdamW", "adamw_init", "adamw_scalars", "adamw_step"]
@@ -106,9 +107,7 @@ def adamw_step(
     v = fl(s.beta2 * state.v) + fl(s.one_minus_beta2 * fl(g * g))
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
-    theta = (
-        theta - fl(s.lr * (fl(m_hat / (fl(tf.sqrt(v_hat)) + s.eps)) + fl(s.weight_decay * theta)))
-    )
+    theta = theta - fl(s.lr * (fl(m_hat / (fl(sqrt(v_hat)) + s.eps)) + fl(s.weight_decay * theta)))
     return theta, AdamWState(m=m, v=v)
 
 

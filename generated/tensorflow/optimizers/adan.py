@@ -43,6 +43,7 @@ from ..runtime import (
     div,
     power,
     rounded,
+    sqrt,
 )
 
 __all__ = ["Adan", "adan_init", "adan_scalars", "adan_step"]
@@ -132,7 +133,7 @@ def adan_step(
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
     w_hat = fl(w * s.inv_one_minus_beta3_pow_t)
-    theta_part = fl((m_hat + fl(s.beta2 * v_hat)) / (fl(tf.sqrt(w_hat)) + s.eps))
+    theta_part = fl((m_hat + fl(s.beta2 * v_hat)) / (fl(sqrt(w_hat)) + s.eps))
     theta = fl((theta - fl(s.lr * theta_part)) * s.theta_part_2)
     return theta, AdanState(g=g, m=m, v=v, w=w)
 

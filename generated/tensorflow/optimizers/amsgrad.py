@@ -39,6 +39,7 @@ from ..runtime import (
     maximum,
     power,
     rounded,
+    sqrt,
 )
 
 __all__ = ["AMSGrad", "amsgrad_init", "amsgrad_scalars", "amsgrad_step"]
@@ -106,7 +107,7 @@ def amsgrad_step(
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
     w = maximum(state.w, v_hat)
-    theta = theta - fl(s.lr * fl(m_hat / (fl(tf.sqrt(w)) + s.eps)))
+    theta = theta - fl(s.lr * fl(m_hat / (fl(sqrt(w)) + s.eps)))
     return theta, AMSGradState(m=m, v=v, w=w)
 
 

@@ -45,6 +45,7 @@ from ..runtime import (
     power,
     real_power,
     rounded,
+    sqrt,
     to_float,
 )
 
@@ -125,7 +126,7 @@ def nadam_step(
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
     m_bar_part = fl(fl(s.mu_next * m) * s.inv_one_minus_Pi_times_mu_next)
     m_bar = m_bar_part + fl(fl(s.one_minus_mu * g) * s.inv_one_minus_Pi)
-    theta = theta - fl(s.lr * fl(m_bar / (fl(tf.sqrt(v_hat)) + s.eps)))
+    theta = theta - fl(s.lr * fl(m_bar / (fl(sqrt(v_hat)) + s.eps)))
     return theta, NAdamState(m=m, v=v)
 
 

@@ -123,7 +123,7 @@ def radam_step(
     v = fl(s.beta2 * state.v) + fl(s.one_minus_beta2 * fl(g * g))
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
-    step = fl(s.lr_times_r * fl(m_hat / (fl(tf.sqrt(v_hat)) + s.eps)))
+    step = fl(s.lr_times_r * fl(m_hat / (fl(sqrt(v_hat)) + s.eps)))
     theta = theta - tf.where(s.known_part, step, fl(s.lr * m_hat))
     return theta, RAdamState(m=m, v=v)
 

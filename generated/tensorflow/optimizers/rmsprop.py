@@ -23,7 +23,17 @@ from typing import Any, NamedTuple, Unpack
 import keras
 import tensorflow as tf
 
-from ..runtime import Decay, KerasOptions, Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import (
+    Decay,
+    KerasOptions,
+    Method,
+    NonNegative,
+    Optimizer,
+    Scalar,
+    Tensor,
+    rounded,
+    sqrt,
+)
 
 __all__ = ["RMSprop", "rmsprop_init", "rmsprop_scalars", "rmsprop_step"]
 
@@ -73,7 +83,7 @@ def rmsprop_step(
     """One step on one tensor, as a pure function."""
     fl = rounded(g)
     v = fl(s.gamma * state.v) + fl(s.one_minus_gamma * fl(g * g))
-    theta = theta - fl(s.lr * fl(g / fl(tf.sqrt(v + s.eps))))
+    theta = theta - fl(s.lr * fl(g / fl(sqrt(v + s.eps))))
     return theta, RMSpropState(v=v)
 
 

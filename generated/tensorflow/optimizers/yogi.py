@@ -35,6 +35,7 @@ from ..runtime import (
     full_like,
     rounded,
     sign,
+    sqrt,
 )
 
 __all__ = ["Yogi", "yogi_init", "yogi_scalars", "yogi_step"]
@@ -93,7 +94,7 @@ def yogi_step(
     m = fl(s.beta1 * state.m) + fl(s.one_minus_beta1 * g)
     g_squared = fl(g * g)
     v = state.v - fl(fl(s.one_minus_beta2 * sign(state.v - g_squared)) * g_squared)
-    theta = theta - fl(s.lr * fl(m / (fl(tf.sqrt(v)) + s.eps)))
+    theta = theta - fl(s.lr * fl(m / (fl(sqrt(v)) + s.eps)))
     return theta, YogiState(m=m, v=v)
 
 
