@@ -58,11 +58,13 @@ class Policy:
             count for all, which goes on; `refuse`: every gradient must be there.
         rounds: hyperparameters that the framework keeps in float32, so that they count as that.
         additive: modes that are exact for additive programs and float32 or float64 only.
+        slow: modes that take so long that one case in float32 and one in float64 must do.
     """
 
     missing: str = "skip"
     rounds: frozenset[str] = frozenset()
     additive: frozenset[str] = frozenset()
+    slow: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from generator import verify
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -78,15 +80,13 @@ def table(report: dict[str, Any]) -> str:
     for spec in dict.fromkeys(r["spec"] for r in rows):
         cells = []
         for b, m in columns:
-            shown = [
-                r
-                for r in rows
-                if (r["spec"], r["backend"], r["mode"]) == (spec, b, m) and (r["cases"] or r["ulp"])
-            ]
-            cells.append(f"{max(r['ulp'] for r in shown):g}" if shown else "-")
+            here = [r for r in rows if (r["spec"], r["backend"], r["mode"]) == (spec, b, m)]
+            cells.append(verify.entry(here).replace("*", "\\*"))
         lines.append(f"| {spec} | " + " | ".join(cells) + " |")
     versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
     machine = report["machine"]
+    if any(r["subnormal"] for r in rows):
+        lines += ["", verify.SUBNORMAL.replace("*", "\\*") + "."]
     lines += ["", f"Measured on {machine['processor']}, {machine['system']}; {versions}."]
     return "\n".join(lines)
 

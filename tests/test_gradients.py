@@ -234,6 +234,21 @@ def test_torch_rounding_keeps_derivatives() -> None:
     assert torch.autograd.grad(value, x)[0].item() == 24.0
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_torch_narrow_store_keeps_derivatives(dtype: str, compiled: bool) -> None:
+    """What is stored in a narrower dtype has the derivative of the identity."""
+    torch = pytest.importorskip("torch")
+    from generated.torch import runtime
+
+    def stored(x: Any) -> Any:
+        return 12.0 * runtime.round_to(x, getattr(torch, dtype)).float()
+
+    x = torch.tensor([2.1, -0.3], requires_grad=True)
+    function = torch.compile(stored) if compiled else stored
+    assert torch.autograd.grad(function(x).sum(), x)[0].tolist() == [12.0, 12.0]
+
+
 def test_torch_zero_gradients() -> None:
     torch = pytest.importorskip("torch")
     p = torch_point(zeros())
@@ -490,3 +505,35 @@ def test_tensorflow_zero_gradients(mode: str) -> None:
         return [tf.reduce_sum(theta)]
 
     check_at_zero(tf_found(value, tf_point(zeros()), mode)[1])
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_tensorflow_narrow_store_keeps_derivatives(dtype: str, mode: str) -> None:
+    """What is stored in a narrower dtype has the derivative of the identity."""
+    tf = pytest.importorskip("tensorflow")
+    from generated.tensorflow import runtime
+
+    def stored(x: Any) -> list[Any]:
+        return [tf.reduce_sum(12.0 * tf.cast(runtime.stored(x, tf.as_dtype(dtype)), tf.float32))]
+
+    assert list(tf_found(stored, tf.constant([2.1, -0.3]), mode)[1].numpy()) == [12.0, 12.0]
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_tensorflow_transforms_have_derivatives(mode: str) -> None:
+    """Through a clip (where it clips, the bound's), and through a decay added to the gradient."""
+    tf = pytest.importorskip("tensorflow")
+    from generated.tensorflow import clip_by_value, weight_decay
+
+    def value(x: Any) -> list[Any]:
+        g, theta, c = x
+        (u,) = clip_by_value([g], c=c)
+        (v,) = weight_decay([u], [theta], weight_decay=0.25)
+        return [tf.reduce_sum(v)]
+
+    x = tf.constant([0.5, -3.0, 4.0]), tf.constant([1.0, 2.0, 3.0]), tf.constant(2.0, tf.float64)
+    by_g, by_theta, by_c = tf_found(value, x, mode)[1]
+    assert list(by_g.numpy()) == [1.0, 0.0, 0.0]
+    assert list(by_theta.numpy()) == [0.25] * 3
+    assert float(by_c) == 0.0  # -1 + 1

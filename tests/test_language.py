@@ -925,7 +925,7 @@ INFERRED = {
         0,
         (),
         "the whole matrix",
-        "`case` regions",
+        "a shape that is required of parameters",
     ),
     "clip_by_global_norm": ({}, 0, (), "an all-reduce of scalars", "global_norm"),
     "sam": ({}, 2, (), "an all-reduce of scalars", "more than one gradient a step"),

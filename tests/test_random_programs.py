@@ -17,7 +17,16 @@ MODES = [(b, m) for b, backend in BACKENDS.items() for m in backend.modes]
 COUNT = 100
 # A hundred programs in one compiled function, and more where that is cheap; inductor and XLA need a
 # second or two a program, so there the hundred are spread over dtypes and modes.
-SEEDS = {"compile": 12, "op by op": 40, "jit": 50, "update": 30, "graph": 30, "xla": 30}
+SEEDS = {
+    ("torch", "compile"): 12,
+    ("jax", "eager"): 12,
+    ("jax", "op by op"): 40,
+    ("jax", "jit"): 50,
+    ("jax", "update"): 30,
+    ("tensorflow", "eager"): 40,
+    ("tensorflow", "graph"): 30,
+    ("tensorflow", "xla"): 30,
+}
 
 
 def generated(tmp_path, monkeypatch, name, made):
@@ -59,7 +68,7 @@ def compare(made, inputs, outputs, steps):
 def test_random_programs(name, mode, dtype, tmp_path, monkeypatch):
     pytest.importorskip({"numpy": "numpy"}.get(name, name))
     steps = 3
-    count = 40 if (name, mode) == ("tensorflow", "eager") else SEEDS.get(mode, COUNT)
+    count = SEEDS.get((name, mode), COUNT)
     first = 0 if dtype == "float32" else count % COUNT
     made = [programs.make(seed) for seed in range(first, first + count)]
     modules = generated(tmp_path, monkeypatch, name, made)

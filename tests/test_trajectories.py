@@ -54,3 +54,19 @@ def test_the_distance_tells():
     assert verify.distance(one, np.nextafter(one, 2, dtype=np.float32)) >= 1
     assert verify.distance(one, np.array([1.0, -0.0, np.nan], np.float32)) == 1
     assert verify.distance(one, np.array([1.0, 0.0, 0.0], np.float32)) == float("inf")
+
+
+def test_flushed_numbers_are_counted_apart():
+    """Zero in place of a subnormal number is the written exception; anything else is a distance."""
+    import numpy as np
+
+    def gap(want, got):
+        found = verify.Gap()
+        found.add(np.array(want, np.float32), np.array(got, np.float32), "here")
+        return found.ulp, found.subnormal
+
+    nan = np.nan
+    assert gap([1e-40, -1e-40, nan, 1.0], [0.0, -0.0, nan, 1.0]) == (0, 2)
+    assert gap([1e-40, 1.0], [0.0, np.nextafter(np.float32(1), 2)])[0] == 1
+    assert gap([1.2e-38], [0.0])[0] > 1e6  # normal
+    assert gap([1e-40], [-1e-40])[0] == 1  # a sign is no flush

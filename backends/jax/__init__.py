@@ -43,7 +43,7 @@ backend = Backend(
         "beta3": "b3",
         "base_lr": "init_value",
     },
-    modes=("op by op", "jit", "update"),
+    modes=("eager", "op by op", "jit", "update"),
     runner="backends.jax.runner",
     functions=("optimizer", "schedule", "transform"),
     delta=True,

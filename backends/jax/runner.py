@@ -1,11 +1,18 @@
-"""Runs trajectories and kernels with the generated JAX package: op by op, jit, and optax's update."""
+"""Runs trajectories and kernels with the generated JAX package.
+
+Its modes: `eager`, the step called by itself, which runs one compiled kernel a tensor; `op by op`, the
+same with kernels that are not compiled; `jit`, the whole step compiled; `update`, optax's, compiled.
+"""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +21,7 @@ import numpy as np
 from backends.jax.native import native as native
 from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run
 
-POLICY = Policy(missing="refuse", additive=frozenset({"update"}))
+POLICY = Policy(missing="refuse", additive=frozenset({"update"}), slow=frozenset({"op by op"}))
 
 
 def _exact(x: Any) -> Any:
@@ -25,6 +32,13 @@ def _exact(x: Any) -> Any:
 def _wide(arrays: Sequence[Any]) -> Any:
     """float64 exists in JAX's 64-bit mode only."""
     return jax.enable_x64(any(np.asarray(a).dtype == np.float64 for a in arrays))
+
+
+def _not_compiled(package: ModuleType) -> Any:
+    """Inside, the package's kernels run operation by operation."""
+    runtime: Any = importlib.import_module(f"{package.__name__}.runtime")
+    compiled = runtime._kernel
+    return patch.object(runtime, "_kernel", lambda function: compiled(function).__wrapped__)
 
 
 def trajectory(run: Run, mode: str) -> Outcome:
@@ -38,12 +52,12 @@ def trajectory(run: Run, mode: str) -> Outcome:
         updates, state = optimizer.update(grads, state, params)
         return [p + u for p, u in zip(params, updates, strict=True)], state
 
-    step = {"op by op": optimizer.step, "jit": jax.jit(optimizer.step), "update": jax.jit(added)}
-    with _wide(run.params):
+    step = {"jit": jax.jit(optimizer.step), "update": jax.jit(added)}.get(mode, optimizer.step)
+    with _wide(run.params), _not_compiled(run.package) if mode == "op by op" else nullcontext():
         params = [_exact(p) for p in run.params]
         state = optimizer.init(params)
         for grads in run.grads:
-            params, state = step[mode](params, [_exact(g) for g in grads], state)
+            params, state = step(params, [_exact(g) for g in grads], state)
         states = []
         for i, p in enumerate(run.params):
             kept = state.scalars.get("float64" if p.dtype == np.float64 else "float32", {})
@@ -68,10 +82,10 @@ def kernels(
                 u, state = m.update(*given)
                 results.append((thetas[i] + u, state))
             else:
-                results.append(m.step(*given))
+                results.append((jax.jit(m.step) if mode == "eager" else m.step)(*given))
         return results
 
-    function = all_steps if mode == "op by op" else jax.jit(all_steps)
+    function = all_steps if mode in ("eager", "op by op") else jax.jit(all_steps)
     with _wide([x.theta for x in inputs]):
         thetas, gs = [_exact(x.theta) for x in inputs], [_exact(x.g) for x in inputs]
         hypers = [runtime._hypers(m, x.hypers) for m, x in zip(methods, inputs, strict=True)]
@@ -106,7 +120,7 @@ def schedule(
     """A schedule's values in double: what its users get in JAX's 64-bit mode."""
     with jax.enable_x64(True):
         made = package.create(name, **hypers)
-        function = made if mode == "op by op" else jax.jit(made)
+        function = made if mode in ("eager", "op by op") else jax.jit(made)
         return [float(function(jnp.asarray(n, jnp.int32))) for n in at]
 
 
@@ -123,6 +137,6 @@ def transform(
     with _wide(grads):
         thetas, gs = [_exact(p) for p in params], [_exact(g) for g in grads]
         state = made.init(thetas)
-        update = made.update if mode == "op by op" else jax.jit(made.update)
+        update = jax.jit(made.update) if mode in ("jit", "update") else made.update
         updates, _ = update(gs, state, thetas)
         return [np.asarray(u) for u in updates]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,8 @@ from backends.tensorflow.native import native as native
 
 # Keras keeps learning_rate in a float32 variable, and one count for all variables.
 POLICY = Policy(missing="clock", rounds=frozenset({"lr"}))
+
+warnings.filterwarnings("ignore", message="Gradients do not exist for variables")  # on purpose, here
 
 
 def _in_mode(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
@@ -57,6 +60,9 @@ def trajectory(run: Run, mode: str) -> Outcome:
             name: np.asarray(optimizer._slot(name, v).numpy())
             for name in optimizer.method.state._fields
         }
+        for name in optimizer.method.scalar_states:
+            kind = "float64" if v.dtype == "float64" else "float32"
+            slots[name] = getattr(optimizer, f"_state_{name}")[kind].numpy()
         states.append(slots)
     return Outcome([np.asarray(v.numpy()) for v in variables], states)
 

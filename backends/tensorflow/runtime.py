@@ -288,13 +288,18 @@ def stored(x: Tensor, dtype: Any) -> Tensor:
     if x.dtype == dtype:
         return x
     spare = 16 if dtype == tf.bfloat16 else 13  # bits that float32 has more
-    bits = tf.bitcast(x, tf.int32)
-    odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, spare), 1)
-    near = tf.bitwise.bitwise_and(bits + ((1 << (spare - 1)) - 1) + odd, -(1 << spare))
-    y = tf.where(tf.not_equal(x, x), x, tf.bitcast(near, tf.float32))
-    if dtype == tf.float16:  # below 2**-14 float16 has the fixed spacing 2**-24
-        y = tf.where(tf.abs(x) < 2.0**-14, tf.round(x * 2.0**24) * 2.0**-24, y)
-    return tf.cast(y, dtype)
+
+    def near(x: Tensor) -> Tensor:
+        bits = tf.bitcast(x, tf.int32)
+        odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, spare), 1)
+        even = tf.bitwise.bitwise_and(bits + ((1 << (spare - 1)) - 1) + odd, -(1 << spare))
+        y = tf.where(tf.not_equal(x, x), x, tf.bitcast(even, tf.float32))
+        if dtype == tf.float16:  # below 2**-14 float16 has the fixed spacing 2**-24
+            y = tf.where(tf.abs(x) < 2.0**-14, tf.round(x * 2.0**24) * 2.0**-24, y)
+        return y
+
+    guard = near if _plain.get() else _with_gradient(lambda y: (near(y), _unchanged))
+    return tf.cast(guard(x), dtype)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -1189,6 +1194,27 @@ def _deserialized(value: Any, custom_objects: Any = None) -> Any:
     return value
 
 
+def _transformed_flat(kernel: _Kernel, ints: Tensor) -> Function:
+    """A transform over flat tensors; its derivatives are those of the kernel, run again under a tape."""
+    state = kernel.method.state()
+    t = _opaque()[0] + 1
+
+    @_with_gradient
+    def value(*given: Tensor) -> tuple[Tensor, Function]:
+        def gradient(d: Tensor) -> Any:
+            floats, theta, g = at = [tf.identity(x) for x in given]  # theta and g may be one tensor
+            with tf.GradientTape() as tape:
+                tape.watch(at)
+                u = kernel.step(t, kernel.scalars(t, floats, ints, {}), theta, g, state)[0]
+            return tape.gradient(u, at, d)
+
+        floats, theta, g = given
+        with _without_derivatives():
+            return _flat_step(kernel, t, floats, ints, {}, theta, g, state)[0], gradient
+
+    return value
+
+
 @_as_written
 def transformed(
     owner: str,
@@ -1220,9 +1246,8 @@ def transformed(
     for (dtype, compute), members in groups.items():
         g = _joined([tf.cast(grads[i], compute) for i in members])
         theta = g if params is None else _joined([tf.cast(_native(at[i]), compute) for i in members])
-        kernel, numbers = _prepared(method, compute, hypers)
-        arguments = theta, g, method.init(theta)
-        u = _flat_step(kernel, _opaque()[0] + 1, *numbers, {}, *arguments)[0]
+        kernel, (floats, ints) = _prepared(method, compute, hypers)
+        u = _transformed_flat(kernel, ints)(floats, theta, g)
         u = u if compute == tf.float64 and dtype == tf.float64 else stored(tf.cast(u, tf.float32), dtype)
         for i, part in zip(members, _parted(u, [grads[i].shape for i in members]), strict=True):
             grads[i] = part

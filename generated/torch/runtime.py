@@ -572,17 +572,35 @@ def computed(x: Tensor) -> Tensor:
 
 
 def round_to(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in a narrower dtype, rounded once, to nearest even.
-
-    torch.compile drops a cast and its way back (x - x.to(bfloat16).float() becomes 0); under it the
-    value is rounded inside its own dtype, on its bits, and the cast is exact.
-    """
-    if not torch.compiler.is_compiling():
+    """A tensor in a narrower dtype, rounded once, to nearest even."""
+    if not torch.compiler.is_compiling() or torch.finfo(dtype).eps <= torch.finfo(x.dtype).eps:
         return x.to(dtype)
+    return _Rounded.apply(x, dtype) if x.requires_grad else _rounded_on_bits(x, dtype)
+
+
+class _Rounded(torch.autograd.Function):  # type: ignore[misc]
+    """`_rounded_on_bits` with the derivative of the identity."""
+
+    @staticmethod
+    def forward(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return _rounded_on_bits(x, dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, torch.dtype], output: Tensor) -> None:
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.to(ctx.dtype), None
+
+
+def _rounded_on_bits(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same for torch.compile, which drops a cast and its way back: there x - x.to(bfloat16).float() is 0.
+
+    The value is rounded inside its own dtype, on its bits, and the cast is exact.
+    """
     wide, narrow = torch.finfo(x.dtype), torch.finfo(dtype)
     surplus = round(math.log2(narrow.eps / wide.eps))
-    if surplus <= 0:
-        return x.to(dtype)
     bits = x.view(torch.int32 if wide.bits == 32 else torch.int64)
     half = (1 << (surplus - 1)) - 1 + ((bits >> surplus) & 1)  # ties to even
     near = ((bits + half) & -(1 << surplus)).view(x.dtype)
