@@ -42,6 +42,12 @@ OPERATORS: Table = {
     "pi": "math.pi",
     "call": "{0}({1})",
     "item": "{0}[{1}]",
+    "matrix": "is_matrix",
+    "rows": "{0}.shape[-2]",
+    "cols": "{0}.shape[-1]",
+    **{op: op for op in ("row_sum", "row_mean", "col_sum", "col_mean")},
+    "sum": "tree_sum",
+    "mean": "tree_mean",
     "fl": "fl",
 }
 
@@ -113,7 +119,7 @@ def load(path: str) -> Backend:
 # ---------------------------------------------------------------------------------------------------
 # Guards, for backends whose compilers fuse and reorder
 
-_TENSOR_GUARDED = frozenset({"mul", "div", "sqrt"})
+_TENSOR_GUARDED = frozenset({"mul", "div", "sqrt", "mean", "row_mean", "col_mean", "matmul"})
 _SCALAR_GUARDED = frozenset(
     {"add", "sub", "mul", "div", "sqrt", "power", "real_power", "exp", "log", "cos"}
 )
@@ -122,14 +128,11 @@ _SCALAR_GUARDED = frozenset(
 def guarded(lowered: Lowered) -> Lowered:
     """Round the result of each operation that a compiler would fuse, merge or replace: `fl(...)`.
 
-    In a step these are products, quotients and roots, and every literal; in step scope sums as well,
+    In a step these are products, quotients, roots and means, and every literal; in step scope sums as well,
     and every literal that something is divided by.
     """
-    return replace(
-        lowered,
-        step=tuple(w for v in lowered.step for w in _guard(v, _TENSOR_GUARDED, tensor=True)),
-        scalars=_guarded_block(lowered.scalars),
-    )
+    made = lowered.replaced(lambda v: _guard(v, _TENSOR_GUARDED, tensor=True))
+    return replace(made, scalars=_guarded_block(lowered.scalars))
 
 
 def _guarded_block(values: tuple[Value | Repeat, ...]) -> tuple[Value | Repeat, ...]:

@@ -87,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the folder of the packages, or, with one --backend, the package itself",
     )
+    build.add_argument("--chain", metavar="CHAIN", help='one program: "clip_by_global_norm > adamw"')
+    build.add_argument("--name", metavar="CLASS", help="what the chain is called, ClippedAdamW")
     build.add_argument("--check", action="store_true", help="write nothing; 1 if files differ")
 
     listed = command("list", "list_", "Every algorithm of the catalogue.")
@@ -107,12 +109,18 @@ def _parser() -> argparse.ArgumentParser:
     verified.add_argument("--jobs", type=_count, metavar="J", help="processes; 1 if none")
     verified.add_argument("--json", metavar="FILE", help="write the measurements, too")
     verified.add_argument("--device", metavar="D", help="a device of the framework, such as cuda")
-    verified.add_argument("--seed", type=int, default=0, metavar="S", help="%(default)s if none")
+    verified.add_argument("--seed", type=_seed, default=0, metavar="S", help="%(default)s if none")
 
     started = command("new", "new", "Write a first spec and its test.")
     started.add_argument("name", metavar="NAME", help="what the algorithm is called, my_optimizer")
     started.add_argument("--out", metavar="FILE", help="the file of the spec; NAME.py if none")
     return parser
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0 or more")
+    return int(text)
 
 
 def _count(text: str) -> int:

@@ -5,23 +5,26 @@ In: spec files, by path or from `specs/`. Out: checked and lowered programs. Mus
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.util
 import linecache
+import re
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from generator.check import Checked, check
+from generator import compose, language
+from generator.check import Checked, check, reached
 from generator.errors import NotAvailable as NotAvailable
 from generator.errors import SpecError, explain, suggest
 from generator.freeze import freeze
 from generator.ir import Lowered, Program
-from generator.language import Spec
+from generator.language import Chain, Spec
 from generator.lower import lower
-from generator.syntax import parse
+from generator.syntax import declared, parse
 
 SPECS = Path(__file__).parents[1] / "specs"
 
@@ -30,17 +33,32 @@ SPECS = Path(__file__).parents[1] / "specs"
 class Entry:
     """One spec at every stage."""
 
-    spec: Spec
+    spec: Spec | Chain
+    word: str = ""  # what named it where that is no file: "clip_by_norm > adamw"
+
+    @property
+    def source(self) -> str:
+        """What `entries` finds it by."""
+        return self.word or self.spec.file
 
     @functools.cached_property
     def program(self) -> Program:
         """The frozen tree."""
-        return freeze(self.spec.trace)
+        spec = self.spec
+        if isinstance(spec, Spec):
+            return freeze(spec.trace)
+        parts = [Entry(part).checked.program for part in spec.parts]
+        made = compose.chain(parts, spec.name, spec.class_name)
+        return replace(made, file=spec.file, line=spec.line)
 
     @functools.cached_property
     def checked(self) -> Checked:
         """The checked program."""
-        return check(self.program)
+        made = check(self.program)
+        if isinstance(self.spec, Spec):
+            reached(self.program)  # last: what is wrong with an equation may be why a name is left over
+            declared(self.spec.file)
+        return made
 
     @functools.cached_property
     def lowered(self) -> Lowered:
@@ -50,11 +68,14 @@ class Entry:
 
 def load(path: Path) -> list[Entry]:
     """The specs of one file; `SpecError` where it cannot be read."""
+    if path.is_dir():
+        raise SpecError(str(path), 0, "this is a folder. Name a file in it.")
     if not path.is_file():
-        raise SpecError(str(path), 1, "there is no such file.")
+        raise SpecError(str(path), 0, "there is no such file. Correct the path.")
     file = str(path.resolve())
+    _text(path, file)
     linecache.checkcache(file)
-    parse(file)
+    _once(file, parse(file))
     name = f"_specs_{abs(hash(file))}_{path.stem}"
     found = importlib.util.spec_from_file_location(name, file)
     assert found is not None and found.loader is not None
@@ -68,11 +89,34 @@ def load(path: Path) -> list[Entry]:
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
         line = (frames[-1].lineno or 1) if frames else 1
+        if isinstance(error, NameError) and error.name in language.__all__:
+            raise SpecError(file, line, language.lost(error.name)) from error
         raise SpecError(file, line, explain(error, vars(module))) from error
     finally:
         sys.dont_write_bytecode = before
         sys.path.remove(str(SPECS.parent))
-    return [Entry(s) for s in vars(module).values() if isinstance(s, Spec) and s.file == file]
+    return [Entry(s) for s in vars(module).values() if isinstance(s, Spec | Chain) and s.file == file]
+
+
+def _text(path: Path, file: str) -> None:
+    """Refuse what is no text before Python stumbles over it."""
+    data = path.read_bytes()
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise SpecError(file, line, "this file is not UTF-8. Write it in that encoding.") from None
+
+
+def _once(file: str, tree: ast.Module) -> None:
+    """Refuse a function that replaces an earlier one, which nobody would miss."""
+    seen: dict[str, int] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if node.name in seen:
+                what = f"{node.name} is defined twice (line {seen[node.name]}). Rename one of them."
+                raise SpecError(file, node.lineno, what)
+            seen[node.name] = node.lineno
 
 
 @functools.cache
@@ -86,15 +130,17 @@ def builtin() -> dict[str, Path]:
 def entries(wanted: Sequence[str] = ()) -> list[Entry]:
     """Specs by name or path; all of the catalogue where none is named."""
     files = builtin()
-    chosen: list[Path] = []
+    chosen: list[Path | Entry] = []
     for word in wanted or files:
-        if word in files:
+        if ">" in word:
+            chosen.append(chained(word))
+        elif word in files:
             chosen.append(files[word])
         elif word.endswith(".py") or Path(word).exists():
             chosen.append(Path(word))
         else:
             raise UnknownName(f"no spec is called {word!r}.{suggest(word, files)}")
-    made = [e for path in chosen for e in load(path)]
+    made = [e for path in chosen for e in (load(path) if isinstance(path, Path) else [path])]
     seen: dict[str, Entry] = {}
     for e in made:
         for name in {e.spec.name, e.spec.class_name}:
@@ -104,6 +150,31 @@ def entries(wanted: Sequence[str] = ()) -> list[Entry]:
                 message = f"{name} is declared twice ({where}). Rename one of them."
                 raise SpecError(e.spec.file, e.spec.line, message)
     return made
+
+
+def chained(word: str) -> Entry:
+    """The chain that a text names: `clip_by_norm > adamw`, or `clip_by_norm > adamw as ClippedAdamW`."""
+    text, _, called = word.partition(" as ")
+    parts = []
+    for part in map(str.strip, text.split(">")):
+        if not part:
+            raise UnknownName(f"{text.strip()!r} lacks a name beside >. Write clip_by_norm > adamw.")
+        found = entries([part])
+        if len(found) != 1:
+            raise UnknownName(f"{part} has {len(found)} specs. Chain files that have one.")
+        parts.append(found[0].spec)
+    class_name = called.strip() or "".join(p.class_name for p in parts)
+    name = "_".join(p.name for p in parts)
+    if called.strip():
+        name = class_name
+        for p in parts:  # AdamW is adamw, not adam_w
+            name = name.replace(p.class_name, f"_{p.name}_")
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+        name = re.sub(r"_+", "_", name).strip("_")
+    if not class_name.isidentifier():
+        raise UnknownName(f"{class_name!r} is not a class name. Write one like ClippedAdamW.")
+    file = SPECS.parent / text.strip()  # there is none; this is what messages name
+    return Entry(Chain(tuple(parts), name, class_name, str(file), 1), word)
 
 
 def available(chosen: Sequence[Entry]) -> tuple[list[Lowered], list[str]]:

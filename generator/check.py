@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from generator import ir, regions, sample, shapes
-from generator.errors import SpecError, line_of, shallow, twice
+from generator.errors import SpecError, brief, elsewhere, line_of, shallow, twice
 from generator.infer import SIZES, TENSORS, Definition, Inference, Info, is_call, wider
-from generator.language import RESERVED, reserved
+from generator.language import ENTRIES, LARGEST, PACKAGE, RESERVED, reserved
 from generator.regions import EVERYWHERE, Fact, Region
 from generator.shapes import FULL, MATRIX
 
-__all__ = ["Checked", "Info", "check"]
+__all__ = ["Checked", "Info", "check", "reached"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,41 @@ _RESULT = {
     "transform": ("u", "t"),
     "schedule": ("lr", "n"),
 }
+
+
+def reached(program: ir.Program) -> None:
+    """Refuse what is kept from step to step and never reaches the result."""
+    reads: dict[str, set[str]] = {}
+    lines: dict[str, int] = {}
+
+    def collect(body: tuple[ir.Statement, ...], around: set[str]) -> None:
+        for s in body:
+            names = {x.name for e in ir.expressions(s) for x in ir.walk(e) if isinstance(x, ir.Ref)}
+            match s:
+                case ir.Start(name) | ir.Assign(name):
+                    reads.setdefault(name, set()).update(names | around)
+                    if isinstance(s, ir.Assign) or name == "g":
+                        lines.setdefault(name, s.line)
+                case ir.When():
+                    collect(s.body, around | names)
+                    collect(s.otherwise, around | names)
+                case ir.Loop() | ir.Case():
+                    collect(s.body, around | names)
+
+    collect(program.body, set())
+    result, clock = _RESULT[program.kind]
+    end = program.evaluate
+    new = {result} | {x.name for x in ir.walk(end or ir.Number(0)) if isinstance(x, ir.Ref)}
+    found: set[str] = set()
+    while new:
+        found |= new
+        new = {x for name in new for x in reads.get(name, ())} - found
+    for name, line in lines.items():
+        if name not in found and program.kind != "wrapper":  # which may count for its user
+            what = f"{name} never reaches {result}[{clock}]. Use it there, or remove it."
+            raise SpecError(program.file, line, what)
+
+
 _ROUNDS = 9  # more than shapes and scopes can grow
 _COMPARED = "lt le gt ge eq ne and or not add sub mul div length word".split()
 # Classes that generated modules import; a spec's class cannot have their names.
@@ -79,7 +114,14 @@ class _Checker(Inference):
         self.gradient()
         self.evaluation()
         states = tuple(
-            ir.State(n, s.value, self.info[n].scope == "step", s.line)
+            ir.State(
+                n,
+                s.value,
+                self.info[n].scope == "step",
+                s.line,
+                self.info[n].shape,
+                tuple((e, holds) for kind, e, holds in sorted(self.home[n], key=repr) if kind == "case"),
+            )
             for n, s in self.starts.items()
             if n not in self.loop_of
         )
@@ -98,7 +140,7 @@ class _Checker(Inference):
             )
         if not p.class_name.isidentifier() or keyword.iskeyword(p.class_name):
             raise self.fail(f"{p.class_name!r} is not a class name. Write it like AdamW.")
-        if p.class_name in _CLASSES:
+        if p.class_name in _CLASSES | PACKAGE:
             raise self.fail(f"generated code has a class {p.class_name}. Choose another name.")
 
     def declarations(
@@ -134,15 +176,15 @@ class _Checker(Inference):
             if name in self.parameters:
                 raise self.fail(f"{name} is a hyperparameter and cannot be defined. Rename one.")
             if name in {"theta", "lr"} - {result}:
-                a = "an" if kind == "optimizer" else "a"
-                right = f"{result}[{self.clock}]"
-                raise self.fail(f"{a} {kind} does not define {name}. Define {right} instead.")
+                raise self.fail(elsewhere(kind, name, f"{result}[{self.clock}]"))
             if name in RESERVED - {"theta", "g", "lr"}:
                 raise self.fail(reserved(name, "a state"))
             if name in self.starts and name not in self.loop_of:
                 self.state(name)
 
     def state(self, name: str) -> None:
+        if name in ENTRIES:
+            raise self.fail(reserved(name, "a state"))
         if name == "theta":
             raise self.fail("theta[0] is the user's. Remove this line: theta[0] can only be read.")
         if self.program.kind == "schedule":
@@ -266,6 +308,9 @@ class _Checker(Inference):
             taken |= {"point", "point_next"}
         if self.raises:
             taken.add("power")
+        inner = (e for s in ir.statements(p.body) for x in ir.expressions(s) for e in ir.walk(x))
+        if any(is_call(e, *ir.GLOBAL) for e in inner):
+            taken |= {"w", "total", f"{p.class_name}Sums", f"{p.class_name}Shared"}
         used = {**{h.name: h.line for h in p.parameters}, **self.assigned}
         for name in sorted(taken & set(used)):
             what = f"generated code needs the name {name} for this {kind}. Choose another name."
@@ -297,6 +342,10 @@ class _Checker(Inference):
                     raise
 
     def statement(self, s: ir.Statement) -> None:
+        with shallow(self.program.file, s.line):
+            self.understood(s)
+
+    def understood(self, s: ir.Statement) -> None:
         match s:
             case ir.Start(name, value):
                 if name in self.loop_of:
@@ -354,6 +403,9 @@ class _Checker(Inference):
                 f"iterate(...) counts to an integer that stands fast, not to {self.text(s.count)}. "
                 "Use a number, a Count or length(...)."
             )
+        if isinstance(s.count, ir.Number) and s.count.value > LARGEST:
+            what = f"{brief(s.count.value)} is beyond 2**31 - 1, where integers end."
+            raise self.fail(f"{what} Write a smaller one.")
         own = [x.target for x in ir.statements(s.body) if isinstance(x, ir.Assign)]
         carried = {x: self.known.get(x) for x in own}
         self.loops.append(s)

@@ -6,6 +6,7 @@ mathematics, any one backend.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import json
@@ -51,7 +52,7 @@ def _entries(words: Sequence[str]) -> list[Entry]:
     files = {Path(e.spec.file) for e in found}
     for word in words:
         path = Path(word).resolve()
-        if word not in catalogue.builtin() and path not in files:
+        if ">" not in word and word not in catalogue.builtin() and path not in files:
             raise SpecError(str(path), 1, "no spec in this file. Decorate a function: @optimizer.")
     return found
 
@@ -118,9 +119,15 @@ class Package:
 def build(arguments: Namespace) -> int:
     """Make packages, or say how they differ from what is there."""
     begin = time.perf_counter()
+    if arguments.name and not arguments.chain:
+        raise Refused("--name names a chain. Add --chain \"clip_by_global_norm > adamw\".")
+    if arguments.chain:
+        called = f" as {arguments.name}" if arguments.name else ""
+        arguments.specs = [*arguments.specs, arguments.chain + called]
     chosen = _backends(arguments.backend)
     folders = _folders(arguments, chosen)
     packages, missing, count = _packages(arguments, folders)
+    _refuse_defects(packages)
     if arguments.out is not None:
         _refuse_strangers(packages)
     if arguments.check:
@@ -178,7 +185,8 @@ def _packages(
 ) -> tuple[list[Package], list[str], int]:
     """All files, why some programs have none, and the number of programs that have."""
     entries = _entries(arguments.specs)
-    programs, missing = catalogue.available(entries)
+    alone = [e for e in entries if e.spec.kind != "wrapper" or arguments.specs]
+    programs, missing = catalogue.available(alone)
     if arguments.specs and missing:
         raise NotAvailable(f"{missing[0]}.")
     made = []
@@ -191,6 +199,22 @@ def _packages(
     if arguments.out is None and not arguments.backend:
         made.append(Package(GENERATED, page.files(entries, [b for b, _ in folders])))
     return made, missing, len(programs)
+
+
+def _refuse_defects(packages: Sequence[Package]) -> None:
+    """What cannot be parsed is not written: nobody could import the package."""
+    for p in packages:
+        for name, text in p.files.items():
+            try:
+                if name.endswith((".py", ".pyi")):
+                    ast.parse(text)
+            except (SyntaxError, ValueError) as error:
+                line = getattr(error, "lineno", None) or 1
+                raise Refused(
+                    f"{shorten(str(p.folder / name))}:{line} would not be Python: {error}. This is a "
+                    "defect of the generator, not of the spec; nothing is written. Report it with "
+                    "the spec."
+                ) from error
 
 
 def _refuse_strangers(packages: Sequence[Package]) -> None:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from generator.ir import Lowered, Number, Operand, Repeat, Value
+from generator.ir import Branch, Lowered, Number, Operand, Pass, Repeat, Step, Value
 from generator.lower import uses
 
 WIDTH = 100
@@ -105,13 +105,15 @@ class _Printer:
                 found += self.nested(self.inline[a])
         return found
 
-    def block(self, values: Sequence[Value | Repeat], count: Counter[str]) -> list[str]:
+    def block(self, values: Sequence[Value | Repeat | Branch], count: Counter[str]) -> list[str]:
         here = {v.name for v in values if isinstance(v, Value)}
         inner = set(uses([v for v in values if isinstance(v, Repeat)]))
         lines: list[str] = []
         for v in values:
             if isinstance(v, Repeat):
                 lines += self.repeat(v, count)
+            elif isinstance(v, Branch):
+                lines += self.branch(v, count)
             elif (
                 count[v.name] == 1
                 and v.name in here
@@ -125,6 +127,24 @@ class _Printer:
                 self.inline[v.name] = v
             else:
                 lines += self.assignment(self.names.get(v.name, v.name), v)
+        return lines
+
+    def branch(self, b: Branch, count: Counter[str]) -> list[str]:
+        condition = self.operand(b.condition)
+        lines: list[str] = []
+        self.indent += 4
+        for way, (values, end) in enumerate(((b.body, 1), (b.otherwise, 2))):
+            inside = self.block(values, count)
+            for c in b.carried:
+                made = c[end]
+                if made != c[0]:
+                    text = "None" if made is None else self.operand(made)[0]
+                    inside.append(f"{self.names.get(c[0], c[0])} = {text}")
+            if inside:
+                opposite = f"not {_wrap(condition, _ATOM)}"
+                head = "else:" if lines else f"if {opposite if way else condition[0]}:"
+                lines += [head, *("    " + x for x in inside)]
+        self.indent -= 4
         return lines
 
     def repeat(self, r: Repeat, count: Counter[str]) -> list[str]:
@@ -222,11 +242,7 @@ def step_text(
 
 def _step(lowered: Lowered, printer: _Printer) -> Text:
     final = f"{lowered.parameter}_next"
-    after = False
-    free = True  # whether nothing reads the old parameter once the new one is there
-    for v in lowered.step:
-        free &= not (after and lowered.parameter in v.args)
-        after |= v.name in (final, "theta_next")
+    free = _free(lowered.step, lowered.parameter, (final, "theta_next"), [False])
     for name in (final, "theta_next"):
         plain = name.removesuffix("_next")
         if free or plain != lowered.parameter:
@@ -240,14 +256,55 @@ def _step(lowered: Lowered, printer: _Printer) -> Text:
     return Text((), (), tuple(lines), states, printer.operand(lowered.result)[0])
 
 
+def _free(values: Sequence[Step], old: str, new: tuple[str, ...], there: list[bool]) -> bool:
+    """Whether nothing reads the old parameter once the new one is there."""
+    free = True
+    for v in values:
+        if isinstance(v, Branch):
+            before = list(there)
+            ways = [_free(v.body, old, new, there), _free(v.otherwise, old, new, before)]
+            free &= all(ways)
+            there[0] |= before[0]
+            there[0] |= any(name in new for name, _, _ in v.carried)
+        else:
+            free &= not (there[0] and old in v.args)
+            there[0] |= v.name in new
+    return free
+
+
+@dataclass(frozen=True)
+class PassText:
+    """The printed functions of one pass over all parameters."""
+
+    partials: tuple[str, ...]
+    sums: tuple[tuple[str, str], ...]  # field, expression
+    values: tuple[str, ...]
+    exports: tuple[tuple[str, str], ...]  # field, expression
+
+
+def pass_text(p: Pass, table: Table, indent: int = 4) -> PassText:
+    """What a parameter adds to the sums, and what follows from the totals."""
+    printer = _Printer(table, indent)
+    count = Counter(uses(p.partials))
+    count.update(str(o) for _, o in p.sums)
+    lines = printer.block(p.partials, count)
+    sums = tuple((name, printer.operand(o)[0]) for name, o in p.sums)
+    shared = _Printer(table, indent)
+    count = Counter(uses(p.values))
+    count.update(o for _, o in p.exports)
+    values = shared.block(p.values, count)
+    exports = tuple((e, shared.operand(o)[0]) for e, o in p.exports)
+    return PassText(tuple(lines), sums, tuple(values), exports)
+
+
 def delta_text(
     lowered: Lowered, table: Table, apart: frozenset[str] = frozenset(), indent: int = 4
 ) -> Text:
     """As `step_text`, but ending with what is to be added to the parameter."""
     assert lowered.delta is not None
     op, value = lowered.delta
-    values = [v for v in lowered.step if v.name != lowered.result]
-    taken = {v.name for v in lowered.step} | {s.name for s in lowered.states}
+    values = [v for v in lowered.step if not isinstance(v, Value) or v.name != lowered.result]
+    taken = {v.name for v in lowered.step if isinstance(v, Value)} | {s.name for s in lowered.states}
     name = next(n for n in ("u", "change", "added", "difference") if n not in taken)
     end = Value(name, "neg", (value,), "float", spec=True)
     if op == "add":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import linecache
+import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ class SpecError(Exception):
 
     def __init__(self, file: str, line: int, message: str) -> None:
         self.file, self.line, self.message = file, line, message
-        super().__init__(f"{shorten(file)}:{line}: {message}")
+        place = f"{shorten(file)}:{line}" if line else shorten(file)  # 0: the file as a whole
+        super().__init__(f"{place}: {message}")
 
 
 class NotAvailable(Exception):
@@ -34,14 +36,16 @@ def shorten(file: str) -> str:
         return file
 
 
+TOO_DEEP = "an expression is nested too deep. Give parts of it names and lines of their own."
+
+
 @contextmanager
 def shallow(file: str, line: int) -> Iterator[None]:
     """Refuse expressions for which Python's stack is too short."""
     try:
         yield
     except RecursionError:
-        what = "an expression is nested too deep. Give parts of it names and lines of their own."
-        raise SpecError(file, line, what) from None
+        raise SpecError(file, line, TOO_DEEP) from None
 
 
 def twice(at: str, first: int) -> str:
@@ -50,6 +54,18 @@ def twice(at: str, first: int) -> str:
         f"{at} is defined twice (line {first}). Give one of them another name: each is defined once a "
         "step."
     )
+
+
+def elsewhere(kind: str, name: str, right: str) -> str:
+    """The message for a result that a spec of another kind has."""
+    return f"{'an' if kind == 'optimizer' else 'a'} {kind} does not define {name}. Define {right} instead."
+
+
+def brief(value: object) -> str:
+    """A literal for a message; of a huge integer the size."""
+    if isinstance(value, int) and value.bit_length() > 80:
+        return f"{'-' * (value < 0)}10**{int(value.bit_length() * math.log10(2))}"
+    return repr(value)
 
 
 def line_of(file: str, text: str, first: int) -> int:
@@ -76,7 +92,8 @@ def explain(error: Exception, known: Iterable[str] = ()) -> str:
         case ImportError():
             return f"{text}. Correct the import: a spec needs generator.language only."
         case NameError() if error.name:
-            hint = suggest(error.name, known) or " Import or define it above."
+            ours = [word for word in known if not word.startswith("__")]
+            hint = suggest(error.name, ours) or " Import or define it above."
             return f"{error.name} is not defined.{hint}"
         case AttributeError() if error.name == "T":
             return "`.T` is of a matrix, and this is a number. Remove it."

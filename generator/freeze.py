@@ -20,8 +20,8 @@ from sympy.core.function import AppliedUndef
 
 from generator import ir
 from generator.equations import ascii_expr
-from generator.errors import SpecError, shallow, suggest, twice
-from generator.language import Recorded, Trace, Word
+from generator.errors import SpecError, brief, elsewhere, shallow, suggest, twice
+from generator.language import LARGEST, Recorded, Trace, Word
 
 _PLAIN = {
     sp.StrictLessThan: "lt",
@@ -61,7 +61,12 @@ class _Freezer:
         spec = self.trace.spec
         raw = spec.function.__doc__ or ""
         blank = raw[: len(raw) - len(raw.lstrip())].count("\n")
+        self.printable(raw)
         doc = _Docstring(inspect.cleandoc(raw), self.trace.documented + blank)
+        for word, line in doc.unknown.items():
+            hint = suggest(word.capitalize(), _SECTIONS) or " Write Source:, Note: or Args:."
+            hint = hint.replace("?", ":?")
+            raise self.fail(f"{word}: is no section of a docstring.{hint}", line)
         for name, line in doc.lines.items():
             if name not in self.parameters:
                 hint = suggest(name, self.parameters) or " Remove it."
@@ -94,6 +99,16 @@ class _Freezer:
             doc=tuple(doc.other),
         )
 
+    def printable(self, raw: str) -> None:
+        """Refuse a docstring that would end, or mean something else, in the docstring of a module."""
+        for line, text in enumerate(raw.splitlines(), self.trace.documented):
+            if wrong := next((x for x in ('"""', "\\") if x in text), ""):
+                what = f"the docstring goes into generated code and cannot have {wrong} in it."
+                raise self.fail(f"{what} Write it in words.", line)
+            if not text.replace("\t", " ").isprintable():
+                what = "the docstring goes into generated code and has a character that cannot be printed."
+                raise self.fail(f"{what} Remove it.", line)
+
     # Statements -----------------------------------------------------------------------------------
 
     def block(self, records: list[Recorded]) -> tuple[ir.Statement, ...]:
@@ -102,7 +117,8 @@ class _Freezer:
             self.line = r.line
             match r.what:
                 case "set":
-                    made.append(self.equation(r))
+                    with shallow(self.file, r.line):
+                        made.append(self.equation(r))
                 case "loop":
                     count = self.expr(r.value)
                     if isinstance(count, ir.Number) and count.value < 1:
@@ -126,7 +142,11 @@ class _Freezer:
     def equation(self, r: Recorded) -> ir.Statement:
         index = self.expr(r.index)
         now = self.open[-1].index.name if self.open else self.clock
-        result = {"transform": "u", "schedule": "lr"}.get(self.trace.spec.kind, "theta")
+        kind = self.trace.spec.kind
+        result = {"transform": "u", "schedule": "lr"}.get(kind, "theta")
+        if r.name in {"theta", "lr"} - {result}:
+            raise self.fail(elsewhere(kind, r.name, f"{result}[{self.clock}]"))
+        self.whole(r.name, index)
         if index == _ZERO:
             self.starting = r.name not in self.loops
             if self.starting and self.open:
@@ -153,13 +173,19 @@ class _Freezer:
 
     # Expressions ----------------------------------------------------------------------------------
 
+    def whole(self, name: str, index: ir.Expr) -> None:
+        """Refuse t - 1.0, which Python takes for t - 1."""
+        if any(isinstance(x, ir.Number) and isinstance(x.value, float) for x in ir.walk(index)):
+            what = f"{name}[{_index(index)}] has an index that is no integer."
+            raise self.fail(f"{what} Write {name}[{self.clock}] or {name}[{self.clock}-1].")
+
     def expr(self, e: Any) -> ir.Expr:
         return self.node(sp.sympify(e))
 
     def node(self, e: Any) -> ir.Expr:
         match e:
             case sp.Integer():
-                return ir.Number(int(e))
+                return self.integer(int(e))
             case sp.Float() if math.isfinite(float(e)):
                 return ir.Number(float(e))
             case sp.Symbol():
@@ -185,6 +211,17 @@ class _Freezer:
             f"{e} is no value of the language. Write it with the language's operations."
         )
 
+    def integer(self, value: int) -> ir.Expr:
+        """A literal that Python may have computed: 10**400."""
+        try:
+            same = int(float(value)) == value
+        except OverflowError:
+            what = f"{brief(value)} is too large for a double. Write a smaller number."
+            raise self.fail(what) from None
+        if not same:
+            raise self.fail(f"{brief(value)} is not exact in a double. Write a float, such as 1e20.")
+        return ir.Number(value)
+
     def symbol(self, e: Any) -> ir.Expr:
         if isinstance(e, Word):
             return ir.Call("word", (), e.name)
@@ -198,6 +235,7 @@ class _Freezer:
         name, index = e.base.label.name, self.node(e.indices[0])
         if name in self.parameters:
             return ir.Item(name, index)
+        self.whole(name, index)
         at = f"{name}[{_index(index)}]"
         loop, _ = self.loops.get(name, (None, 0))
         now = loop.index.name if loop else self.clock
@@ -271,6 +309,9 @@ class _Freezer:
         return total
 
     def power(self, e: Any) -> ir.Expr:
+        if isinstance(e.exp, sp.Integer) and not -LARGEST <= int(e.exp) <= LARGEST:
+            what = f"the exponent {brief(int(e.exp))} is beyond 2**31 - 1, where integers end."
+            raise self.fail(f"{what} Write a smaller one.")
         if e.exp == sp.Integer(-1):
             return ir.Call("div", (ir.Number(1), self.node(e.base)))
         return ir.Call("power", (self.node(e.base), self.node(e.exp)))
@@ -306,6 +347,15 @@ def _index(index: ir.Expr) -> str:
     return ascii_expr(index).replace(" ", "")
 
 
+_SECTIONS = ("Source", "Note", "Args")
+# What other docstrings have, and nobody reads here.
+_FOREIGN = frozenset(
+    """arg argument arguments attributes example examples hyperparameters keyword notes param
+    parameter parameters params raises reference references return returns see sources todo warning
+    warnings yields""".split()
+)
+
+
 class _Docstring:
     """Title, `Source:`, `Note:` and `Args:` of a spec's docstring; the rest is prose."""
 
@@ -317,11 +367,17 @@ class _Docstring:
         self.other: list[str] = []
         self.about: dict[str, str] = {}
         self.lines: dict[str, int] = {}  # where each entry of `Args:` stands
+        self.unknown: dict[str, int] = {}  # what looks like a section and is none
         where: list[str] | None = None  # what the next line goes on with
         parameter = ""
         for number, line in enumerate(lines[1:], first + 1):
             word, indented = line.strip(), line.startswith(" ")
             head, colon, rest = (x.strip() for x in word.partition(":"))
+            section = bool(colon) and not indented and head.isidentifier()
+            if section and head not in _SECTIONS:
+                lower = head.lower()
+                if lower in _FOREIGN or head.capitalize() in _SECTIONS or (not rest and head.istitle()):
+                    self.unknown.setdefault(head, number)
             if line.startswith(("Source:", "Note:")):
                 where, parameter = self.source if head == "Source" else self.notes, ""
                 where.append(rest)

@@ -6,16 +6,20 @@ In: expressions of an `ir.Program`, and what is known at the statement around th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
-from generator import ir, regions, shapes
+from generator import ir, regions, sample, shapes
 from generator.equations import Ascii
-from generator.errors import SpecError, suggest
+from generator.errors import SpecError, brief, suggest
+from generator.language import LARGEST
 from generator.regions import EVERYWHERE, Fact, Region
 from generator.shapes import FULL, MATRIX, SHAPES, Shape
 
 SCOPES = ("step", "global", "tensor", "element")
+_POWERS = 64  # each is written out in products; beyond, hardly a float is left that does not overflow
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,8 @@ class Inference:
                 return self.schedule(e)
         given = [self.expr(a) for a in e.args]
         self.arguments(e, operation, given)
+        self.finite(e)
+        self.integers(e, given)
         scope = "step"
         for info in given:
             scope = wider(scope, info.scope)
@@ -151,6 +157,23 @@ class Inference:
                 "hyperparameters only."
             )
         return Info(self.type(e, operation, given), scope, shape)
+
+    def finite(self, e: ir.Call) -> None:
+        """Refuse what literals alone make NaN or infinite, and every division by 0."""
+        if e.op == "div" and _value(e.args[1]) == 0:
+            raise self.fail(f"{self.text(e)} divides by 0. Write the value that is meant.")
+        value = _value(e)
+        if isinstance(value, Real) and not math.isfinite(value):
+            raise self.fail(f"{self.text(e)} is no finite number. Write the value that is meant.")
+
+    def integers(self, e: ir.Call, given: list[Info]) -> None:
+        """Refuse integers that JAX has no room for, where nothing makes them floats."""
+        if any(info.type == "float" for info in given):
+            return
+        for a in e.args:
+            if isinstance(a, ir.Number) and not -LARGEST <= a.value <= LARGEST:
+                what = f"{brief(a.value)} is beyond 2**31 - 1, where integers end."
+                raise self.fail(f"{what} Write a float, such as 1e10.")
 
     def tensors_only(self, what: str) -> None:
         """Refuse what a schedule cannot know."""
@@ -412,7 +435,7 @@ class Inference:
                     f"{self.text(a)} is a condition, not a number. Use where({self.text(a)}, 1, 0)."
                 )
         over_all = e.op in ir.GLOBAL and given[0].scope in ("tensor", "element")
-        if e.op in ir.REDUCTIONS and given[0].shape == () and not over_all:
+        if self.strict and e.op in ir.REDUCTIONS and given[0].shape == () and not over_all:
             raise self.fail(
                 f"{e.op}(...) is of a tensor, which {self.text(e.args[0])} is not. Remove it."
             )
@@ -465,6 +488,11 @@ class Inference:
                 "Use sqrt(x), or an integer."
             )
         literal = exponent.type == "int" and isinstance(e.args[1], ir.Number)
+        if literal and base.scope != "step" and abs(int(e.args[1].value)) > _POWERS:  # type: ignore[union-attr]
+            raise self.fail(
+                f"{self.text(e)} raises a tensor to more than the power {_POWERS}. Write it in parts, "
+                "or a smaller one."
+            )
         small = literal and abs(int(e.args[1].value)) <= 4  # type: ignore[union-attr]
         self.raises |= base.scope == "step" and exponent.type == "int" and not small
         return "float"
@@ -535,17 +563,28 @@ class Inference:
             else:
                 shape = shapes.either(d.info.shape, info.shape)
             apart = fact is not None and fact[1] == ir.Call("matrix", ())
-            if shape is None or (apart and info.shape != d.info.shape):
+            unlike = shape is None or (apart and info.shape != d.info.shape)
+            if unlike and (self.strict or shape is None):  # states may turn out larger than they start
                 raise self.fail(
                     f"{name} has the shape {info.describe()} in one region and "
                     f"{d.info.describe()} in another. Give them two names."
                 )
             scope = wider(info.scope, d.info.scope)
             if fact is not None:
-                self.either |= {x: (*fact[:2], True) for x in shape if "|" in x}
+                self.either |= {x: (*fact[:2], True) for x in shape or () if "|" in x}
                 scope = wider(scope, "tensor" if fact[0] == "case" else "step")
-            info = Info(info.type if len(both) == 1 else "float", scope, shape)
+            info = Info(info.type if len(both) == 1 else "float", scope, shape or info.shape)
         return info
+
+
+def _value(e: ir.Expr) -> Any:
+    """What literals alone amount to; None where there is more."""
+    if any(not isinstance(x, ir.Number | ir.Call) for x in ir.walk(e)):
+        return None
+    try:
+        return sample.constant(e)
+    except (sample.Unknown, OverflowError, TypeError):
+        return None
 
 
 def is_call(e: ir.Expr, *ops: str) -> bool:

@@ -15,8 +15,8 @@ from typing import Any
 import mpmath
 import numpy as np
 
-from generator import elementary
-from generator.ir import Lowered, Number, Operand, Repeat, State, Value
+from generator import elementary, ir, summation
+from generator.ir import Branch, Lowered, Number, Operand, Repeat, State, Value
 
 Numbers = Mapping[str, Any]
 
@@ -66,6 +66,9 @@ _COMMON: dict[str, Callable[..., Any]] = {
     "call": lambda schedule, n: schedule(n),
     "length": len,
     "item": lambda entries, k: entries[k - 1],
+    "matrix": lambda x: np.ndim(x) >= 2,
+    "rows": lambda x: np.shape(x)[-2],
+    "cols": lambda x: np.shape(x)[-1],
 }
 
 EXACT: dict[str, Callable[..., Any]] = {
@@ -85,6 +88,12 @@ EXACT: dict[str, Callable[..., Any]] = {
     "cos": elementary.cos,
     "to_float": np.float64,
     "pi": lambda: np.float64(math.pi),
+    "sum": lambda x: summation.tree_sum(x)[()],
+    "mean": lambda x: summation.tree_mean(x)[()],
+    "row_sum": summation.row_sum,
+    "row_mean": summation.row_mean,
+    "col_sum": summation.col_sum,
+    "col_mean": summation.col_mean,
 }
 
 # ... and with 50 digits, on single numbers
@@ -124,8 +133,36 @@ ORACLE: dict[str, Callable[..., Any]] = {
 }
 
 
+# ... on arrays of such numbers
+
+
+def _elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: np.frompyfunc(function, len(args), 1)(*args)
+
+
+def _fsum(axis: int | None, mean: bool) -> Callable[[Any], Any]:
+    """The sum along an axis, or of everything, divided by how many there are."""
+
+    def function(x: Any) -> Any:
+        x = np.asarray(x, object)
+        total = x.sum(axis, keepdims=axis is not None) if x.size else mpmath.mpf(0)
+        count = x.size if axis is None else x.shape[axis]
+        return total / max(count, 1) if mean else total
+
+    return function
+
+
+_AXES = {"": None, "row_": -1, "col_": -2}
+ORACLE_TENSORS: dict[str, Callable[..., Any]] = {
+    **{op: _elementwise(function) for op, function in ORACLE.items()},
+    **{op: _COMMON[op] for op in ("matrix", "rows", "cols")},
+    **{f"{a}sum": _fsum(axis, mean=False) for a, axis in _AXES.items()},
+    **{f"{a}mean": _fsum(axis, mean=True) for a, axis in _AXES.items()},
+}
+
+
 def evaluate(
-    values: Sequence[Value | Repeat],
+    values: Sequence[Value | Repeat | Branch],
     names: dict[str, Any],
     operations: Mapping[str, Callable[..., Any]],
     literal: Callable[[int | float], Any],
@@ -138,6 +175,13 @@ def evaluate(
     for v in values:
         if isinstance(v, Value):
             names[v.name] = operations[v.op](*map(operand, v.args))
+            continue
+        if isinstance(v, Branch):
+            way = 1 if operand(v.condition) else 2
+            evaluate(v.body if way == 1 else v.otherwise, names, operations, literal)
+            for c in v.carried:
+                end = c[way]
+                names[c[0]] = None if end is None else operand(end)
             continue
         for name, start, _ in v.carried:
             names[name] = operand(start)
@@ -167,23 +211,29 @@ class Exact:
 
     def step(self, g: Any, hypers: Numbers, t: int | None = None) -> None:
         """One step with gradient `g`; `t` where a clock is not the parameter's own."""
+        step([self], [g], hypers, t)
+
+    def begin(self, g: Any, hypers: Numbers, t: int | None) -> dict[str, Any]:
+        """What a step may read, by name; the scalars are computed."""
         if not self.state and self.lowered.states:
             self.start(hypers)
         self.t = self.t + 1 if t is None else t
-        with np.errstate(all="ignore"):
-            names = self.scalars(hypers)
-            tensors = {
-                self.lowered.parameter: np.asarray(self.theta).astype(self.dtype),
-                "g": np.asarray(g).astype(self.dtype),
-                **{f"state.{s.name}": self.state[s.name] for s in self.lowered.tensor_states},
-                **{f"s.{e}": self.rounded(names[e]) for e in self.lowered.exports},
-            }
-            evaluate(self.lowered.step, tensors, EXACT, self.literal)
-            for s in self.lowered.scalar_states:
-                self.state[s.name] = names[s.name]
-            for name, value in self.lowered.new_states:
-                self.state[name] = tensors[str(value)]
-            self.theta = np.asarray(tensors[str(self.lowered.result)]).astype(self.theta.dtype)
+        names = self.scalars(hypers)
+        for s in self.lowered.scalar_states:
+            self.state[s.name] = names[s.name]
+        return {
+            self.lowered.parameter: np.asarray(self.theta).astype(self.dtype),
+            "g": np.asarray(g).astype(self.dtype),
+            **{f"state.{s.name}": self.state[s.name] for s in self.lowered.tensor_states},
+            **{f"s.{e}": self.rounded(names[e]) for e in self.lowered.exports},
+        }
+
+    def finish(self, tensors: dict[str, Any]) -> None:
+        """The step itself, once everything that it reads is known."""
+        evaluate(self.lowered.step, tensors, EXACT, self.literal)
+        for name, value in self.lowered.new_states:
+            self.state[name] = tensors[str(value)]
+        self.theta = np.asarray(tensors[str(self.lowered.result)]).astype(self.theta.dtype)
 
     def wait(self, hypers: Numbers, t: int) -> None:
         """A step without a gradient where all parameters share one clock: only that goes on."""
@@ -211,6 +261,33 @@ class Exact:
         return np.dtype(self.dtype).type(value)
 
 
+def step(
+    runs: Sequence[Exact], grads: Sequence[Any], hypers: Numbers, t: int | None = None
+) -> None:
+    """One step of several parameters; None for one that has no gradient."""
+    moving = [(r, g) for r, g in zip(runs, grads, strict=True) if g is not None]
+    with np.errstate(all="ignore"):
+        known = [(r, r.begin(g, hypers, t)) for r, g in moving]
+        for p in moving[0][0].lowered.passes if moving else ():
+            sums: dict[str, list[Any]] = {name: [] for name, _ in p.sums}
+            for r, names in known:
+                evaluate(p.partials, names, EXACT, r.literal)
+                for name, operand in p.sums:
+                    sums[name].append(names[str(operand)])
+            totals = {f"total.{name}": total(parts) for name, parts in sums.items()}
+            for r, names in known:
+                names.update({k: np.dtype(r.dtype).type(x) for k, x in totals.items()})
+                evaluate(p.values, names, EXACT, r.literal)
+                names.update({f"w.{e}": names[o] for e, o in p.exports})
+        for r, names in known:
+            r.finish(names)
+
+
+def total(parts: Sequence[Any]) -> Any:
+    """Numbers added in an order that does not depend on theirs: sorted first, then in the tree."""
+    return summation.tree_sum(np.sort(np.array(parts, np.result_type(*parts))))[()]
+
+
 def exact(value: Any) -> Any:
     """A hyperparameter or literal in step scope: integers, conditions and functions as they are."""
     if isinstance(value, tuple | list):
@@ -224,13 +301,39 @@ def _start(s: State, theta: Any, hypers: Numbers, dtype: Any) -> Any:
     value = start_number(s, hypers)
     if s.scalar:
         return np.float64(np.dtype(dtype).type(value))
-    return theta.copy() if value is None else np.full_like(theta, value)
+    if not exists(s, theta.shape):
+        return None
+    return theta.copy() if value is None else np.full(kept_shape(s, theta.shape), value, dtype)
+
+
+def exists(s: State, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter of this shape has the state."""
+    return all(_holds(e, shape) == holds for e, holds in s.home)
+
+
+def _holds(e: ir.Expr, shape: tuple[int, ...]) -> Any:
+    match e:
+        case Number(value):
+            return value
+        case ir.Call("matrix", _, _):
+            return len(shape) >= 2
+        case ir.Call("rows" | "cols" as op, _, _):
+            return shape[-2 if op == "rows" else -1]
+        case ir.Call(op, args, _):
+            return EXACT[op](*(_holds(a, shape) for a in args))
+    raise AssertionError(e)
+
+
+def kept_shape(s: State, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a state of a parameter of this shape."""
+    if len(s.shape) != 2:
+        return shape if s.shape else ()
+    sizes = {"rows": shape[-2], "cols": shape[-1], "1": 1}
+    return (*shape[:-2], *(sizes[k] for k in s.shape))
 
 
 def start_number(s: State, hypers: Numbers) -> Any:
     """The number that a state starts with; None where it starts as a copy of theta."""
-    from generator import ir
-
     match s.start:
         case Number(value):
             return value
@@ -255,47 +358,55 @@ def schedule_value(lowered: Lowered, n: int, hypers: Numbers) -> float:
 
 @dataclass
 class Oracle:
-    """A few parameters under one elementwise program, with 50 digits and no rounding between steps."""
+    """One parameter under one program, with 50 digits and no rounding between steps."""
 
     lowered: Lowered
-    theta: list[Any]
-    state: list[dict[str, Any]] = field(default_factory=list)
+    theta: Any  # an array
+    state: dict[str, Any] = field(default_factory=dict)
     t: int = 0
 
-    def step(self, g: Sequence[Any], hypers: Numbers) -> None:
-        """One step of every element."""
+    def step(self, g: Any, hypers: Numbers) -> None:
+        """One step."""
         self.t += 1
         with mpmath.workdps(_DIGITS):
-            high = {k: _high(v) for k, v in hypers.items()}
-            if not self.state:
-                self.theta = [mpmath.mpf(float(x)) for x in self.theta]
-                self.state = [self.started(x, hypers) for x in self.theta]
-            names = {**high, "t": self.t}
+            if self.t == 1:
+                self.theta = _digits(self.theta)
+                self.state = {s.name: self.started(s, hypers) for s in self.lowered.states}
+            names = {**{k: _high(v) for k, v in hypers.items()}, "t": self.t}
             for s in self.lowered.scalar_states:
-                names[f"{s.name}_prev"] = self.state[0][s.name]
+                names[f"{s.name}_prev"] = self.state[s.name]
             evaluate(self.lowered.scalars, names, ORACLE, _high)
-            scalars = {f"s.{e}": names[e] for e in self.lowered.exports}
-            for i, gi in enumerate(g):
-                tensors = {
-                    **scalars,
-                    self.lowered.parameter: self.theta[i],
-                    "g": mpmath.mpf(float(gi)),
-                    **{f"state.{k}": v for k, v in self.state[i].items()},
-                }
-                evaluate(self.lowered.step, tensors, ORACLE, _high)
-                self.theta[i] = tensors[str(self.lowered.result)]
-                self.state[i] = {
-                    **{s.name: names[s.name] for s in self.lowered.scalar_states},
-                    **{k: tensors[str(v)] for k, v in self.lowered.new_states},
-                }
+            tensors = {
+                **{f"s.{e}": names[e] for e in self.lowered.exports},
+                self.lowered.parameter: self.theta,
+                "g": _digits(g),
+                **{f"state.{k}": v for k, v in self.state.items()},
+            }
+            for p in self.lowered.passes:
+                evaluate(p.partials, tensors, ORACLE_TENSORS, _high)
+                tensors.update({f"total.{name}": tensors[str(o)] for name, o in p.sums})
+                evaluate(p.values, tensors, ORACLE_TENSORS, _high)
+                tensors.update({f"w.{e}": tensors[o] for e, o in p.exports})
+            evaluate(self.lowered.step, tensors, ORACLE_TENSORS, _high)
+            self.theta = tensors[str(self.lowered.result)]
+            self.state = {
+                **{s.name: names[s.name] for s in self.lowered.scalar_states},
+                **{k: tensors[str(v)] for k, v in self.lowered.new_states},
+            }
 
-    def started(self, theta: Any, hypers: Numbers) -> dict[str, Any]:
-        """The states of one element before the first step."""
-        made = {}
-        for s in self.lowered.states:
-            value = start_number(s, hypers)
-            made[s.name] = theta if value is None else mpmath.mpf(value)
-        return made
+    def started(self, s: State, hypers: Numbers) -> Any:
+        """A state before the first step."""
+        value = start_number(s, hypers)
+        if s.scalar:
+            return mpmath.mpf(value)
+        if not exists(s, self.theta.shape):
+            return None
+        return self.theta if value is None else _digits(np.full(kept_shape(s, self.theta.shape), value))
+
+
+def _digits(x: Any) -> Any:
+    """An array of numbers with 50 digits."""
+    return np.frompyfunc(lambda v: mpmath.mpf(float(v)), 1, 1)(np.asarray(x))
 
 
 def _high(value: Any) -> Any:

@@ -13,8 +13,8 @@ Must not know: SymPy, any framework, how text is printed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 # ---------------------------------------------------------------------------------------------------
@@ -397,13 +397,75 @@ class Repeat:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A region of the step that parameters of one shape go through, and the others' instead.
+
+    Each carried (`name`, `here`, `there`): after the regions name is what the one taken has made;
+    None where a state does not exist.
+    """
+
+    condition: Operand
+    body: tuple[Step, ...]
+    otherwise: tuple[Step, ...]
+    carried: tuple[tuple[str, Operand | None, Operand | None], ...]
+
+
+Step = Value | Branch
+
+
+def values_of(steps: Iterable[Step | Repeat]) -> Iterator[Value]:
+    """Every operation, those inside of regions and loops included."""
+    for v in steps:
+        if isinstance(v, Value):
+            yield v
+        elif isinstance(v, Repeat):
+            yield from values_of(v.body)
+        else:
+            yield from values_of((*v.body, *v.otherwise))
+
+
+def _replaced(
+    steps: Iterable[Step], function: Callable[[Value], Iterable[Value]]
+) -> tuple[Step, ...]:
+    made: list[Step] = []
+    for v in steps:
+        if isinstance(v, Value):
+            made += function(v)
+        else:
+            body, otherwise = _replaced(v.body, function), _replaced(v.otherwise, function)
+            made.append(replace(v, body=body, otherwise=otherwise))
+    return tuple(made)
+
+
+@dataclass(frozen=True)
 class State:
-    """What a program keeps between steps."""
+    """What a program keeps between steps.
+
+    `shape` holds symbolic sizes, `full` for the parameter's own; `home` the conditions on a
+    parameter's shape under which the state exists: (condition, whether it holds).
+    """
 
     name: str
     start: Expr
     scalar: bool  # of step scope: no tensor in it
     line: int = 0
+    shape: tuple[str, ...] = ("shape",)
+    home: tuple[tuple[Expr, bool], ...] = ()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a step needs to know of all parameters: sums over each, added up, and what follows.
+
+    `partials` are computed a parameter, like a step, and end in one number for each of `sums`: its
+    name among the totals `total.name`, and where the number is. `values` are computed once, of the
+    totals and the step's scalars; `exports` say what enters later passes and the step as `w.name`.
+    """
+
+    partials: tuple[Step, ...]
+    sums: tuple[tuple[str, Operand], ...]
+    values: tuple[Value, ...]
+    exports: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -411,20 +473,45 @@ class Lowered:
     """The meaning of a program: what every backend computes, in this order.
 
     Names of inputs: hyperparameters by their names, the clock `t` or `n`; tensors: the parameter
-    (`parameter`), the gradient `g`, old states as `state.m`; rounded scalars as `s.name`.
+    (`parameter`), the gradient `g`, old states as `state.m`; rounded scalars as `s.name`; what came of
+    the passes as `w.name`.
     """
 
     program: Program
     states: tuple[State, ...]
     scalars: tuple[Value | Repeat, ...]  # step scope, in double
     exports: tuple[str, ...]  # the scalars that enter the step, each rounded once
-    step: tuple[Value, ...]  # tensors
+    step: tuple[Step, ...]  # tensors
     parameter: str  # the name of the first argument: theta, or y where the gradient's point is kept
     result: Operand  # the new parameter, the transform's u, or the schedule's lr
     new_states: tuple[tuple[str, Operand], ...]
     types: Mapping[str, str] = field(default_factory=dict)
     delta: tuple[str, Operand] | None = None  # ("add" | "sub", value): parameter ± value is result
     evaluate: str | None = None  # the state to evaluate with; None: the parameters themselves
+    passes: tuple[Pass, ...] = ()  # what is computed over all parameters before the step
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether every number of a parameter goes its own way, so that parameters can be joined."""
+        return not self.passes and all(
+            v.op not in OPERATIONS or OPERATIONS[v.op].shape == "elementwise"
+            for v in values_of(self.step)
+        )
+
+    def replaced(self, function: Callable[[Value], Iterable[Value]]) -> Lowered:
+        """The program with each operation on tensors replaced by others."""
+        return replace(
+            self,
+            step=_replaced(self.step, function),
+            passes=tuple(
+                replace(
+                    p,
+                    partials=_replaced(p.partials, function),
+                    values=tuple(x for v in p.values for x in function(v)),
+                )
+                for p in self.passes
+            ),
+        )
 
     @property
     def tensor_states(self) -> tuple[State, ...]:

@@ -22,12 +22,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import Any
 
 import sympy as sp
 
 from generator import ir
-from generator.errors import SpecError, explain, shallow, suggest
+from generator.errors import TOO_DEEP, SpecError, brief, explain, shallow, suggest
 from generator.operators import as_written
 from generator.syntax import Scope, Source, find, scan
 
@@ -42,9 +43,11 @@ _TIMED = ("theta", "g", "lr")
 
 __all__ = [
     *(*_FUNCTIONS, *_VALUES, *_SHAPES, *_TIMED),
-    *"names optimizer schedule transform wrapper Choice Optional Annotated Domain".split(),
+    *"names optimizer schedule transform wrapper chain Choice Optional Annotated Domain".split(),
     *"NonNegative Positive Decay Real Count PositiveCount Schedule".split(),
 ]
+
+LARGEST = 2**31 - 1  # of integers: JAX has no wider ones as it comes
 
 # ---------------------------------------------------------------------------------------------------
 # Domains
@@ -64,6 +67,9 @@ def Domain(
     low: float, high: float, *, low_open: bool = False, high_open: bool = False
 ) -> ir.Domain:
     """An interval of its own, for `Annotated[float, Domain(0, 1)]`; both ends belong to it."""
+    for end in (low, high):
+        if type(end) not in (int, float) or (type(end) is int and not _finite(end)):
+            raise SpecError(*_here(), f"{brief(end)} is no end of a domain. Write Domain(0, 1).")
     if not (low < high or (low == high and not (low_open or high_open))):
         raise SpecError(*_here(), f"Domain({low}, {high}) is empty. Write the smaller end first.")
     return ir.Domain("Domain", "float", low, high, low_open, high_open)
@@ -75,7 +81,7 @@ class Choice:
     def __class_getitem__(cls, words: str | tuple[str, ...]) -> ir.Domain:
         """The domain of these words."""
         chosen = words if isinstance(words, tuple) else (words,)
-        if not chosen or not all(isinstance(w, str) and w != "None" for w in chosen):
+        if not chosen or not all(isinstance(w, str) and _WORD.fullmatch(w) for w in chosen):
             raise SpecError(*_here(), 'Choice[...] lists words. Write Choice["a", "b"].')
         return ir.Domain("Choice", "choice", choices=chosen)
 
@@ -100,6 +106,17 @@ def _domain(annotation: Any) -> ir.Domain:
             whole = annotation.__origin__ is int and extra.type == "float"
             return replace(extra, type="int") if whole else extra
     return _PLAIN[annotation]
+
+
+_WORD = re.compile(r"(?!None\b)\w[\w .+-]*")  # stands in quotes and in docstrings
+
+
+def _finite(value: float) -> bool:
+    """Whether a number of Python is one as a double."""
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -229,9 +246,11 @@ def names(text: str) -> Any:
     words = text.replace(",", " ").split() if isinstance(text, str) else []
     if not words:
         raise SpecError(*place, 'names(...) makes no name. Write m, v = names("m v").')
-    for word in words:
+    for position, word in enumerate(words):
         if word in RESERVED:
             raise SpecError(*place, reserved(word, "a state"))
+        if word in words[:position]:
+            raise SpecError(*place, f"{word} stands twice in names(...). Write it once.")
         if not _NAME.fullmatch(word):
             raise SpecError(
                 *place, f"{word!r} is not a name. Use letters, digits and _, a letter first."
@@ -333,6 +352,14 @@ pi = sp.pi
 matrix, vector = sp.Symbol("matrix"), sp.Symbol("vector")
 rows, cols = (sp.Symbol(x, integer=True, positive=True) for x in ("rows", "cols"))
 full, row, column, scalar = _SHAPES
+
+
+# How many operands each function takes.
+_ARITY = {
+    **{name: ir.OPERATIONS[name].arity for name in _FUNCTIONS if name in ir.OPERATIONS},
+    **dict.fromkeys("first length iterate case when evaluate require oracle noise".split(), 1),
+    **{"equal": 2, "otherwise": 0},
+}
 
 
 def equal(*operands: Any) -> Any:
@@ -452,9 +479,17 @@ def iterate(*operands: Any) -> Iterator[sp.Symbol]:
 _GENERATED = frozenset(
     """s state store fl theta_next np torch jnp tf jax math keras div real_power
     to_float rounded logical_and logical_or logical_not full_like len range float int bool str
-    tuple dict list super isinstance""".split()
+    tuple dict list super isinstance tree_sum tree_mean is_matrix kept""".split()
 )
 RESERVED = frozenset(__all__) | _GENERATED
+
+# What shells keep among a parameter's states; a value that is not kept may be called so.
+ENTRIES = frozenset("step steps training".split())
+
+# What a package has besides its algorithms.
+PACKAGE = frozenset(
+    "create names runtime optimizers schedules transforms importlib difflib inspect".split()
+)
 
 # Words that a hyperparameter may bear, since they have no meaning inside an equation beside it.
 _FREE = {"lr", "first", "schedule"}
@@ -474,6 +509,11 @@ def reserved(word: str, what: str) -> str:
     """The message for a name that the language, or generated code, keeps for itself."""
     whose = "the language" if word in __all__ else "generated code"
     return f"{word} is a word of {whose} and cannot be {what}. Choose another name."
+
+
+def lost(word: str) -> str:
+    """The message for a word of the language that a file lacks."""
+    return f"{word} is not imported. Begin with: from generator.language import *"
 
 
 @dataclass(frozen=True, eq=False)
@@ -531,6 +571,46 @@ def _decorator(kind: ir.Kind) -> Callable[..., Any]:
 optimizer, schedule = _decorator("optimizer"), _decorator("schedule")
 transform, wrapper = _decorator("transform"), _decorator("wrapper")
 
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Several specs as one: transforms, then an optimizer, then wrappers."""
+
+    parts: tuple[Spec | Chain, ...]
+    name: str
+    class_name: str
+    file: str
+    line: int
+
+    @property
+    def kind(self) -> ir.Kind:
+        """An optimizer's if one is among the parts."""
+        kinds = [part.kind for part in self.parts]
+        return "optimizer" if "optimizer" in kinds else kinds[0]
+
+
+def chain(*parts: Any, name: str = "", class_name: str = "") -> Chain:
+    """What a gradient goes through, in this order: `clipped = chain(clip_by_norm, adamw)`.
+
+    Args:
+        *parts: specs: transforms, then one optimizer, then wrappers.
+        name: what users create it by; the names of the parts if left out.
+        class_name: the names of their classes if left out.
+    """
+    file, line = _here()
+    for part in parts:
+        if not isinstance(part, Spec | Chain):
+            what = f"{brief(part)} is no spec. Chain what @optimizer and @transform made."
+            raise SpecError(file, line, what)
+    if len(parts) < 2:
+        what = "a chain has two specs or more. Write chain(clip_by_norm, adamw)."
+        raise SpecError(file, line, what)
+    whole = name or "_".join(part.name for part in parts)
+    if not _NAME.fullmatch(whole) or whole in RESERVED:
+        what = f"{whole!r} is no name for a spec. Choose letters, digits and _."
+        raise SpecError(file, line, what)
+    return Chain(parts, whole, class_name or "".join(p.class_name for p in parts), file, line)
+
+
 _RESULTS = {"transform": "u", "schedule": "lr"}
 
 
@@ -548,19 +628,20 @@ def _scope(spec: Spec, parameters: tuple[ir.Parameter, ...]) -> Scope:
     ours = {word: globals()[word] for word in __all__}
     hypers = {p.name for p in parameters}
     own = {word for word in ours if around.get(word, _lost) is ours[word]}
-    lost = {
+    missing = {
         word: f"{word} stands for something else in this file. Remove what replaces it."
         if word in around
-        else f"{word} is not imported. Begin with: from generator.language import *"
+        else lost(word)
         for word in set(ours) - own
     }
     return Scope(
-        functions=frozenset(own & set(_FUNCTIONS)) - hypers,
+        functions={w: _ARITY[w] for w in own & set(_FUNCTIONS) - hypers},
         values=frozenset(own & set(_VALUES)),
         shapes=frozenset(own & set(_SHAPES)),
-        lost=lost,
+        lost=missing,
         timed=frozenset(k for k, v in around.items() if isinstance(v, TimeIndexed)) - hypers,
         numbers=frozenset(k for k, v in around.items() if _constant(v)) - hypers,
+        odd={k: _odd(k, v) for k, v in around.items() if k not in ours and _looks_constant(v)},
         parameters={p.name: _kind(p.domain) for p in parameters},
         results=frozenset({_RESULTS.get(spec.kind, "theta")}),
     )
@@ -570,8 +651,22 @@ _lost = object()
 
 
 def _constant(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    """Whether equations may read it: a number of NumPy would compute in a precision of its own."""
+    return type(value) in (int, float) and _finite(value)
+
+
+def _looks_constant(value: Any) -> bool:
+    """Whether somebody may take it for a constant that equations can read."""
+    known = isinstance(value, TimeIndexed | Spec | ModuleType | sp.Basic) or callable(value)
+    return not known and not _constant(value)
+
+
+def _odd(name: str, value: Any) -> str:
+    if type(value) in (int, float):
+        return f"{name} is {brief(value)}, which is no finite double. Give it another value."
+    kind = type(value)
+    whose = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}."
+    return f"{name} is a {whose}{kind.__name__}, not a plain number. Give it one, such as 0.001."
 
 
 def _kind(domain: ir.Domain) -> str:
@@ -606,6 +701,8 @@ def _parameters(spec: Spec, lines: Mapping[str, int]) -> tuple[ir.Parameter, ...
         default = parameter.default
         if default is inspect.Parameter.empty:
             default = ir.REQUIRED
+        elif large := _too_large(domain, default):
+            raise SpecError(*place, f"{name} = {large}")
         elif not domain.contains(default):
             what = f"{name} = {default!r} is outside its domain, {domain.phrase}."
             raise SpecError(*place, f"{what} Change the default or the annotation.")
@@ -613,6 +710,16 @@ def _parameters(spec: Spec, lines: Mapping[str, int]) -> tuple[ir.Parameter, ...
             default = _floats(default)
         made.append(ir.Parameter(name, domain, default, "", place[1]))
     return tuple(made)
+
+
+def _too_large(domain: ir.Domain, default: Any) -> str:
+    """Why an integer cannot be a default, however its domain is written; empty if it can."""
+    for x in default if isinstance(default, tuple) else (default,):
+        if isinstance(x, int) and not _finite(x):
+            return f"{brief(x)} is too large for a double. Choose a smaller default."
+        if isinstance(x, int) and domain.type == "int" and not -LARGEST <= x <= LARGEST:
+            return f"{brief(x)} is beyond 2**31 - 1, where integers end. Choose a smaller default."
+    return ""
 
 
 def _unknown(name: str, annotation: Any, around: Mapping[str, Any]) -> str:
@@ -645,7 +752,7 @@ def trace(spec: Spec) -> Trace:
 
 def _trace(spec: Spec) -> Trace:
     source = find(spec.function)
-    if spec.name in RESERVED or not _NAME.fullmatch(spec.name):
+    if spec.name in RESERVED | PACKAGE or not _NAME.fullmatch(spec.name):
         raise SpecError(spec.file, source.node.lineno, reserved(spec.name, "the name of a spec"))
     parameters = _parameters(spec, source.parameters)
     scan(source, _scope(spec, parameters))
@@ -654,8 +761,12 @@ def _trace(spec: Spec) -> Trace:
     try:
         with as_written():
             spec.function(**{p.name: _symbol(p) for p in parameters})
-    except (SpecError, RecursionError):
+    except SpecError:
         raise
+    except RecursionError as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((f.lineno for f in frames if f.filename == spec.file), 0)
+        raise SpecError(spec.file, line or spec.line, TOO_DEEP) from None
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f.lineno for f in frames if f.filename == spec.file]

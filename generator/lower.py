@@ -6,6 +6,8 @@ names derived from the spec. Must not know: any backend.
 The rules (each defines bits):
 - the largest expressions of clocks and hyperparameters alone are scalars, evaluated in double;
 - what is divided by something of smaller shape is multiplied by its reciprocal;
+- norm(x) is the root of the sum of x*x, rms(x) of the mean; a sum over all parameters is the sum of
+  the sums over each;
 - x**k with a literal k is squarings and products, from the lowest bit;
 - a state without a tensor in it is rounded to the compute dtype at each store.
 """
@@ -15,15 +17,19 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-from generator import ir
+from generator import ir, passes, regions, shapes
 from generator.check import Checked
 from generator.errors import NotAvailable
-from generator.ir import Lowered, Number, Operand, Repeat, State, Value
+from generator.ir import Branch, Lowered, Number, Operand, Repeat, State, Step, Value
+from generator.regions import EVERYWHERE, Fact, Region
+from generator.shapes import FULL, MATRIX, Shape
 
 Type = Literal["float", "int", "bool"]
 ADDITIVE = ("add", "sub")
+_KEPT = ((), ("rows", "1"), ("1", "cols"), MATRIX)  # shapes that a state may have, beside full
+_CONDITIONS = ("gt", "lt", "ge", "le", "eq", "and", "or", "not")
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,9 @@ class Typed:
     """An operand with what decides how it may be used."""
 
     operand: Operand
-    tensor: bool
+    tensor: bool  # computed for each parameter, not of step scope
     type: Type
+    shape: Shape = ()
 
 
 def lower(checked: Checked) -> Lowered:
@@ -45,7 +52,9 @@ class _Lowerer:
         self.checked = checked
         self.program = checked.program
         self.scalars: list[Value | Repeat] = []
-        self.step: list[Value] = []
+        self.step: list[Step] = []  # where values of tensors go: the program, or a region
+        self.region: Region = EVERYWHERE
+        self.parameter = "theta"
         self.into = self.scalars  # where step-scope values go: the program, or a loop's body
         self.known: ChainMap[tuple[object, ...], Typed] = ChainMap()
         self.taken: set[str] = {p.name for p in self.program.parameters} | {"t", "n", "g", "theta"}
@@ -68,33 +77,41 @@ class _Lowerer:
         if checked.inputs:
             raise self.missing(f"a further input ({checked.inputs[0]})")
         if program.kind == "wrapper":
-            raise self.missing("the wrapped optimizer's update")
+            raise NotAvailable(
+                f"{program.name} wraps an optimizer and has no code of its own. Chain it: "
+                f'"adamw > {program.name}"'
+            )
         for relation, _ in program.requires:
             if any(isinstance(e, ir.Call) and e.op in ("matrix", "vector") for e in ir.walk(relation)):
                 raise self.missing("a shape that is required of parameters")
         states = list(checked.states)
-        parameter = "theta"
         if checked.gradients == 1:
-            parameter = "point"
+            self.parameter = "point"
             states.append(State("theta", ir.Ref("theta", 1), scalar=False))
-            self.old["theta"] = Typed("state.theta", True, "float")
+            self.old["theta"] = Typed("state.theta", True, "float", FULL)
         else:
-            self.old["theta"] = Typed("theta", True, "float")
+            self.old["theta"] = Typed("theta", True, "float", FULL)
         for s in states:
             name = f"{s.name}_prev" if s.scalar else f"state.{s.name}"
-            self.old[s.name] = Typed(name, not s.scalar, "float")
+            if checked.info[s.name].scope == "global":
+                raise self.missing(f"a state of all parameters ({s.name})")
+            if len(s.shape) != len(FULL) and s.shape not in _KEPT:
+                raise self.missing(f"a state of shape ({', '.join(s.shape)})")
+            self.old[s.name] = Typed(name, not s.scalar, "float", s.shape)
             self.types[name] = "float"
         if program.kind != "schedule":
-            self.now["g"] = Typed("g", True, "float")
+            self.now["g"] = Typed("g", True, "float", FULL)
         for s in checked.states:
             self.begun_by_gradient(s)
         point: ir.Expr | None = None
+        body = []
         for statement in program.body:
             if isinstance(statement, ir.Assign) and statement.target == "g":
                 assert isinstance(statement.value, ir.Call)
                 point = statement.value.args[0]
             else:
-                self.statement(statement)
+                body.append(statement)
+        self.block(body)
         new_states = []
         for s in states:
             value = self.now[s.name]
@@ -109,14 +126,17 @@ class _Lowerer:
             scalars=tuple(self.scalars),
             exports=tuple(self.exports),
             step=tuple(self.step),
-            parameter=parameter,
+            parameter=self.parameter,
             result=result,
             new_states=tuple(new_states),
             types=self.types,
             delta=self.delta(result) if program.kind == "optimizer" and point is None else None,
             evaluate=self.evaluated() if point is not None or program.evaluate else None,
         )
-        return _without_dead(lowered)
+        try:
+            return passes.split(_without_dead(lowered))
+        except passes.Unsplit as reason:
+            raise self.missing(str(reason)) from None
 
     def begun_by_gradient(self, s: State) -> None:
         """A state that starts as `first(g)`: at t = 1 its old value is the gradient."""
@@ -149,7 +169,9 @@ class _Lowerer:
         if not value.tensor:
             raise self.missing("a gradient at a constant point")
         self.rename(value, "point")
-        return "point_next" if self.step and self.step[-1].name == "point_next" else value.operand
+        last = self.step[-1] if self.step else None
+        named = isinstance(last, Value) and last.name == "point_next"
+        return "point_next" if named else value.operand
 
     def evaluated(self) -> str:
         wanted = self.program.evaluate
@@ -164,7 +186,7 @@ class _Lowerer:
     def delta(self, result: Operand) -> tuple[str, Operand] | None:
         """How the result is the parameter plus or minus one value, where it is."""
         for v in self.step:
-            if v.name == result and v.op in ADDITIVE:
+            if isinstance(v, Value) and v.name == result and v.op in ADDITIVE:
                 if v.args[0] == "theta":
                     return v.op, v.args[1]
                 if v.op == "add" and v.args[1] == "theta":
@@ -174,6 +196,92 @@ class _Lowerer:
     # Statements -----------------------------------------------------------------------------------
 
     clock = Typed("t", False, "int")
+
+    def block(self, body: Sequence[ir.Statement]) -> None:
+        """Statements in their order; a region and its opposite, where they meet, are one branch."""
+        rest = list(body)
+        while rest:
+            s = rest.pop(0)
+            if not isinstance(s, ir.Case):
+                self.statement(s)
+                continue
+            fact = regions.fact("case", s.condition)
+            bodies: dict[bool, Sequence[ir.Statement]] = {fact[2]: s.body, not fact[2]: ()}
+            after = rest[0] if rest else None
+            if isinstance(after, ir.Case) and regions.fact("case", after.condition) == regions.opposite(fact):
+                bodies[not fact[2]] = after.body
+                rest.pop(0)
+            if known := self.region & {fact, regions.opposite(fact)}:
+                (true,) = known
+                self.block(bodies[true[2]])
+            else:
+                self.line = s.line
+                self.branch((fact[0], fact[1], True), bodies[True], bodies[False])
+
+    def branch(
+        self, fact: Fact, here: Sequence[ir.Statement], there: Sequence[ir.Statement]
+    ) -> None:
+        """A region of the step, and what happens instead."""
+        condition = self.condition(fact[1])
+        outside = self.step, self.known, self.region, self.now
+        taken, ways = set(self.taken), []
+        for f, body in ((fact, here), (regions.opposite(fact), there)):
+            self.step, self.known = [], outside[1].new_child()
+            self.region, self.now = outside[2] | {f}, dict(outside[3])
+            # Ways that exclude each other may use the same names; scalars are computed in any case.
+            scalars = {v.name for v in ir.values_of(self.into)}
+            names, self.taken = self.taken, taken | scalars
+            self.block(body)
+            ways.append((self.region, self.step, self.now))
+            self.taken |= names
+        self.step, self.known, self.region, self.now = outside
+        changed = {n: None for _, _, now in ways for n in now if now[n] != self.now.get(n)}
+        carried = []
+        for name in changed:
+            values = [self.left(name, region, now) for region, _, now in ways]
+            some = [x for x in values if x is not None]
+            operands = [None if x is None else self.entering(self.scalar(x)) for x in values]
+            merged = f"{name}_next" if name == "theta" else name
+            mark = f"{name}*" if any(x.name == name for x in self.checked.states) else merged
+            if mark in taken:
+                merged = self.fresh(name)
+            self.taken |= {mark, merged}
+            shape: Shape = ()
+            for x in some:
+                shape = shapes.either(shape, FULL if x.shape == MATRIX else x.shape) or shape
+            self.now[name] = Typed(merged, True, some[0].type, shape)
+            self.types[merged] = some[0].type
+            carried.append((merged, *operands))
+        self.step.append(Branch(condition, tuple(ways[0][1]), tuple(ways[1][1]), tuple(carried)))  # type: ignore[arg-type]
+
+    def left(self, name: str, region: Region, now: dict[str, Typed]) -> Typed | None:
+        """What a name is at the end of a region; None for a state that does not exist there."""
+        if name in now:
+            return now[name]
+        state = next((s for s in self.checked.states if s.name == name), None)
+        if state is None or any(("case", e, not holds) in region for e, holds in state.home):
+            return None
+        return self.old[name]
+
+    def condition(self, e: ir.Expr) -> Operand:
+        """A condition on a parameter's shape, which is known before anything is computed."""
+        match e:
+            case ir.Call("matrix" | "rows" | "cols", (), _):
+                given: tuple[Operand, ...] = (self.parameter,)
+            case ir.Call(op, args, _) if op in _CONDITIONS:
+                given = tuple(self.condition(a) for a in args)
+            case Number():
+                return e
+            case _:
+                raise self.missing("a shape that is compared with more than sizes")
+        key = (e.op, *map(repr, given))
+        if key not in self.known:
+            name = self.fresh("is_matrix" if e.op == "matrix" else f"{e.op}_of_theta")
+            kind: Type = "int" if e.op in ("rows", "cols") else "bool"
+            self.step.append(Value(name, e.op, given, kind, line=self.line))
+            self.types[name] = kind
+            self.known[key] = Typed(name, True, kind)
+        return self.known[key].operand
 
     def statement(self, s: ir.Statement) -> None:
         self.line = s.line
@@ -189,8 +297,6 @@ class _Lowerer:
                 self.loop(s)
             case ir.When():
                 raise self.missing("`when` regions")
-            case ir.Case():
-                raise self.missing("`case` regions")
 
     def assign(self, target: str, value: ir.Expr) -> None:
         self.target = target
@@ -219,8 +325,7 @@ class _Lowerer:
             self.old[x] = Typed(name, False, starts[x].type)
             self.types[name] = starts[x].type
         self.types[s.index] = "int"
-        for inner in s.body:
-            self.statement(inner)
+        self.block(s.body)
         ends = [(self.old[x].operand, starts[x].operand, self.now[x].operand) for x in carried]
         body = tuple(self.into)
         self.into, self.known = outer, outer_known
@@ -238,8 +343,7 @@ class _Lowerer:
                 if x in self.now:
                     self.old[x] = self.now[x]
             self.indices[s.index] = k
-            for inner in s.body:
-                self.statement(inner)
+            self.block(s.body)
         self.old = outer
 
     # Expressions ----------------------------------------------------------------------------------
@@ -269,8 +373,10 @@ class _Lowerer:
 
     def call(self, e: ir.Call) -> Typed:
         operation = ir.OPERATIONS[e.op]
-        if e.op in ir.REDUCTIONS or operation.shape in ("matmul", "transpose"):
+        if operation.shape in ("matmul", "transpose"):
             raise self.missing(e.op)
+        if e.op in ir.REDUCTIONS:
+            return self.reduction(e.op, self.as_float(self.expr(e.args[0])))
         if e.op in ("rows", "cols", "matrix", "vector"):
             raise self.missing(e.op)
         if e.op == "length":
@@ -307,8 +413,23 @@ class _Lowerer:
             result = "int"
         return self.make(e.op, given, result)
 
+    def reduction(self, op: str, x: Typed) -> Typed:
+        """A sum, or what is made of one."""
+        match op:
+            case "norm" | "rms" | "global_norm":
+                squares = self.make("mul", [x, x], "float")
+                inner = {"norm": "sum", "rms": "mean", "global_norm": "global_sum"}[op]
+                return self.make("sqrt", [self.reduction(inner, squares)], "float")
+            case "global_sum":
+                own = self.make("sum", [x], "float", ()) if x.shape else x
+                return self.make("global_sum", [own], "float", ())
+        rows, cols = x.shape if len(x.shape) == 2 else MATRIX
+        shape = {"row": (rows, "1"), "col": ("1", cols)}.get(op[:3], ())
+        return self.make(op, [x], "float", shape)
+
     def divide(self, a: Typed, b: Typed) -> Typed:
-        if a.tensor and not b.tensor:
+        smaller = a.tensor and (not b.tensor or self.together([a, b]) != self.local(b.shape))
+        if smaller:
             return self.make("mul", [a, self.reciprocal(b)], "float")
         return self.make("div", [a, b], "float")
 
@@ -361,7 +482,21 @@ class _Lowerer:
 
     # Values and their names -----------------------------------------------------------------------
 
-    def make(self, op: str, args: Sequence[Typed], result: Type) -> Typed:
+    def local(self, shape: Shape) -> Shape:
+        """A shape in the region at hand, where a matrix has rows and columns."""
+        inside = ("case", ir.Call("matrix", ()), True) in self.region
+        return MATRIX if inside and shape == FULL else shape
+
+    def together(self, args: Sequence[Typed]) -> Shape:
+        """The shape of an elementwise operation."""
+        shape: Shape = ()
+        for a in args:
+            shape = shapes.broadcast(shape, self.local(a.shape)) or shape
+        return shape
+
+    def make(
+        self, op: str, args: Sequence[Typed], result: Type, shape: Shape | None = None
+    ) -> Typed:
         """The value of an operation; the same operation on the same operands is computed once."""
         tensor = any(a.tensor for a in args)
         operands = tuple(self.entering(a) if tensor else a.operand for a in args)
@@ -372,7 +507,8 @@ class _Lowerer:
         value = Value(name, op, operands, result, line=self.line)
         (self.step if tensor else self.into).append(value)
         self.types[name] = result
-        made = self.known[key] = Typed(name, tensor, result)
+        shape = self.together(args) if shape is None else shape
+        made = self.known[key] = Typed(name, tensor, result, shape)
         return made
 
     def entering(self, x: Typed) -> Operand:
@@ -401,7 +537,7 @@ class _Lowerer:
 
     def rename(self, x: Typed, wanted: str) -> Typed:
         """Give the value just made the name that the spec gives it."""
-        block: list[Value | Repeat] = self.step if x.tensor else self.into  # type: ignore[assignment]
+        block: list[Any] = self.step if x.tensor else self.into
         last = block[-1] if block else None
         if not isinstance(last, Value) or last.name != x.operand or last.spec:
             return x  # another name for what is there already
@@ -417,7 +553,7 @@ class _Lowerer:
         self.taken.discard(last.name)
         self.types[name] = self.types.pop(last.name)
         self.exports = [name if e == last.name else e for e in self.exports]
-        renamed = Typed(name, x.tensor, x.type)
+        renamed = replace(x, operand=name)
         for key, value in list(self.known.items()):
             if value == x:
                 self.known[key] = renamed
@@ -455,6 +591,10 @@ def _describe(op: str, args: tuple[Operand, ...]) -> str:
             text = f"minus_{x}"
         case "to_float", [x]:
             text = f"{x}_float"
+        case "sum", [x]:
+            text = f"sum_{x}"
+        case "mean", [x]:
+            text = f"mean_{x}"
         case ("sqrt" | "abs" | "sign" | "floor" | "exp" | "log" | "cos"), [x]:
             text = f"{op}_{x}"
         case _:
@@ -462,27 +602,29 @@ def _describe(op: str, args: tuple[Operand, ...]) -> str:
     return text if len(text) <= _LONGEST else ""
 
 
-def uses(values: Sequence[Value | Repeat]) -> list[str]:
+def uses(values: Sequence[Value | Repeat | Branch]) -> list[str]:
     """Every name that the values read, once for each time it is read."""
     found: list[str] = []
     for v in values:
-        if isinstance(v, Value):
-            found += [a for a in v.args if isinstance(a, str)]
-        else:
-            found += [a for a in (v.count, *(s for _, s, _ in v.carried)) if isinstance(a, str)]
-            found += [e for _, _, e in v.carried if isinstance(e, str)]
-            found += uses(v.body)
+        match v:
+            case Value():
+                found += [a for a in v.args if isinstance(a, str)]
+            case Repeat():
+                found += [a for a in (v.count, *(s for _, s, _ in v.carried)) if isinstance(a, str)]
+                found += [e for _, _, e in v.carried if isinstance(e, str)]
+                found += uses(v.body)
+            case Branch():
+                found += [v.condition] if isinstance(v.condition, str) else []
+                found += uses(v.body) + uses(v.otherwise)
+                for name, *ends in v.carried:  # an end of the same name is that name itself
+                    found += [e for e in ends if isinstance(e, str) and e != name]
     return found
 
 
 def _without_dead(lowered: Lowered) -> Lowered:
     """The program without values that nothing reads."""
-    needed = {lowered.result, *(o for _, o in lowered.new_states)}
-    step: list[Value] = []
-    for v in reversed(lowered.step):
-        if v.name in needed:
-            step.append(v)
-            needed.update(v.args)
+    needed: set[Operand] = {lowered.result, *(o for _, o in lowered.new_states)}
+    step = _alive(lowered.step, needed)
     exports = tuple(
         e
         for e in lowered.exports
@@ -498,6 +640,22 @@ def _without_dead(lowered: Lowered) -> Lowered:
         elif s.name in needed:
             scalars.append(s)
             needed.update(s.args)
-    return replace(
-        lowered, step=tuple(step[::-1]), scalars=tuple(scalars[::-1]), exports=exports
-    )
+    return replace(lowered, step=step, scalars=tuple(scalars[::-1]), exports=exports)
+
+
+def _alive(values: Sequence[Step], needed: set[Operand]) -> tuple[Step, ...]:
+    """The values that something needed reads; adds what they read."""
+    kept: list[Step] = []
+    for v in reversed(values):
+        if isinstance(v, Value):
+            if v.name in needed:
+                kept.append(v)
+                needed.update(v.args)
+            continue
+        carried = tuple(c for c in v.carried if c[0] in needed)
+        if carried:
+            needed.update(e for c in carried for e in c[1:] if e is not None)
+            body, otherwise = _alive(v.body, needed), _alive(v.otherwise, needed)
+            needed.add(v.condition)
+            kept.append(replace(v, body=body, otherwise=otherwise, carried=carried))
+    return tuple(kept[::-1])

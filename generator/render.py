@@ -22,10 +22,11 @@ import jinja2
 
 import backends
 from backends import Backend
-from generator import elementary, emit, ir
+from generator import elementary, emit, ir, summation
 from generator.equations import ascii_expr, ascii_lines
 from generator.errors import NotAvailable, SpecError
 from generator.ir import Lowered, Program
+from generator.shapes import FULL, MATRIX
 
 WIDTH = 100
 FOLDERS = {"optimizer": "optimizers", "schedule": "schedules", "transform": "transforms"}
@@ -68,6 +69,23 @@ class Hyper:
 
 
 @dataclass(frozen=True)
+class Start:
+    """How a tensor state begins."""
+
+    name: str
+    value: str  # copy, or a number or a name
+    sizes: str | None  # of another shape than the parameter's: arguments that make it
+    home: str  # the condition under which it exists, as Python; empty: always
+
+    @property
+    def how(self) -> str:
+        """Which of the framework's words makes it: kept, zero, copy or filled."""
+        if self.sizes is not None:
+            return "kept"
+        return self.value if self.value in ("zero", "copy") else "filled"
+
+
+@dataclass(frozen=True)
 class View:
     """Everything that a template may show, as text; every field is used by some template."""
 
@@ -86,7 +104,7 @@ class View:
     spec_hypers: tuple[str, ...]
     states: tuple[str, ...]
     scalar_states: tuple[tuple[str, str], ...]
-    starts: tuple[tuple[str, str], ...]  # of tensor states: field, one of zero, copy, a number, a name
+    starts: tuple[Start, ...]  # of tensor states
     init_hypers: tuple[str, ...]
     memory: str
     fields: tuple[tuple[str, str], ...]  # of the scalars: name, float or bool
@@ -111,6 +129,9 @@ class View:
     relations: tuple[tuple[str, str], ...]  # what must hold: text, Python
     related: tuple[str, ...]  # the hyperparameters among which it must hold
     uses_theta: bool  # whether anything reads the parameter but the sum that ends the step
+    elementwise: bool
+    passes: tuple[emit.PassText, ...]
+    shared: tuple[str, ...]  # what the passes leave to the step: fields
 
 
 def view(lowered: Lowered, backend: Backend) -> View:
@@ -129,7 +150,11 @@ def view(lowered: Lowered, backend: Backend) -> View:
     lines = [*scalar.scalars, *(e for _, e in scalar.exports), scalar.result]
     tensor_lines = [*step.step, *update.step, *(e for _, e in step.states), step.result]
     scalar_words, step_words = _words(lines), _words(tensor_lines)
-    words = scalar_words | step_words
+    passes = tuple(emit.pass_text(p, backend.tensor) for p in legal.passes)
+    starts = tuple(_started(s) for s in lowered.tensor_states)
+    for p in passes:
+        step_words |= _words([*p.partials, *p.values, *(e for _, e in (*p.sums, *p.exports))])
+    words = scalar_words | step_words | _words([s.home for s in starts])
     functions = {
         f for f in {*backend.tensor.values(), *backend.scalar.values()} if f.isidentifier()
     }
@@ -142,7 +167,9 @@ def view(lowered: Lowered, backend: Backend) -> View:
             program.parameter(name).line,
             f"the hyperparameter {name} hides the operation of that name. Rename the hyperparameter.",
         )
-    starts = tuple((s.name, _start(s)) for s in lowered.tensor_states)
+    if any(s.sizes is not None for s in starts):
+        words.add("kept")
+    runtime = sorted((functions & words) - hidden - {"fl", "store", *dir(builtins)})
     return View(
         backend=backend.name,
         kind=program.kind,
@@ -160,7 +187,7 @@ def view(lowered: Lowered, backend: Backend) -> View:
         states=tuple(s.name for s in lowered.tensor_states),
         scalar_states=tuple((s.name, _scalar_start(s)) for s in lowered.scalar_states),
         starts=starts,
-        init_hypers=tuple(dict.fromkeys(s for _, s in starts if s in _names(program))),
+        init_hypers=tuple(dict.fromkeys(s.value for s in starts if s.value in _names(program))),
         memory=_memory(lowered),
         fields=tuple((e, lowered.types.get(e, "float")) for e in lowered.exports),
         scalar_lines=scalar.scalars,
@@ -175,9 +202,8 @@ def view(lowered: Lowered, backend: Backend) -> View:
         update_result=update.result,
         additive=lowered.delta is not None,
         evaluate=lowered.evaluate or "",
-        runtime=tuple(sorted((functions & words) - hidden - {"fl", "store", *dir(builtins)}))
-        + (("rounded",) if "fl" in words else ()),
-        domains=tuple(sorted({w for h in hypers for w in re.findall(r"[A-Za-z_]+", h.domain)})),
+        runtime=(*runtime, *(("rounded",) if "fl" in words else ()), *({"kept"} & words)),
+        domains=tuple(sorted({w for h in hypers for w in _named(h.domain)})),
         words=frozenset(words),
         scalar_words=frozenset(scalar_words),
         step_words=frozenset(step_words),
@@ -196,10 +222,20 @@ def view(lowered: Lowered, backend: Backend) -> View:
         ),
         uses_theta=any(
             "theta" in v.args
-            for v in lowered.step
+            for v in _all_values(lowered)
             if lowered.delta is None or v.name != lowered.result
         ),
+        elementwise=lowered.elementwise,
+        passes=passes,
+        shared=tuple(e for p in lowered.passes for e, _ in p.exports),
     )
+
+
+def _all_values(lowered: Lowered) -> list[ir.Value]:
+    """Every operation on tensors."""
+    blocks = [lowered.step, *(p.partials for p in lowered.passes)]
+    blocks += [p.values for p in lowered.passes]
+    return [v for block in blocks for v in ir.values_of(block)]
 
 
 def _words(lines: Sequence[str]) -> set[str]:
@@ -213,16 +249,8 @@ def _names(program: Program) -> set[str]:
 
 def _available(lowered: Lowered, backend: Backend) -> None:
     """Refuse a program that needs an operation that the backend lacks."""
-
-    def ops(values: Sequence[ir.Value | ir.Repeat]) -> set[str]:
-        found: set[str] = set()
-        for v in values:
-            found |= {v.op} if isinstance(v, ir.Value) else ops(v.body)
-        return found
-
-    lacking = (ops(lowered.step) - set(backend.tensor)) | (
-        ops(lowered.scalars) - set(backend.scalar)
-    )
+    lacking = {v.op for v in _all_values(lowered)} - set(backend.tensor)
+    lacking |= {v.op for v in ir.values_of(lowered.scalars)} - set(backend.scalar)
     if lacking:
         what = ", ".join(sorted(lacking))
         raise NotAvailable(
@@ -270,6 +298,31 @@ def _start(s: ir.State) -> str:
     return "copy"
 
 
+def _started(s: ir.State) -> Start:
+    """How a state begins, as text."""
+    words = "".join(", 1" if x == "1" else f', "{x}"' for x in s.shape)
+    sizes = None if s.shape in (FULL, MATRIX) else words
+    homes = [_shape_condition(e, holds) for e, holds in s.home]
+    return Start(s.name, _start(s), sizes, " and ".join(homes))
+
+
+def _shape_condition(e: ir.Expr, holds: bool = True) -> str:
+    """A condition on the shape of theta, as Python."""
+    match e:
+        case ir.Number(value):
+            return repr(value)
+        case ir.Call("matrix", _, _):
+            return "is_matrix(theta)" if holds else "not is_matrix(theta)"
+        case ir.Call("rows" | "cols" as op, _, _):
+            return f"theta.shape[{-2 if op == 'rows' else -1}]"
+        case ir.Call("not", (inner,), _):
+            return _shape_condition(inner, not holds)
+        case ir.Call(op, (a, b), _) if op in _SIGNS:
+            text = f"{_shape_condition(a)} {_SIGNS[op]} {_shape_condition(b)}"
+            return text if holds else f"not {text}"
+    raise AssertionError(e)
+
+
 def _scalar_start(s: ir.State) -> str:
     """A number, or the name of a hyperparameter as a string."""
     start = _start(s)
@@ -278,15 +331,23 @@ def _scalar_start(s: ir.State) -> str:
 
 def _memory(lowered: Lowered) -> str:
     """What the states cost, in words."""
-    count = len(lowered.tensor_states)
-    if not count:
+    states = lowered.tensor_states
+    if not states:
         return "States: none."
-    names = ", ".join(s.name for s in lowered.tensor_states)
-    plural = "s" if count > 1 else ""
-    return (
-        f"State{plural}: {names}; {4 * count} bytes a parameter (float32 and below), "
-        f"{8 * count} in float64."
-    )
+    names = ", ".join(s.name for s in states)
+    plural = "s" if len(states) > 1 else ""
+    costs = []
+    for home in dict.fromkeys(s.home for s in states):
+        here = [s for s in states if s.home == home]
+        full = sum(len(s.shape) == 1 for s in here)
+        parts = [f"{4 * full} bytes a parameter"] if full else []
+        for shape, word in ((("rows", "1"), "row"), (("1", "cols"), "column"), ((), "tensor")):
+            if count := sum(s.shape == shape for s in here):
+                parts.append(f"{4 * count} bytes a {word}")
+        where = {True: "of a matrix", False: "of other parameters"}[home[0][1]] if home else ""
+        costs.append(" ".join([" and ".join(parts), where]).strip())
+    cost = f"{'; '.join(costs)} (float32 and below), twice that in float64."
+    return _wrapped(f"State{plural}: {names}; {cost}", 96)
 
 
 def _hypers(program: Program, backend: Backend) -> tuple[Hyper, ...]:
@@ -350,6 +411,11 @@ _NAMED = {
     "bool": "Flag",
     "Schedule": "AnySchedule",
 }
+
+
+def _named(text: str) -> set[str]:
+    """The names that an expression reads, words in quotes and keywords apart."""
+    return {x.id for x in ast.walk(ast.parse(text)) if isinstance(x, ast.Name)}
 
 
 def _domain(d: ir.Domain) -> str:
@@ -452,6 +518,7 @@ def runtime(backend: Backend) -> str:
     included = {
         "backends.domains": (Path(backends.__file__).parent / "domains.py").read_text(encoding="utf-8"),
         "generator.elementary": Path(elementary.__file__).read_text(encoding="utf-8"),
+        "generator.summation": Path(summation.__file__).read_text(encoding="utf-8"),
     }
     tree = ast.parse(text)
     imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
@@ -465,6 +532,8 @@ def runtime(backend: Backend) -> str:
         elif "elementary" in str(getattr(node, "module", "")):
             parts.append(_elementary(source, backend.elementary))
             merged.append(ast.Import([ast.alias("math")]))
+        elif "summation" in str(getattr(node, "module", "")):
+            parts.append(source.partition("# <text>\n")[2].strip("\n") + "\n")
         else:
             parts.append(_definitions(source))
             body = ast.parse(source).body

@@ -137,6 +137,12 @@ class _Values:
         return bool(np.all(self.value(condition)))
 
 
+def constant(e: ir.Expr) -> Any:
+    """The value of an expression of literals alone; `Unknown` where it is of more."""
+    with np.errstate(all="ignore"):
+        return _Values({}).value(e)
+
+
 def defaults_fit(program: ir.Program, relation: ir.Expr) -> bool:
     """Whether a relation holds between defaults; true where it needs a value that has none."""
     given = {p.name: p.default for p in program.parameters if p.default is not ir.REQUIRED}

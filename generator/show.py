@@ -166,6 +166,14 @@ def _single_assignments(p: ir.Lowered) -> None:
     if is_schedule:
         print(f"    result {_operand(p.result)}")
         return
+    for one in p.passes:
+        heading("\nover all parameters")
+        _values(one.partials, 1)
+        for name, value in one.sums:
+            print(f"    total.{name} += {_operand(value)}")
+        _values(one.values, 1)
+        for name, source in one.exports:
+            print(f"    w.{name} = {source}")
     heading("\ntensor scope")
     _values(p.step, 1)
     for name, value in p.new_states:
@@ -177,19 +185,28 @@ def _single_assignments(p: ir.Lowered) -> None:
         print(f"    evaluate with state.{p.evaluate}")
 
 
-def _values(values: Sequence[ir.Value | ir.Repeat], depth: int) -> None:
+def _values(values: Sequence[ir.Value | ir.Repeat | ir.Branch], depth: int) -> None:
     lead = "    " * depth
     for v in values:
         if isinstance(v, ir.Value):
             kind = "" if v.type == "float" else f"  # {v.type}"
             print(f"{lead}{v.name} = {v.op}({', '.join(map(_operand, v.args))}){kind}")
             continue
-        for name, start, _ in v.carried:
-            print(f"{lead}{name} = {_operand(start)}")
+        if isinstance(v, ir.Branch):
+            for word, body, end in (("if", v.body, 1), ("otherwise, not", v.otherwise, 2)):
+                print(f"{lead}{word} {_operand(v.condition)}:")
+                _values(body, depth + 1)
+                for c in v.carried:
+                    made = c[end]
+                    if made != c[0]:
+                        print(f"{lead}    {c[0]} = {'nothing' if made is None else _operand(made)}")
+            continue
+        for carried, start, _ in v.carried:
+            print(f"{lead}{carried} = {_operand(start)}")
         print(f"{lead}for {v.index} = 1, ..., {_operand(v.count)}:")
         _values(v.body, depth + 1)
-        for name, _, end in v.carried:
-            print(f"{lead}    {name} = {end}")
+        for carried, _, last in v.carried:
+            print(f"{lead}    {carried} = {last}")
 
 
 def _operand(o: ir.Operand) -> str:

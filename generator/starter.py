@@ -9,7 +9,7 @@ import importlib.util
 import keyword
 from pathlib import Path
 
-from generator.language import RESERVED, reserved
+from generator.language import PACKAGE, RESERVED, reserved
 from generator.page import fill
 
 _TAKEN = {"m", "v", "m_hat", "v_hat"}  # the starter's states
@@ -21,7 +21,7 @@ def refusal(name: str) -> str:
         return f"{name!r} is not a name. Use letters, digits and _."
     if keyword.iskeyword(name):
         return f"{name} is a word of Python. Choose another name."
-    if name in RESERVED:
+    if name in RESERVED | PACKAGE:
         return reserved(name, "the name of a spec")
     if name in _TAKEN:
         return f"{name} is a state of the starter. Choose a longer name."

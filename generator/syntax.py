@@ -13,24 +13,26 @@ import builtins
 import keyword
 import linecache
 import math
+import tokenize
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from generator.errors import SpecError, shallow, suggest
+from generator.errors import TOO_DEEP, SpecError, shallow, suggest
 
 
 @dataclass(frozen=True)
 class Scope:
     """What the names in a spec's body stand for."""
 
-    functions: frozenset[str]  # the language's functions
+    functions: Mapping[str, int]  # the language's functions, and how many operands each takes
     values: frozenset[str]  # its other words: t, pi, matrix
     shapes: frozenset[str]  # full, row, column, scalar
     lost: Mapping[str, str]  # its words that the file lacks, or has under another meaning: which
     timed: frozenset[str]  # names with a time: theta, m
     numbers: frozenset[str]  # constants of the module
+    odd: Mapping[str, str]  # what looks like one and is none: why
     parameters: Mapping[str, str]  # hyperparameters: "number", "schedule", "tuple"
     results: frozenset[str]  # what a spec of this kind defines
 
@@ -68,21 +70,34 @@ class Source:
 
 def parse(file: str) -> ast.Module:
     """The syntax tree of a file; a syntax error is reported like every other mistake."""
-    text = "".join(linecache.getlines(file))
+    lines = linecache.getlines(file)
     try:
-        with shallow(file, 1):
-            tree = ast.parse(text, file)
+        tree = ast.parse("".join(lines), file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Python, which come again when the file runs
             compile(tree, file, "exec", dont_inherit=True)
     except SyntaxError as error:
         raise SpecError(file, error.lineno or 1, _syntax(error)) from None
+    except (RecursionError, MemoryError):
+        raise SpecError(file, _longest(lines), TOO_DEEP) from None
     except ValueError as error:  # a null byte
         raise SpecError(file, 1, f"this is not Python: {error}. Correct the file.") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and _calls(node.value) == "names":
             _names(file, node)
     return tree
+
+
+def _longest(lines: list[str]) -> int:
+    """The first line of the longest statement: there is no tree that says which is nested too deep."""
+    longest = length = first = 0
+    found = 1
+    for token in tokenize.generate_tokens(iter(lines).__next__):
+        first = first if length else token.start[0]
+        length = 0 if token.type == tokenize.NEWLINE else length + bool(token.string.strip())
+        if length > longest:
+            longest, found = length, first
+    return found
 
 
 def _syntax(error: SyntaxError) -> str:
@@ -110,6 +125,20 @@ def _names(file: str, node: ast.Assign) -> None:
         )
 
 
+def declared(file: str) -> None:
+    """Refuse a name of `names(...)` that no equation of the file has."""
+    tree = parse(file)
+    nodes = ast.walk(tree)
+    read = {x.id for x in nodes if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Load)}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and _calls(node.value) == "names":
+            target = node.targets[0]
+            for x in target.elts if isinstance(target, ast.Tuple | ast.List) else [target]:
+                if isinstance(x, ast.Name) and x.id not in read:
+                    message = f"{x.id} is declared and never used. Use it, or remove it here."
+                    raise SpecError(file, x.lineno, message)
+
+
 def _calls(node: ast.AST) -> str:
     """The name of the function that an expression calls, if it has one."""
     called = node.func if isinstance(node, ast.Call) else None
@@ -120,9 +149,14 @@ def find(function: Callable[..., Any]) -> Source:
     """The text of a spec's function."""
     file, first = function.__code__.co_filename, function.__code__.co_firstlineno
     for node in ast.walk(parse(file)):
-        if isinstance(node, ast.FunctionDef) and node.name == function.__name__:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if node.name == function.__name__:
             start = min([node.lineno, *(d.lineno for d in node.decorator_list)])
             if start == first:
+                if isinstance(node, ast.AsyncFunctionDef):
+                    message = "a spec is read at once and cannot be async. Write def alone."
+                    raise SpecError(file, node.lineno, message)
                 if node.args.vararg or node.args.kwarg:
                     message = "a spec has no *args or **kwargs. Name each hyperparameter."
                     raise SpecError(file, node.lineno, message)
@@ -218,6 +252,7 @@ class _Scanner(ast.NodeVisitor):
         self.file, self.scope = file, scope
         self.local: set[str] = set()  # loop indices, and what update, oracle and noise give
         self.ended: set[str] = set()  # indices of loops further up
+        self.starting = False  # whether the equation is that of a state before the first step
         self.use = _Use()
 
     def refuse(self, node: ast.AST, message: str) -> SpecError:
@@ -230,7 +265,8 @@ class _Scanner(ast.NodeVisitor):
 
     def visit_all(self, statements: list[ast.stmt]) -> None:
         for statement in statements:
-            self.visit(statement)
+            with shallow(self.file, statement.lineno):
+                self.visit(statement)
 
     def unused(self, parameters: Mapping[str, int]) -> None:
         """What is defined and never read; not asked where the result itself is missing."""
@@ -303,6 +339,8 @@ class _Scanner(ast.NodeVisitor):
             if not isinstance(target, ast.Subscript):
                 raise self.refuse(node, "an equation has one name on its left. Write x[t] = ...")
             self.equation(target)
+        starts = [isinstance(t.slice, ast.Constant) for t in node.targets if isinstance(t, ast.Subscript)]
+        self.starting = any(starts)
         if called == "update":
             self.call(node.value)
         elif called in _NAMING:
@@ -311,6 +349,7 @@ class _Scanner(ast.NodeVisitor):
             )
         else:
             self.visit(node.value)
+        self.starting = False
 
     def input(self, node: ast.Assign, target: ast.Name, called: str) -> None:
         """`x = oracle("x")`: the only values that Python variables may hold."""
@@ -339,7 +378,7 @@ class _Scanner(ast.NodeVisitor):
                 target, f"{base.id} is a hyperparameter and cannot be defined. Rename one of them."
             )
         self.timed(base)
-        self.index(target)
+        self.index(target, base.id)
         if isinstance(target.slice, ast.Constant) and target.slice.value == 0:
             self.use.started.add(base.id)
         else:
@@ -348,7 +387,7 @@ class _Scanner(ast.NodeVisitor):
     def declare(self, target: ast.Name) -> None:
         """A name that Python binds: a loop's index, an input, an update."""
         x, scope = target.id, self.scope
-        words = scope.functions | scope.values | scope.shapes
+        words = {*scope.functions, *scope.values, *scope.shapes}
         if x in words | scope.timed | scope.numbers | set(scope.parameters) | self.local:
             raise self.refuse(target, f"{x} has a meaning already. Choose another name.")
         self.local.add(x)
@@ -420,20 +459,20 @@ class _Scanner(ast.NodeVisitor):
     def call(self, node: ast.AST) -> None:
         """A call where it may stand: whom it calls, then its operands."""
         assert isinstance(node, ast.Call)
+        scope = self.scope
+        self.finite(node)
         self.called(node.func)
         word = _calls(node)
-        if word not in self.scope.functions and (len(node.args) != 1 or node.keywords):
+        if word not in scope.functions and (len(node.args) != 1 or node.keywords):
             name = ast.unparse(node.func)
             raise self.refuse(node, f"a schedule takes one step. Write {name}(n).")
-        allowed = {"oracle": ("shape", "scope")}.get(word, ())
         for k in node.keywords:
-            if k.arg not in allowed:
-                right = (
-                    f"{word}(a, b)"
-                    if word != "oracle"
-                    else 'oracle("h", shape=row, scope="tensor")'
-                )
-                raise self.refuse(node, f"{k.arg} is no name of an operand. Write {right}.")
+            if word != "oracle":
+                right = f"{word}({', '.join('abc'[: scope.functions[word]])})"
+                raise self.refuse(node, f"{word} takes no keywords. Write {right}.")
+            if k.arg not in ("shape", "scope"):
+                what = 'is no name of an operand. Write oracle("h", shape=row, scope="tensor").'
+                raise self.refuse(node, f"{k.arg} {what}")
             self.operand(k.value, word)
         if word == "equal" and any(
             isinstance(a, ast.Constant) and a.value is None for a in node.args
@@ -476,6 +515,14 @@ class _Scanner(ast.NodeVisitor):
             )
         self.use.read.add(given)
 
+    def finite(self, node: ast.Call | ast.Attribute) -> None:
+        """Refuse float("nan"), math.inf and their like."""
+        attribute = isinstance(node, ast.Attribute) and node.attr in ("nan", "inf", "NaN")
+        if attribute or _calls(node) == "float":
+            text = ast.unparse(node).replace("'", '"')
+            what = "a state starts as a number" if self.starting else "equations have finite numbers"
+            raise self.refuse(node, f"{what}, not {text}. Write one, such as 0.5.")
+
     def called(self, function: ast.expr) -> None:
         """Refuse calls of what is no function of the language."""
         scope = self.scope
@@ -515,7 +562,8 @@ class _Scanner(ast.NodeVisitor):
         """What to use instead of an unknown function."""
         if word in _INSTEAD:
             return f"Use {_INSTEAD[word]}."
-        known = self.scope.functions - _WITH - _LINES - _NAMING - {"iterate", "length", "first"}
+        apart = {*_WITH, *_LINES, *_NAMING, "iterate", "length", "first"}
+        known = set(self.scope.functions) - apart
         close = {w for w in known if not word.startswith("_")}
         return suggest(word, close).strip() or f"Use one of {', '.join(sorted(known))}."
 
@@ -534,6 +582,8 @@ class _Scanner(ast.NodeVisitor):
             return
         if x in scope.numbers or x in scope.values:
             return
+        if x in scope.odd:
+            raise self.refuse(node, scope.odd[x])
         if x in scope.functions:
             raise self.refuse(node, f"{x} is a function. Write {x}(...).")
         if x in scope.lost:
@@ -556,7 +606,7 @@ class _Scanner(ast.NodeVisitor):
             return
         if x in scope.parameters or x in scope.numbers or x in self.local:
             raise self.refuse(node, f"{x} has no time. Write {x} alone.")
-        if x in scope.functions | scope.values | scope.shapes:
+        if x in {*scope.functions, *scope.values, *scope.shapes}:
             raise self.refuse(
                 node, f"{x} is a word of the language and has no time. Choose another name."
             )
@@ -573,15 +623,32 @@ class _Scanner(ast.NodeVisitor):
         if self.scope.parameters.get(base.id) != "tuple":
             self.timed(base)
         self.use.read.add(base.id)
-        self.index(node)
+        self.index(node, base.id)
 
-    def index(self, node: ast.Subscript) -> None:
+    def index(self, node: ast.Subscript, name: str) -> None:
+        """The time of a name, or the number of an entry."""
         if isinstance(node.slice, ast.Tuple):
             raise self.refuse(node, "a name has one time. Write x[t] or x[t-1].")
+        for x in ast.walk(node.slice):
+            if isinstance(x, ast.Name) and not self.known(x.id):
+                right = "n" if "lr" in self.scope.results else "t"
+                what = f"Write {name}[{right}] or {name}[{right}-1]: an index is {right}, {right}-1"
+                if name in self.scope.parameters:
+                    what = "Index by integers 1, 2, ..."
+                else:
+                    what += ", or a loop's."
+                raise self.refuse(x, f"{x.id} is not defined. {what}")
         self.visit(node.slice)
 
+    def known(self, x: str) -> bool:
+        """Whether a name means something, if not always here."""
+        s = self.scope
+        words = {*s.functions, *s.values, *s.shapes, *s.lost, *s.odd, *s.timed, *s.numbers}
+        return x in words | set(s.parameters) | self.local | self.ended or hasattr(builtins, x)
+
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        words = self.scope.functions | self.scope.values
+        self.finite(node)
+        words = {*self.scope.functions, *self.scope.values}
         if node.attr in words:
             raise self.refuse(
                 node, f"{ast.unparse(node)} is not the language's. Write {node.attr} alone."

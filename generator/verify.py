@@ -29,16 +29,16 @@ import numpy as np
 import backends
 from backends import Backend
 from backends.running import Outcome, Policy, Run
-from generator import catalogue, render
+from generator import catalogue, interpret, render
 from generator.catalogue import Entry
 from generator.errors import NotAvailable
 from generator.interpret import Exact, Oracle, schedule_value
-from generator.ir import Lowered, Program
+from generator.ir import REQUIRED, Lowered, Program
 
 SHAPES = ((), (1,), (7,), (64, 33), (3, 3, 8, 16), (0, 4))
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 SCHEDULE = "warmup_cosine"
-ORACLE_SIZE = 64
+ORACLE_SHAPE = (8, 8)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def cases(
     bfloat16 and float16 are computed in float32, where the absurd cases are covered. `brief` is for
     tests, which compile each case: float32 has all of them, float64 and the others the first.
     """
-    default: dict[str, Any] = {p.name: p.default for p in program.parameters}
+    default = defaults(program)
     yield _case("default", dtype, steps, seed, default)
     if brief and dtype != "float32":
         return
@@ -108,11 +108,21 @@ def cases(
     yield _case("high", dtype, steps, seed + 3, _extreme(program, low=False))
 
 
+def defaults(program: Program) -> dict[str, Any]:
+    """Every hyperparameter's default, or a value from its domain where it must be given."""
+    made: dict[str, Any] = {}
+    for p in program.parameters:
+        low = 1 if p.domain.type == "int" else max(p.domain.low, 0.0) + 0.01
+        made[p.name] = low if p.default == REQUIRED else p.default
+    return made
+
+
 def _extreme(program: Program, low: bool) -> dict[str, Any]:
     """Hyperparameters near the ends of their domains."""
     chosen: dict[str, Any] = {}
+    default = defaults(program)
     for p in program.parameters:
-        d, value = p.domain, p.default
+        d, value = p.domain, default[p.name]
         if d.type == "float" and not d.many:
             if d.high == 1.0:
                 value = 0.0 if low else 0.99999
@@ -167,11 +177,11 @@ def reference(
     for step, grads in enumerate(case.grads):
         if case.schedule is not None and schedule is not None:
             hypers["lr"] = schedule_value(schedule, step, case.schedule[1])
+        clock = step + 1 if policy.missing == "clock" else None
+        interpret.step(runs, grads, hypers, clock)
         for r, g in zip(runs, grads, strict=True):
-            if g is not None:
-                r.step(g, hypers, step + 1 if policy.missing == "clock" else None)
-            elif policy.missing == "clock":
-                r.wait(hypers, step + 1)
+            if g is None and clock is not None:
+                r.wait(hypers, clock)
     return Outcome([r.theta for r in runs], [r.state for r in runs])
 
 
@@ -245,6 +255,19 @@ def compared(want: Outcome, got: Outcome, kind: Any) -> Gap:
 # One job: a spec on a backend
 
 
+def _runner(backend: Backend) -> Any:
+    """A backend's runner, imported without what its framework writes while it starts."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        return importlib.import_module(backend.runner)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def built(entries: Sequence[Entry], backend: Backend, folder: Path) -> ModuleType:
     """The generated package of some specs, in a folder of its own, imported."""
     name = f"verified_{backend.name}_{os.getpid()}_{abs(hash(str(folder)))}"
@@ -269,12 +292,12 @@ def job(
 ) -> list[dict[str, Any]]:
     """All modes, dtypes and cases of one spec on one backend."""
     backend = backends.load(backend_path)
-    runner = importlib.import_module(backend.runner)
+    runner = _runner(backend)
     policy: Policy = runner.POLICY
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         (schedule,) = catalogue.entries([SCHEDULE])
-        for entry in catalogue.load(Path(path)):
+        for entry in catalogue.entries([path]):
             package = built([entry, schedule], backend, Path(folder))
             if entry.program.kind == "schedule":
                 rows += _schedule_rows(entry, backend, runner, package, steps)
@@ -346,14 +369,14 @@ def _from_oracle(
 ) -> tuple[float, float]:
     """Rms distance from the 50-digit trajectory: ours, and the framework's own optimizer's."""
     rng = np.random.default_rng(seed + 100)
-    theta = rng.standard_normal(ORACLE_SIZE).astype(np.float32)
-    grads = [rng.standard_normal(ORACLE_SIZE).astype(np.float32) for _ in range(steps)]
-    hypers = {p.name: p.default for p in lowered.program.parameters}
+    theta = rng.standard_normal(ORACLE_SHAPE).astype(np.float32)
+    grads = [rng.standard_normal(ORACLE_SHAPE).astype(np.float32) for _ in range(steps)]
+    hypers = defaults(lowered.program)
     hypers = {k: _counted(k, v, runner.POLICY) for k, v in hypers.items()}
-    oracle = Oracle(lowered, list(theta))
+    oracle = Oracle(lowered, theta)
     for g in grads:
-        oracle.step(list(g), hypers)
-    truth = np.array([float(x) for x in oracle.theta])
+        oracle.step(g, hypers)
+    truth = oracle.theta.astype(np.float64)
     run = Run(package, lowered.program.name, [theta], [[g] for g in grads], hypers)
     mode = backends_modes(runner)[0]
     ours = np.asarray(runner.trajectory(run, mode).params[0], np.float64)
@@ -442,11 +465,9 @@ def _transform_rows(
         g = [np.asarray(rng.standard_normal(s) * 3).astype(kind) for s in SHAPES]
         theta = [np.asarray(rng.standard_normal(s)).astype(kind) for s in SHAPES]
         hypers = {p.name: 0.37 for p in program.parameters}
-        want = []
-        for p, x in zip(theta, g, strict=True):
-            run = Exact(entry.lowered, np.array(p), dtype=compute_dtype(dtype))
-            run.step(x, hypers)
-            want.append(run.theta)
+        runs = [Exact(entry.lowered, np.array(p), dtype=compute_dtype(dtype)) for p in theta]
+        interpret.step(runs, g, hypers)
+        want = [r.theta for r in runs]
         for mode in backend.modes:
             row = Row(program.name, backend.name, mode, dtype, cases=1)
             try:
@@ -499,29 +520,37 @@ def machine() -> dict[str, str]:
 
 def main(arguments: argparse.Namespace) -> int:
     """`python -m generator verify`: 0 if every distance is 0, else 1."""
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     chosen = catalogue.entries(arguments.specs)
-    files = list(dict.fromkeys(e.spec.file for e in chosen if _runs(e, console)))
+    chosen = [e for e in chosen if e.spec.kind != "wrapper" or arguments.specs]
+    files = list(dict.fromkeys(e.source for e in chosen if _runs(e, console)))
     paths = _backends(arguments.backend, console)
+    if arguments.device:
+        paths = _having(arguments.device, paths, bool(arguments.backend), console)
     dtypes = DTYPES if not getattr(arguments, "dtype", None) else tuple(arguments.dtype)
     work = [(f, b) for f in files for b in paths]
     report = Report(arguments.steps, machine(), versions())
     begun = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    context = multiprocessing.get_context("spawn")
+    columns = (
+        bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.BarColumn(),
+        bars.MofNCompleteColumn(), bars.TimeElapsedColumn(),
+    )  # fmt: skip
+    context, jobs = multiprocessing.get_context("spawn"), arguments.jobs or 1
     with (
-        Progress(*columns, console=console, transient=True) as progress,
-        ProcessPoolExecutor(arguments.jobs or 1, context, max_tasks_per_child=8) as pool,
+        bars.Progress(*columns, console=console, transient=True) as progress,
+        ProcessPoolExecutor(jobs, context, max_tasks_per_child=8) as pool,
     ):
-        task = progress.add_task("verify", total=len(work))
+        task = progress.add_task(_running(work, jobs), total=len(work))
         futures = {
             pool.submit(job, f, b, arguments.steps, dtypes, arguments.device, arguments.seed): (f, b)
             for f, b in work
         }
+        waiting = list(work)
         for done in as_completed(futures):
+            waiting.remove(futures[done])
             try:
                 report.rows += done.result()
             except Exception as error:  # a job that breaks is a result, too
@@ -529,7 +558,7 @@ def main(arguments: argparse.Namespace) -> int:
                 what = f"{type(error).__name__}: {error}"[:300]
                 lost = Row(Path(file).stem, backend.rpartition(".")[2], "-", "-", math.inf, error=what)
                 report.rows.append(asdict(lost))
-            progress.update(task, advance=1, description=Path(futures[done][0]).stem)
+            progress.update(task, advance=1, description=_running(waiting, jobs))
     report.rows.sort(key=lambda r: (r["spec"], r["backend"], r["mode"], r["dtype"]))
     if arguments.json:
         target = Path(arguments.json)
@@ -538,11 +567,41 @@ def main(arguments: argparse.Namespace) -> int:
     show(report.rows, arguments.steps, Console())
     wrong = [r for r in report.rows if r["ulp"] > 0]
     seconds = time.monotonic() - begun
+    count = len(report.rows)
     console.print(
-        f"{len(report.rows)} rows, {len(wrong)} with a distance above 0, {seconds:.0f} s",
+        f"{count} row{'s'[: count != 1]}, {len(wrong)} with a distance above 0, {seconds:.0f} s",
         highlight=False,
     )
     return 1 if wrong else 0
+
+
+def _running(waiting: Sequence[tuple[str, str]], jobs: int) -> str:
+    """What the processes work on: they take jobs in order."""
+    now = [f"{Path(file).stem} on {path.rpartition('.')[2]}" for file, path in waiting[:jobs]]
+    return ", ".join(now[:2]) + (", ..." if len(now) > 2 else "")
+
+
+def _having(device: str, paths: Sequence[str], wanted: bool, console: Any) -> list[str]:
+    """The backends that run on a device, tried once each; of the others one line."""
+    (entry,) = catalogue.entries(["sgd"])
+    hypers = {p.name: p.default for p in entry.program.parameters}
+    found, one = [], np.ones(1, np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        for path in paths:
+            backend = backends.load(path)
+            package = built([entry], backend, Path(folder))
+            try:
+                run = Run(package, "sgd", [one], [[one]], hypers, device=device)
+                _runner(backend).trajectory(run, backend.modes[0])
+            except Exception as error:
+                why = " ".join(str(error).split())[:120].rstrip(".")
+                what = f"{backend.title} does not run on the device {device!r} here ({why})."
+                if wanted:
+                    raise catalogue.UnknownName(f"{what} Choose another --device.") from error
+                console.print(f"[yellow]left out:[/] {what}", highlight=False, soft_wrap=True)
+            else:
+                found.append(path)
+    return found
 
 
 def _runs(entry: Entry, console: Any) -> bool:
@@ -560,7 +619,7 @@ def _backends(wanted: Sequence[str] | None, console: Any) -> list[str]:
         path = name if "." in name else f"backends.{name}"
         backend = backends.load(path)
         try:
-            importlib.import_module(backend.runner)
+            _runner(backend)
         except ImportError as error:
             if wanted:
                 raise catalogue.UnknownName(
@@ -575,33 +634,33 @@ def _backends(wanted: Sequence[str] | None, console: Any) -> list[str]:
 
 def show(rows: Sequence[dict[str, Any]], steps: int, console: Any) -> None:
     """The table: a line a spec, a column a mode; each entry the largest distance over its dtypes."""
-    from rich.table import Table
-    from rich.text import Text
-
     columns = list(dict.fromkeys((r["backend"], r["mode"]) for r in rows))
-    title = f"largest distance from the lowered program, in ULP, {steps} steps"
-    table = Table(title=Text(title, no_wrap=False), box=None, padding=(0, 0, 0, 1))
-    table.add_column("spec", overflow="fold", min_width=14)
-    for b, m in columns:
-        table.add_column(b if b == m else f"{b} {m}", justify="right", max_width=7, overflow="fold")
-    for spec in dict.fromkeys(r["spec"] for r in rows):
-        cells = []
-        for b, m in columns:
-            here = [r for r in rows if (r["spec"], r["backend"], r["mode"]) == (spec, b, m)]
-            cells.append(entry(here))
-        table.add_row(spec, *cells)
-    console.print(table)
+    specs = list(dict.fromkeys(r["spec"] for r in rows))
+    cells = {
+        (s, b, m): entry([r for r in rows if (r["spec"], r["backend"], r["mode"]) == (s, b, m)])
+        for s in specs
+        for b, m in columns
+    }
+    widths = {
+        (b, m): max([len(b), len(m), *(len(cells[s, b, m]) for s in specs)]) for b, m in columns
+    }
+    left = max(map(len, [*specs, "spec"]))
+    console.print(f"largest distance from the lowered program, in ULP, {steps} steps", highlight=False)
+    for block in blocks(widths, console.width - left):
+        lines = [["", *(b for b, _ in block)], ["spec", *("" if b == m else m for b, m in block)]]
+        lines += [[s, *(cells[s, b, m] for b, m in block)] for s in specs]
+        console.print()
+        _aligned(console, lines, 1)
     if any(r["subnormal"] for r in rows):
         console.print(SUBNORMAL, highlight=False)
     distances = [r for r in rows if not math.isnan(r["ours"])]
     if distances:
-        table = Table(title="rms distance from the 50-digit oracle", box=None, padding=(0, 2, 0, 0))
-        for header in ("spec", "framework", "ours", "its own"):
-            table.add_column(header, justify="left" if header in ("spec", "framework") else "right")
+        lines = [["spec", "framework", "ours", "its own"]]
         for r in distances:
             native = "-" if math.isnan(r["native"]) else f"{r['native']:.1e}"
-            table.add_row(r["spec"], r["backend"], f"{r['ours']:.1e}", native)
-        console.print(table)
+            lines.append([r["spec"], r["backend"], f"{r['ours']:.1e}", native])
+        console.print("\nrms distance from the 50-digit oracle\n", highlight=False)
+        _aligned(console, lines, 2)
     for r in rows:
         if r["ulp"] > 0:
             what = r["error"] or r["where"]
@@ -609,9 +668,40 @@ def show(rows: Sequence[dict[str, Any]], steps: int, console: Any) -> None:
                 f"{r['spec']} {r['backend']} {r['mode']} {r['dtype']}: {r['ulp']:g} ULP, {what}",
                 highlight=False,
                 markup=False,
+                soft_wrap=True,
             )
 
 
+def blocks(widths: dict[tuple[str, str], int], room: int) -> list[list[tuple[str, str]]]:
+    """Columns in as few tables as fit side by side, a backend's together where they can be."""
+    made: list[list[tuple[str, str]]] = []
+    free = -1
+    for backend in dict.fromkeys(b for b, _ in widths):
+        group = [column for column in widths if column[0] == backend]
+        together = sum(GAP + widths[column] for column in group)
+        if together > free:
+            made.append([])
+            free = room
+        for column in group:
+            if GAP + widths[column] > free and made[-1]:
+                made.append([])
+                free = room
+            made[-1].append(column)
+            free -= GAP + widths[column]
+    return made
+
+
+def _aligned(console: Any, lines: Sequence[Sequence[str]], words: int) -> None:
+    """Lines in columns, the first few to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [x.ljust(w) for x, w in zip(line[:words], widths, strict=False)]
+        cells += [x.rjust(w) for x, w in zip(line[words:], widths[words:], strict=True)]
+        text = (" " * GAP).join(cells).rstrip()
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+GAP = 2  # between columns
 SUBNORMAL = "* but for numbers below the smallest normal one, which XLA flushes to zero"
 
 

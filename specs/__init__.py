@@ -16,19 +16,34 @@ the order and with the grouping in which they are written.
         v[t] = mu * v[t-1] + g[t]
         theta[t] = theta[t-1] - lr * v[t]
 
+Where: a spec of the catalogue is specs/optimizers/NAME.py (or schedules, transforms), with a
+    reference NAME, written from the paper, in tests/papers.py. Any file of your own is as good:
+    `python -m generator build FILE --backend torch --out my_package/`.
 Time: an optimizer counts steps, t = 1, 2, ...; g[t] is the gradient at theta[t-1], and theta[t] is
     defined. A transform defines u[t]. A schedule counts finished steps, n = 0, 1, ..., and defines
     lr[n].
 Names: names("m v") declares names. `m[0] = value` makes m a state; without it m is a temporary.
-    A name is defined once, before its use, and read at t or t-1. `g[0] = first(g)` keeps the
-    gradient.
+    A name is defined once, before its use, and read at t or t-1. A state starts as a number, a
+    hyperparameter or theta[0]; `g[0] = first(g)` keeps the gradient.
+Domains of hyperparameters: NonNegative, Positive, Decay (0 <= x < 1), Real; Count (0, 1, ...),
+    PositiveCount; bool; Choice["a", "b"]; Schedule; Annotated[float, Domain(low, high)] with both
+    ends (low_open=True, high_open=True: without), Annotated[int, Domain(low, high)]; of these
+    tuple[Real, ...] and Optional[Real].
 Operations: + - * / ** elementwise; sqrt abs sign minimum maximum; exp log cos floor pi in step
     scope; where(condition, a, b) chooses, equal(a, b) compares, & | ~ join conditions; // and %
-    on integers.
-Gradients: `g[t] = grad(point)` where the gradient is not taken at theta[t-1].
+    on integers. A constant of the file, EPS = 1e-3, is a number like any other.
+Reductions: sum mean norm rms of one parameter's tensor; row_mean row_sum col_mean col_sum, @ and
+    .T of a matrix; global_sum global_norm over all parameters.
+Regions: `with case(matrix):` and `with case(vector):` for parameters with two axes or more, and
+    with fewer; in the first, rows and cols are the sizes. `with when(condition):` and `with
+    otherwise():` decide for all parameters at once.
+Gradients: `g[t] = grad(point)` where the gradient is not taken at theta[t-1]; evaluate(x[t]) names
+    what the model is evaluated with where that is not theta.
 Loops: `x[0] = start`, then `for k in iterate(count):` with `x[k] = f(x[k-1])`; x[count] is the
     result. A tuple hyperparameter is read as boundaries[k], k = 1, ..., length(boundaries).
 Relations: require(condition) refuses hyperparameters that do not fit each other.
+
+What can be declared and has no code yet is refused by name: `python -m generator show FILE` says so.
 
 Docstring: a title; in a schedule its value at 0, at each boundary and after the end; `Source:`;
 a `Note:` for each difference from the source or from a well-known implementation that matters to

@@ -27,6 +27,10 @@ Sources of the optimizers:
     lion                Chen et al., NeurIPS 2023, Algorithm 2, arXiv:2302.06675
     adan                Xie et al., TPAMI 2024, arXiv:2208.06677, as in the authors' code
     signum              Bernstein et al., ICML 2018, Algorithm 2, arXiv:1802.04434
+    lars                You et al., 2017, Algorithm 1, arXiv:1708.03888
+    lamb                You et al., ICLR 2020, Algorithm 2, arXiv:1904.00962
+    adafactor           Shazeer & Stern, ICML 2018, Algorithms 4 to 6, arXiv:1804.04235
+    schedule_free_*     Defazio et al., NeurIPS 2024, equations 3 to 5, Algorithm 1, arXiv:2405.15682
 Sources of the schedules and transforms stand beside them.
 """
 
@@ -310,13 +314,141 @@ def signum(theta: Array, grads: Sequence[Array], *, lr: float, beta: float) -> l
     return _path(theta, [-lr * np.sign(m) for m in _average(beta, grads)])
 
 
+def lars(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    mu: float,
+    weight_decay: float,
+    trust: float,
+) -> list[Array]:
+    """A rate for each layer from the norms of weights and gradients."""
+    path, v = [], np.zeros_like(theta)
+    for g in grads:
+        w, d = math.sqrt(np.vdot(theta, theta)), math.sqrt(np.vdot(g, g))
+        local = trust * w / (d + weight_decay * w) if w > 0 and d > 0 else 1.0
+        v = mu * v + lr * local * (g + weight_decay * theta)
+        theta = theta - v
+        path.append(theta)
+    return path
+
+
+def lamb(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> list[Array]:
+    """The direction of adam with decay, as long as the weights are."""
+    moments = zip(_corrected(beta1, grads), _corrected(beta2, [g**2 for g in grads]), strict=True)
+    path = []
+    for m, v in moments:
+        r = m / (np.sqrt(v) + eps) + weight_decay * theta
+        w, d = np.linalg.norm(theta.ravel()), np.linalg.norm(r.ravel())
+        theta = theta - lr * (w / d if w > 0 and d > 0 else 1.0) * r
+        path.append(theta)
+    return path
+
+
+def adafactor(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    eps1: float,
+    eps2: float,
+    clip: float,
+) -> list[Array]:
+    """The second moment of a matrix as the outer product of sums of rows and columns."""
+    path = []
+    rows = columns = full = 0.0
+    for t, g in enumerate(grads, 1):
+        rho, beta = min(lr, 1 / math.sqrt(t)), 1 - t**-0.8
+        squares = g**2 + eps1
+        if g.ndim == 2:
+            n, m = g.shape
+            rows = beta * rows + (1 - beta) * squares @ np.ones((m, 1))
+            columns = beta * columns + (1 - beta) * np.ones((1, n)) @ squares
+            v = rows @ columns / (np.ones((1, n)) @ rows)
+        else:
+            v = full = beta * full + (1 - beta) * squares
+        u = g / np.sqrt(v)
+        u = u / max(1.0, np.sqrt(np.mean(u**2)) / clip)
+        theta = theta - max(eps2, np.sqrt(np.mean(theta**2))) * rho * u
+        path.append(theta)
+    return path
+
+
+def schedule_free_sgd(
+    theta: Array, grads: Sequence[Array], *, lr: float, beta: float
+) -> list[Array]:
+    """The points y between the iterates z and their average x."""
+    z, path = np.array(theta), []
+    iterates = []
+    for g in grads:
+        z = z - lr * g
+        iterates.append(z)
+        x = np.mean(iterates, axis=0)  # of a constant rate
+        path.append((1 - beta) * z + beta * x)
+    return path
+
+
+def schedule_free_adamw(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> list[Array]:
+    """The same with the second moment of adam, and a decay of z taken at y."""
+    y, z, iterates, path = theta, np.array(theta), [], []
+    for g, v in zip(grads, _corrected(beta2, [g**2 for g in grads]), strict=True):
+        z = z - lr * g / (np.sqrt(v) + eps) - lr * weight_decay * y
+        iterates.append(z)
+        y = (1 - beta1) * z + beta1 * np.mean(iterates, axis=0)
+        path.append(y)
+    return path
+
+
 # --------------------------------------------------------------------------------------------------
 # Transforms: the gradient (or update) g at theta becomes another one
+
+
+def polyak_average(path: Sequence[Array], *, decay: float) -> Array:
+    """The average of the first point and all later ones with weights that fall exponentially."""
+    n = len(path) - 1
+    weights = [decay**n, *((1 - decay) * decay ** (n - i) for i in range(1, n + 1))]
+    return np.sum([w * p for w, p in zip(weights, path, strict=True)], axis=0)
+
+
+def cautious(change: Array, g: Array, *, least: float) -> Array:
+    """What is left of a change of the parameters. arXiv:2411.16085, Algorithm 1."""
+    agree = (-change * g > 0).astype(float)
+    return change * agree / max(agree.mean(), least)
 
 
 def clip_by_value(theta: Array, g: Array, *, c: float) -> Array:
     """Entries cut at -c and c."""
     return np.clip(g, -c, c)
+
+
+def clip_by_norm(theta: Array, g: Array, *, max_norm: float) -> Array:
+    """No longer than a bound. Pascanu et al., ICML 2013, Algorithm 1."""
+    length = np.linalg.norm(g.ravel())
+    return g if length <= max_norm else g * (max_norm / length)
+
+
+def clip_by_global_norm(theta: Array, g: Array, *, max_norm: float) -> Array:
+    """The same where there is one tensor."""
+    return clip_by_norm(theta, g, max_norm=max_norm)
 
 
 def weight_decay(theta: Array, g: Array, *, weight_decay: float) -> Array:

@@ -14,6 +14,7 @@ import numpy as np
 
 from generator import ir
 from generator.check import check
+from generator.errors import SpecError
 from generator.interpret import EXACT, Exact, evaluate
 from generator.ir import Assign, Call, Clock, Hyper, Number, Ref, Start
 from generator.language import NonNegative, PositiveCount, Real
@@ -38,6 +39,7 @@ class _Maker:
         self.rng = rng
         self.tensors: list[ir.Expr] = [Ref("theta", 1), Ref("g"), Ref("m", 1), Ref("v", 1)]
         self.scalars: list[ir.Expr] = [Hyper("a"), Hyper("b"), Hyper("c"), Ref("w", 1)]
+        self.rows = False  # whether tensors have rows and columns here
 
     def pick(self, *choices: Any) -> Any:
         return self.rng.choice(choices)
@@ -48,9 +50,18 @@ class _Maker:
     def any_number(self, depth: int) -> ir.Expr:
         """A tensor, sometimes a scalar or a literal."""
         roll = self.rng.random()
+        if roll < 0.03:
+            return self.reduced(depth)
         if roll < 0.6:
             return self.tensor(depth)
         return self.scalar(depth) if roll < 0.85 else self.literal()
+
+    def reduced(self, depth: int) -> ir.Expr:
+        """A number that all entries share, or one that those of a row or a column do."""
+        ops = ["sum", "mean", "norm", "rms"]
+        if self.rows:
+            ops += ["row_sum", "row_mean", "col_sum", "col_mean"]
+        return Call(self.rng.choice(ops), (self.tensor(depth - 1),))
 
     def tensor(self, depth: int) -> ir.Expr:
         if depth <= 0:
@@ -133,9 +144,17 @@ class _Maker:
         return Call("mul", (self.scalar(d), self.integer(d)))
 
 
-def make(seed: int, depth: int = 4) -> Random:
-    """The random program of a seed."""
-    rng = random.Random(seed)
+def make(seed: int) -> Random:
+    """The random program of a seed; what turns out to sum up a number is drawn again."""
+    for attempt in range(20):
+        try:
+            return _made(seed, random.Random(seed + 1000 * attempt))
+        except SpecError:
+            continue
+    raise AssertionError(seed)
+
+
+def _made(seed: int, rng: random.Random, depth: int = 4) -> Random:
     maker = _Maker(rng)
     start = [
         Start("m", Number(0), 1),
@@ -143,7 +162,13 @@ def make(seed: int, depth: int = 4) -> Random:
         Start("w", Number(1), 3),
     ]
     body: list[ir.Statement] = list(start)
-    body.append(Assign("p", maker.tensor(depth), 4))
+    if rng.random() < 0.5:
+        body.append(Assign("p", maker.tensor(depth), 4))
+    else:
+        maker.rows = True
+        body.append(ir.Case(Call("matrix", ()), (Assign("p", maker.tensor(depth), 4),), 4))
+        maker.rows = False
+        body.append(ir.Case(Call("vector", ()), (Assign("p", maker.tensor(depth), 4),), 4))
     maker.tensors.append(Ref("p"))
     body.append(Assign("r", maker.scalar(depth - 1), 5))
     maker.scalars.append(Ref("r"))
@@ -155,6 +180,10 @@ def make(seed: int, depth: int = 4) -> Random:
     maker.tensors.append(Ref("v"))
     additive = rng.random() < 0.5
     change = maker.tensor(depth)
+    # Whatever is drawn, everything reaches theta: what does not is refused.
+    rest = Call("sub", (Call("mul", (Ref("p"), Ref("r"))), Call("mul", (Ref("m"), Ref("w")))))
+    small = Call("lt", (Call("abs", (change,)), Ref("v")))
+    change = Call("where", (small, change, rest))
     value = Call("sub", (Ref("theta", 1), change)) if additive else change
     body.append(Assign("theta", value, 9))
     parameters = tuple(ir.Parameter(n, d, ir.REQUIRED, "", 0) for n, d in HYPERS.items())
@@ -225,9 +254,10 @@ def special_pairs(dtype: Any) -> tuple[Any, Any]:
     return a.reshape(-1).copy(), b.reshape(-1).copy()
 
 
-def ordinary(seed: int, dtype: Any, size: int = 96) -> tuple[Any, Any]:
-    """Values over six decades, exact zeros among them."""
+def ordinary(seed: int, dtype: Any) -> tuple[Any, Any]:
+    """Values over six decades, exact zeros among them: a matrix, and every fourth time a vector."""
     rng = np.random.default_rng(seed)
+    size = (8, 12) if seed % 4 else (96,)
     theta = rng.standard_normal(size)
     g = rng.standard_normal(size) * 10.0 ** rng.uniform(-3, 3, size)
     g[rng.random(size) < 0.1] = 0.0
@@ -278,10 +308,11 @@ def _normal(run: Exact, made: Random, g: Any, t: int) -> Any:
             array = np.asarray(value)
             if array.dtype.kind == "f":
                 size = np.abs(array)
-                valid &= ~((size > 0) & (size < tiny))
+                normal = ~((size > 0) & (size < tiny))
+                valid &= normal if array.shape == valid.shape else normal.all()
             if name.startswith("s.") and array.dtype.kind == "f" and names[name[2:]] != 0:
                 valid &= np.broadcast_to(np.abs(array) >= tiny, valid.shape) | ~np.isfinite(array)
-    return valid
+    return valid if lowered.elementwise else np.broadcast_to(valid.all(), valid.shape)
 
 
 def same(a: Any, b: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import shutil
@@ -11,14 +12,16 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 import generator.__main__ as command_line
 from generator import catalogue, commands, page, show, terminal
+from generator import verify as measured
 from generator.errors import NotAvailable
 
 ROOT = Path(__file__).parents[1]
@@ -127,7 +130,8 @@ def test_help(run: Run, words: list[str]) -> None:
             "build mine.py --out mine.py/x --backend numpy",
             "cannot write mine.py/x: Not a directory.",
         ),
-        ("build nope.py --out x", "nope.py:1: there is no such file."),
+        ("build nope.py --out x", "nope.py: there is no such file. Correct the path."),
+        ("show .", ".: this is a folder. Name a file in it."),
         ("build adamww --out x", "no spec is called 'adamww'. Did you mean adamw?"),
         (
             "build empty.py --out x",
@@ -146,6 +150,7 @@ def test_help(run: Run, words: list[str]) -> None:
         ("show", "the following arguments are required: NAME"),
         ("verify --steps 0", "argument --steps: '0' is not 1 or more"),
         ("verify --steps many", "argument --steps: 'many' is not 1 or more"),
+        ("verify --seed -1", "argument --seed: '-1' is not 0 or more"),
         ("verify adamww", "no spec is called 'adamww'. Did you mean adamw?"),
         ("verify mine.py --backend nunpy", "no backend is called 'nunpy'. Did you mean numpy?"),
         ("verify mine.py --json mine.py/x.json", "cannot write mine.py: File exists."),
@@ -153,6 +158,7 @@ def test_help(run: Run, words: list[str]) -> None:
         ("new my-opt", "'my-opt' is not a name. Use letters, digits and _."),
         ("new class", "class is a word of Python. Choose another name."),
         ("new theta", "theta is a word of the language and cannot be the name of a spec."),
+        ("new create", "create is a word of generated code and cannot be the name of a spec."),
         ("new m_hat", "m_hat is a state of the starter. Choose a longer name."),
         ("new numpy", "a file numpy.py could hide the module numpy. Choose another name."),
         ("new mine", "mine.py exists and stays as it is. Choose another name."),
@@ -392,6 +398,35 @@ def test_what_a_backend_lacks_is_listed(
     assert done.err.startswith("lion needs sign, which NumPy does not have.")
 
 
+def test_what_would_not_be_python_is_not_written(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands.render, "runtime", lambda backend: "def (\n")
+    done = run("build", "mine.py", "--backend", "numpy", "--out", "pack")
+    assert done.code == 2
+    assert done.err.startswith("pack/runtime.py:1 would not be Python: invalid syntax")
+    assert "This is a defect of the generator, not of the spec; nothing is written." in done.err
+    assert not (here / "pack").exists()
+
+
+def test_names_are_suggested_however_they_are_spelled(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("build", "adamw", "warmup_cosine", "--backend", "numpy", "--out", "spelled").code == 0
+    monkeypatch.syspath_prepend(here)
+    create = importlib.import_module("spelled").create
+    for name, meant in (
+        *[(x, "adamw") for x in ("AdamW", "ADAMW", "adam-w", "Adam_W", "admaw")],
+        *[(x, "warmup_cosine") for x in ("WarmupCosine", "warmup-cosine", "warmupcosine")],
+    ):
+        with pytest.raises(ValueError, match=f"called '{name}'. Did you mean '{meant}'"):
+            create(name)
+    with pytest.raises(ValueError, match="There are adamw, warmup_cosine"):
+        create("xyz")
+    with pytest.raises(TypeError, match="create takes the name of an algorithm first, as text, got None"):
+        create(None)
+
+
 # --------------------------------------------------------------------------------------------------
 # list, show, verify
 
@@ -478,8 +513,12 @@ def test_stages_are_the_same_on_both_sides() -> None:
 
 @pytest.mark.parametrize("stage", ["program", "checked", "lowered", "legal"])
 def test_every_spec_can_be_shown(run: Run, stage: str) -> None:
-    for name in catalogue.builtin():
-        assert run("show", name, "--stage", stage).code == 0
+    for name, path in catalogue.builtin().items():
+        done = run("show", name, "--stage", stage)
+        if path.parent.name == "wrappers" and stage in ("lowered", "legal"):
+            assert f'Chain it: "adamw > {name}"' in done.err
+        else:
+            assert done.code == 0
 
 
 def test_show_for_a_backend(run: Run) -> None:
@@ -532,6 +571,71 @@ def test_verify_hands_over_its_arguments(
     assert (first.steps, first.jobs, first.seed) == (7, 2, 3)
     assert (first.json, first.device) == ("x.json", "cpu")
     assert (second.specs, second.backend, second.steps, second.seed) == ([], [], 20, 0)
+
+
+COLUMNS = {
+    "jax": ("eager", "op by op", "jit", "update"),
+    "numpy": ("numpy",),
+    "tensorflow": ("eager", "graph", "xla"),
+    "torch": ("compile", "eager"),
+}
+
+
+@pytest.mark.parametrize("width", [30, 80, 200])
+def test_verify_shows_every_column(width: int) -> None:
+    rows = [
+        asdict(measured.Row("schedule_free_adamw", b, m, "float32", float(len(b + m)), "m", cases=1))
+        for b, modes in COLUMNS.items()
+        for m in modes
+    ]
+    text = io.StringIO()
+    measured.show(rows, 7, Console(file=text, width=width))
+    table, _, failures = text.getvalue().partition("\nschedule_free_adamw jax eager float32:")
+    lines = table.splitlines()
+    assert max(map(len, lines[1:])) <= max(width, len("schedule_free_adamw  tensorflow"))
+    shown = [line.split() for line in lines if line.startswith("schedule_free_adamw")]
+    assert [x for line in shown for x in line[1:]] == [
+        f"{len(b + m)}" for b, modes in COLUMNS.items() for m in modes
+    ]
+    for b, modes in COLUMNS.items():
+        assert table.count(b) == len(modes)
+        assert all(m in table for m in modes)
+    assert failures.count("ULP, m") == 10
+    if width == 200:
+        assert len(shown) == 1
+
+
+def test_verify_refuses_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trajectory(run: object, mode: str) -> None:
+        raise RuntimeError("there is\nno cuda.")
+
+    monkeypatch.setattr(measured, "_runner", lambda backend: SimpleNamespace(trajectory=trajectory))
+    text = io.StringIO()
+    paths = ["backends.numpy"]
+    assert measured._having("cuda", paths, False, Console(file=text, width=200)) == []
+    message = "NumPy does not run on the device 'cuda' here (there is no cuda)."
+    assert text.getvalue() == f"left out: {message}\n"
+    with pytest.raises(catalogue.UnknownName) as caught:
+        measured._having("cuda", paths, True, Console(file=text))
+    assert str(caught.value) == f"{message} Choose another --device."
+
+
+def test_verify_says_what_runs() -> None:
+    work = [(f"/x/{name}.py", "backends.jax") for name in ("adam", "lion", "sgd")]
+    assert measured._running(work, 1) == "adam on jax"
+    assert measured._running(work, 3) == "adam on jax, lion on jax, ..."
+    assert measured._running([], 1) == ""
+
+
+def test_verify_is_silent_while_a_framework_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "noisy_runner.py").write_text("import os\nos.write(2, b'I0000 noise')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    numpy = importlib.import_module("backends.numpy").backend
+    measured._runner(replace(numpy, runner="noisy_runner"))
+    print("afterwards", file=sys.stderr)
+    assert capfd.readouterr().err == "afterwards\n"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -599,3 +703,35 @@ def test_the_page_tells_of_every_spec() -> None:
 
 def test_the_page_escapes_markdown() -> None:
     assert page._markdown("a*b, x_y, x_ and `x_*z` < y") == r"a\*b, x_y, x\_ and `x_*z` \< y"
+
+
+# --------------------------------------------------------------------------------------------------
+# Chains
+
+
+def test_a_chain_is_shown_and_built(run: Run, here: Path) -> None:
+    words = ("--chain", "clip_by_norm > adamw", "--name", "ClippedAdamW", "--backend", "numpy")
+    done = run("build", *words, "--out", "mine")
+    assert done.code == 0 and "1 spec for NumPy" in done.out
+    made = (here / "mine/optimizers/clipped_adamw.py").read_text()
+    assert "class ClippedAdamW(Optimizer):" in made
+    assert "edit clip_by_norm > adamw." in made.splitlines()[0]
+    assert run("show", "lion > cautious", "--stage", "lowered").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["show", "adamw > clip_by_norm"], "Put transforms first, then one optimizer, then wrappers."),
+        (["show", "clip_by_norm > sgd > lion"], "Put transforms first, then one optimizer, then wrappers."),
+        (["show", "clip_by_norm >"], "lacks a name beside >. Write clip_by_norm > adamw."),
+        (["show", "clip_by_norm > adamm"], "no spec is called 'adamm'. Did you mean adam?"),
+        (["show", "clip_by_norm > sgd as 3"], "'3' is not a class name. Write one like ClippedAdamW."),
+        (["show", "clip_by_norm > adan"], "adan keeps the gradient, which a chain would replace."),
+        (["show", "schedule_free_sgd > polyak_average"], "both say what to evaluate with. Leave one"),
+        (["build", "--name", "X", "--out", "mine"], "--name names a chain."),
+    ],
+)
+def test_wrong_chains(run: Run, words: list[str], message: str) -> None:
+    done = run(*words)
+    assert done.code == 2 and message in done.err

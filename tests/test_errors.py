@@ -174,6 +174,41 @@ def test_docstring(doc: str, message: str) -> None:
     assert refused(SPEC.format(doc=doc)) == f"bad.py:{message}"
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("Notes:", "Notes: is no section of a docstring. Did you mean Note:?"),
+        ("Notes: on it.", "Notes: is no section of a docstring. Did you mean Note:?"),
+        ("note: on it.", "note: is no section of a docstring. Did you mean Note:?"),
+        ("Arg:", "Arg: is no section of a docstring. Did you mean Args:?"),
+        ("Sources: two.", "Sources: is no section of a docstring. Did you mean Source:?"),
+        ("Returns:", "Returns: is no section of a docstring. Write Source:, Note: or Args:."),
+        (
+            r"In terms of \\beta.",
+            "the docstring goes into generated code and cannot have \\ in it. Write it in words.",
+        ),
+        (
+            r'A \"""quoted\""" word.',
+            'the docstring goes into generated code and cannot have """ in it. Write it in words.',
+        ),
+        (
+            r"A bell: \a.",
+            "the docstring goes into generated code and has a character that cannot be printed. Remove it.",
+        ),
+    ],
+)
+def test_what_a_docstring_cannot_say(line: str, message: str) -> None:
+    doc = f"    '''Title.\n\n    Source: here.\n\n    {line}\n    '''\n"
+    assert refused(SPEC.format(doc=doc)) == f"bad.py:10: {message}"
+
+
+def test_prose_may_have_a_colon() -> None:
+    doc = '    """Title.\n\n    Prose: it goes on.\n\n    Source: here.\n    """\n'
+    Path("bad.py").write_text(SPEC.format(doc=doc))
+    (entry,) = catalogue.load(Path("bad.py"))
+    assert entry.checked.program.doc == ("Prose: it goes on.",)
+
+
 GOOD = SPEC.format(doc='    """Title.\n\n    Source: here.\n    """\n')
 
 
@@ -219,6 +254,30 @@ GOOD = SPEC.format(doc='    """Title.\n\n    Source: here.\n    """\n')
             GOOD.replace("def bad", "def sqrt"),
             "5: sqrt is a word of the language and cannot be the name of a spec. Choose another name.",
         ),
+        (
+            GOOD.replace("def bad", "def create"),
+            "5: create is a word of generated code and cannot be the name of a spec. Choose another name.",
+        ),
+        (
+            GOOD.replace("def bad", "def names"),
+            "5: names is a word of the language and cannot be the name of a spec. Choose another name.",
+        ),
+        (
+            'm = names("m")\n',
+            "1: names is not imported. Begin with: from generator.language import *",
+        ),
+        (
+            GOOD.partition("\n")[2],
+            "3: optimizer is not imported. Begin with: from generator.language import *",
+        ),
+        (
+            GOOD.replace("def bad", "async def bad"),
+            "5: a spec is read at once and cannot be async. Write def alone.",
+        ),
+        (
+            GOOD + GOOD.partition("\n")[2],
+            "14: bad is defined twice (line 5). Rename one of them.",
+        ),
     ],
 )
 def test_file(text: str, message: str) -> None:
@@ -226,8 +285,29 @@ def test_file(text: str, message: str) -> None:
 
 
 def test_no_file() -> None:
-    with pytest.raises(SpecError, match=r"^nope\.py:1: there is no such file\.$"):
+    with pytest.raises(SpecError, match=r"^nope\.py: there is no such file\. Correct the path\.$"):
         catalogue.load(Path("nope.py"))
+
+
+def test_a_folder() -> None:
+    with pytest.raises(SpecError, match=r"^\.: this is a folder\. Name a file in it\.$"):
+        catalogue.load(Path("."))
+
+
+def test_not_utf_8() -> None:
+    Path("bad.py").write_bytes(GOOD.encode() + b"# caf\xe9\n")
+    message = r"^bad\.py:11: this file is not UTF-8\. Write it in that encoding\.$"
+    with pytest.raises(SpecError, match=message):
+        catalogue.load(Path("bad.py"))
+
+
+LONG = " + ".join(["g[t]"] * 3000)
+
+
+@pytest.mark.parametrize("text", [LONG, f"({LONG.replace('+', chr(10) + '+')})", "-" * 3000 + "g[t]"])
+def test_too_long_an_equation_is_named_by_its_line(text: str) -> None:
+    said = refused(GOOD.replace("lr * g[t]", text))
+    assert said.startswith("bad.py:10: an expression is nested too deep. Give parts of it names")
 
 
 def test_no_spec() -> None:

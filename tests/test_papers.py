@@ -36,14 +36,23 @@ def hypers_of(entry, ordinary):
     }
 
 
+SHAPES = [(n, s) for n in OPTIMIZERS for s in [(50,), (5, 10)][: 1 + (not ENTRIES[n].lowered.elementwise)]]
+
+
+def paper(name):
+    """The reference of a spec."""
+    assert hasattr(papers, name), f"{name} has no reference: add the reference {name} to tests/papers.py"
+    return getattr(papers, name)
+
+
 @pytest.mark.parametrize("ordinary", [True, False], ids=["default", "other"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizer(name, ordinary):
+@pytest.mark.parametrize(("name", "shape"), SHAPES, ids=str)
+def test_optimizer(name, shape, ordinary):
     entry = ENTRIES[name]
     hypers = hypers_of(entry, ordinary)
     rng = np.random.default_rng(1)
-    theta = rng.standard_normal(50)
-    slope, noise = rng.uniform(0.5, 2, 50), rng.standard_normal((STEPS, 50))
+    theta = rng.standard_normal(shape)
+    slope, noise = rng.uniform(0.5, 2, shape), rng.standard_normal((STEPS, *shape))
 
     def gradient(step, point):
         return slope * point + noise[step]
@@ -60,7 +69,7 @@ def test_optimizer(name, ordinary):
     else:
         grads = [gradient(s, p) for s, p in enumerate(points)]
         ours = run.theta
-    want = getattr(papers, name)(theta.copy(), grads, **hypers)[-1]
+    want = paper(name)(theta.copy(), grads, **hypers)[-1]
     scale = np.maximum(np.abs(want), 1.0)
     assert (np.abs(ours - want) / scale).max() <= TOLERANCE
 
@@ -69,9 +78,9 @@ def test_optimizer(name, ordinary):
 def test_schedule(name):
     entry = ENTRIES[name]
     hypers = schedule_hypers(entry.program, 70)
-    paper = getattr(papers, name)
+    reference = paper(name)
     for n in [*range(90), 10**6]:
-        want = paper(n, **hypers)
+        want = reference(n, **hypers)
         got = schedule_value(entry.lowered, n, hypers)
         lost = 0.1 * max(n, 8) * 2.0**-53  # a formula in n itself has an ulp of n, times the slope
         assert got == pytest.approx(want, rel=ROUNDINGS * 2.0**-53, abs=lost)
@@ -85,12 +94,45 @@ def test_transform(name):
     hypers = {p.name: 0.3 for p in entry.program.parameters}
     run = Exact(entry.lowered, theta.copy(), dtype=np.float64)
     run.step(g, hypers)
-    want = getattr(papers, name)(theta, g, **hypers)
+    want = paper(name)(theta, g, **hypers)
     np.testing.assert_allclose(run.theta, want, rtol=4 * 2.0**-53, atol=4 * 2.0**-53)
 
 
 @pytest.mark.parametrize("name", list(ENTRIES))
 def test_references_are_complete(name):
     """Every spec has a reference with its hyperparameters, under the same names."""
-    given = set(inspect.signature(getattr(papers, name)).parameters)
+    given = set(inspect.signature(paper(name)).parameters)
     assert {p.name for p in ENTRIES[name].program.parameters} <= given
+
+
+def trained(chain, steps=30):
+    """Points, gradients and states of a chain on noisy gradients."""
+    (entry,) = catalogue.entries([chain])
+    rng = np.random.default_rng(3)
+    theta = rng.standard_normal(40)
+    grads = [theta + rng.standard_normal(40) for _ in range(steps)]
+    run = Exact(entry.lowered, theta.copy(), dtype=np.float64)
+    hypers = {p.name: p.default for p in entry.program.parameters}
+    points = [theta]
+    for g in grads:
+        run.step(g, hypers)
+        points.append(np.array(run.theta))
+    return points, grads, run.state
+
+
+def test_polyak_average():
+    points, _, state = trained("heavy_ball > polyak_average")
+    want = papers.polyak_average(points, decay=0.999)
+    np.testing.assert_allclose(state["average"], want, rtol=0, atol=TOLERANCE)
+
+
+def test_cautious():
+    points, grads, _ = trained("lion > cautious")
+    (lion,) = catalogue.entries(["lion"])
+    run = Exact(lion.lowered, points[0].copy(), dtype=np.float64)
+    hypers = {p.name: p.default for p in lion.program.parameters}
+    for before, after, g in zip(points, points[1:], grads, strict=False):
+        run.theta = before.copy()
+        run.step(g, hypers)
+        want = before + papers.cautious(run.theta - before, g, least=1e-3)
+        np.testing.assert_allclose(after, want, rtol=0, atol=TOLERANCE)

@@ -10,11 +10,11 @@ import pytest
 
 from backends import discover
 from generator import catalogue, render
-from generator.ir import Number, Repeat, Value
+from generator.ir import Branch, Number, Repeat, Value
 
 BACKENDS = discover()
-ENTRIES = {e.program.name: e for e in catalogue.entries()}
-KERNELS = [n for n, e in ENTRIES.items() if e.program.kind != "schedule"]
+ENTRIES = {e.program.name: e for e in catalogue.entries() if e.program.kind != "wrapper"}
+KERNELS = [n for n, e in ENTRIES.items() if e.program.kind in ("optimizer", "transform")]
 SIGNS = {
     **{"Add": "add", "Sub": "sub", "Mult": "mul", "Div": "div", "BitAnd": "and", "BitOr": "or"},
     **{"FloorDiv": "floordiv", "Mod": "mod", "USub": "neg", "Invert": "not"},
@@ -31,9 +31,23 @@ def tree_of(values, outputs, renamed):
             return ("number", float(o.value))
         return made.get(o, ("name", renamed.get(o, o)))
 
-    for v in values:
-        assert isinstance(v, Value), v
-        made[v.name] = (v.op, *map(operand, v.args))
+    def block(values):
+        for v in values:
+            if isinstance(v, Branch):
+                condition, before = operand(v.condition), dict(made)
+                ends = []
+                for way, body in ((1, v.body), (2, v.otherwise)):
+                    block(body)
+                    ends.append([("none",) if c[way] is None else operand(c[way]) for c in v.carried])
+                    made.clear()
+                    made.update(before)
+                for c, here, there in zip(v.carried, *ends, strict=True):
+                    made[c[0]] = ("if", condition, here, there)
+            else:
+                assert isinstance(v, Value), v
+                made[v.name] = (v.op, *map(operand, v.args))
+
+    block(values)
     return [operand(o) for o in outputs]
 
 
@@ -45,9 +59,28 @@ class Reader:
         self.names = {}
 
     def run(self, lines):
-        for statement in ast.parse("\n".join(lines)).body:
+        self.block(ast.parse("\n".join(lines)).body)
+
+    def block(self, statements):
+        for statement in statements:
+            if isinstance(statement, ast.If):
+                self.branch(statement)
+                continue
             assert isinstance(statement, ast.Assign) and len(statement.targets) == 1
             self.names[statement.targets[0].id] = self.expr(statement.value)
+
+    def branch(self, statement):
+        condition, before, ways = self.expr(statement.test), self.names, []
+        for body in (statement.body, statement.orelse):
+            self.names = dict(before)
+            self.block(body)
+            ways.append(self.names)
+        here, there = ways
+        self.names = {
+            n: here[n] if here.get(n) == there.get(n) else ("if", condition, here[n], there[n])
+            for n in here
+            if n in there
+        }
 
     def text(self, text):
         return self.expr(ast.parse(text, mode="eval").body)
@@ -59,6 +92,8 @@ class Reader:
             case ast.Attribute():
                 whole = ast.unparse(e)
                 return (self.words[whole],) if whole in self.words else ("name", whole)
+            case ast.Constant(None):
+                return ("none",)
             case ast.Constant(value):
                 return ("number", float(value))
             case ast.UnaryOp(op, ast.Constant(value)) if isinstance(op, ast.USub):
@@ -83,6 +118,15 @@ def check_step(lowered, backend):
     reader.run(view.step_lines)
     got = [reader.text(view.step_result), *(reader.text(t) for _, t in view.step_states)]
     assert got == want
+    for p, text in zip(legal.passes, view.passes, strict=True):
+        reader = Reader(backend.tensor)
+        reader.run(text.partials)
+        want = tree_of(p.partials, [o for _, o in p.sums], {})
+        assert [reader.text(t) for _, t in text.sums] == want
+        reader = Reader(backend.tensor)
+        reader.run(text.values)
+        want = tree_of(p.values, [o for _, o in p.exports], {})
+        assert [reader.text(t) for _, t in text.exports] == want
 
 
 def check_scalars(lowered, backend):
@@ -147,4 +191,9 @@ def test_the_lines_are_the_same_everywhere(name):
 class Unguarded(ast.NodeTransformer):
     def visit_Call(self, node):
         self.generic_visit(node)
-        return node.args[0] if ast.unparse(node.func) == "fl" else node
+        match ast.unparse(node.func):
+            case "fl":
+                return node.args[0]
+            case "quotient":
+                return ast.BinOp(node.args[0], ast.Div(), node.args[1])
+        return node

@@ -10,7 +10,7 @@ from backends import discover
 from generator import catalogue, verify
 
 BACKENDS = discover()
-ENTRIES = {e.program.name: e for e in catalogue.entries()}
+ENTRIES = {e.program.name: e for e in catalogue.entries() if e.program.kind != "wrapper"}
 LONG = ("adamw", "radam", "adadelta", "nadam", "lion")
 
 

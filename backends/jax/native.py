@@ -59,6 +59,23 @@ NATIVE: dict[str, Callable[[Hypers], Any]] = {
     "adan": lambda h: optax.adan(**_adam(h), b3=h["beta3"], eps_root=0.0, weight_decay=h["weight_decay"]),
     # sign of the average without debias
     "signum": lambda h: optax.signum(h["lr"], beta=h["beta"]),
+    # see DIFFERENT; the trace is of steps with the rate in them
+    "lars": lambda h: optax.lars(
+        h["lr"],
+        weight_decay=h["weight_decay"],
+        trust_coefficient=h["trust"],
+        eps=0.0,
+        momentum=h["mu"],
+    ),
+    # the ratio is of the direction with the decay in it
+    "lamb": lambda h: optax.lamb(**_adam(h), weight_decay=h["weight_decay"]),
+    # optax.adafactor's parts; min(lr, 1 / sqrt(t)) is a schedule of the count, which is t - 1
+    "adafactor": lambda h: optax.chain(
+        optax.scale_by_factored_rms(min_dim_size_to_factor=1, epsilon=h["eps1"]),
+        optax.clip_by_block_rms(h["clip"]),
+        optax.scale_by_learning_rate(lambda count: jnp.minimum(h["lr"], 1 / jnp.sqrt(count + 1.0))),
+        optax.scale_by_param_block_rms(h["eps2"]),
+    ),
 }
 
 DIFFERENT: dict[str, str] = {
@@ -66,6 +83,9 @@ DIFFERENT: dict[str, str] = {
     "adamax": "adds eps to the absolute gradient inside the maximum, the spec to the norm",
     "nadam": "has no momentum schedule, the spec Dozat's with psi",
     "yogi": "corrects both moments' bias and starts m at the initial accumulator, the spec neither",
+    "lars": "takes the norm of the decayed gradient, the spec the sum of two norms",
+    "schedule_free_sgd": "finds x again from y and z, which loses bits; the spec keeps it",
+    "schedule_free_adamw": "finds x again from y and z, which loses bits; the spec keeps it",
     "adan": "mixes differences in with 1 - beta2, the spec with beta2; adds the decay to the step",
 }
 
@@ -74,6 +94,7 @@ WHERE: dict[str, Hypers] = {
     "adagrad": {"eps": 0.0},  # nothing to place
     "adamax": {"eps": 0.0},  # nothing to place
     "nadam": {"psi": 1e5},  # 0.96**psi is 0 in double: mu = beta1 from the first step on
+    "lars": {"weight_decay": 0.0},  # one norm
     "adan": {"beta2": 0.5, "weight_decay": 0.0},  # 1 - beta2 = beta2, and nothing decays
 }
 

@@ -29,6 +29,11 @@ def _exact(x: Any) -> Any:
     return jnp.asarray(x)
 
 
+def _shown(x: Any) -> Any:
+    """A state in NumPy; None where the parameter has none of its name."""
+    return None if x is None else np.asarray(x)
+
+
 def _wide(arrays: Sequence[Any]) -> Any:
     """float64 exists in JAX's 64-bit mode only."""
     return jax.enable_x64(any(np.asarray(a).dtype == np.float64 for a in arrays))
@@ -37,8 +42,16 @@ def _wide(arrays: Sequence[Any]) -> Any:
 def _not_compiled(package: ModuleType) -> Any:
     """Inside, the package's kernels run operation by operation."""
     runtime: Any = importlib.import_module(f"{package.__name__}.runtime")
-    compiled = runtime._kernel
-    return patch.object(runtime, "_kernel", lambda function: compiled(function).__wrapped__)
+
+    def plain(compiled: Any) -> Any:
+        return lambda function: compiled(function).__wrapped__
+
+    return patch.multiple(
+        runtime,
+        _kernel=plain(runtime._kernel),
+        _shared_kernel=plain(runtime._shared_kernel),
+        _added=runtime._total,
+    )
 
 
 def trajectory(run: Run, mode: str) -> Outcome:
@@ -61,7 +74,7 @@ def trajectory(run: Run, mode: str) -> Outcome:
         states = []
         for i, p in enumerate(run.params):
             kept = state.scalars.get("float64" if p.dtype == np.float64 else "float32", {})
-            slots = {name: np.asarray(tree[i]) for name, tree in state.tensors._asdict().items()}
+            slots = {name: _shown(tree[i]) for name, tree in state.tensors._asdict().items()}
             states.append({**slots, **{k: np.asarray(v) for k, v in kept.items()}})
         return Outcome([np.asarray(p) for p in params], states)
 
@@ -107,9 +120,7 @@ def kernels(
             results = function(thetas, gs, states, scalars)
             thetas, states = [r[0] for r in results], [r[1] for r in results]
         return [
-            KernelOutput(
-                np.asarray(t), {k: np.asarray(v) for k, v in {**s._asdict(), **c}.items()}
-            )
+            KernelOutput(np.asarray(t), {k: _shown(v) for k, v in {**s._asdict(), **c}.items()})
             for t, s, c in zip(thetas, states, kept, strict=True)
         ]
 

@@ -9,7 +9,7 @@ exceptions; each is rounded once to the compute dtype before it meets an array.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from backends.domains import Domain, check_all, check_relations
 from generator.elementary import cos, exp, log, real_power
+from generator.summation import tree_sum
 
 Array = NDArray[Any]
 Scalar = Any  # numpy.float64 in step scope; a scalar of the compute dtype in a kernel
@@ -63,6 +64,43 @@ def power(x: Any, k: int) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------
+# What sums are made of, and shapes
+
+
+def join(parts: Sequence[Array], axis: int = -1) -> Array:
+    """Arrays one after another along an axis."""
+    return np.concatenate(parts, axis)
+
+
+def reshape(x: Any, shape: Sequence[int]) -> Any:
+    """The same numbers in another shape."""
+    return np.reshape(x, shape)
+
+
+def zeros(shape: Sequence[int], like: Any) -> Array:
+    """Zeros in the dtype of an array."""
+    return np.zeros(shape, like.dtype)
+
+
+def turned(x: Array) -> Array:
+    """The last two axes exchanged."""
+    return np.swapaxes(x, -1, -2)
+
+
+def is_matrix(x: Any) -> bool:
+    """Whether a parameter has two axes or more; rows and columns are the last two."""
+    return np.ndim(x) >= 2
+
+
+def kept(theta: Array, value: Any, *sizes: str | int) -> Array:
+    """A state of another shape than its parameter's, filled: a number, rows, columns."""
+    lead = theta.shape[:-2] if sizes else ()
+    ends = {"rows": -2, "cols": -1}
+    inner = [theta.shape[ends[k]] if isinstance(k, str) else k for k in sizes]
+    return np.full((*lead, *inner), value, theta.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------
 # Methods
 
 
@@ -73,7 +111,10 @@ class Method(NamedTuple):
     state: Any  # the NamedTuple of tensor states
     init: Callable[..., Any]  # (theta, **hypers) -> tensor states
     scalars: Callable[..., Any]  # (t, **hypers) -> the step's scalars in double
-    step: Callable[..., Any]  # (theta, g, state, s) -> (theta, state)
+    step: Callable[..., Any]  # (theta, g, state, s[, w]) -> (theta, state)
+    elementwise: bool = True  # whether every number goes its own way
+    # Over all parameters, before the step: (theta, g, state, s[, w]) -> sums, (totals, s[, w]) -> w.
+    passes: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = ()
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
@@ -184,6 +225,30 @@ def _check_gradient(owner: str, path: str, p: Array, g: Any) -> None:
         )
 
 
+def over_all(method: Method, arguments: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """What each kernel call is given besides: what is computed over all parameters, if anything."""
+    shared: list[tuple[Any, ...]] = [()] * len(arguments)
+    for partials, follow in method.passes if arguments else ():
+        sums = [partials(*given, *w) for given, w in zip(arguments, shared, strict=True)]
+        total = type(sums[0])(*map(total_of, zip(*sums, strict=True)))
+        made: dict[int, Any] = {}  # the parameters of a step share their scalars
+        for i, (theta, _, _, s) in enumerate(arguments):
+            if id(s) not in made:
+                made[id(s)] = follow(type(total)(*map(theta.dtype.type, total)), s, *shared[i])
+            shared[i] = (made[id(s)],)
+    return shared
+
+
+def total_of(parts: Sequence[Any]) -> Any:
+    """The sum over parameters: sorted first, so that their order does not matter."""
+    return tree_sum(np.sort(np.array(parts, np.result_type(*parts))))
+
+
+def _there(state: Any) -> dict[str, Any]:
+    """The states that a parameter of its shape has."""
+    return {name: value for name, value in state._asdict().items() if value is not None}
+
+
 # ---------------------------------------------------------------------------------------------------
 # The shell
 
@@ -266,9 +331,14 @@ class Optimizer:
         hypers = self._now()
         with np.errstate(all="ignore"):
             scalars: dict[Any, Any] = {}
-            for path, p in self._arrays.items():
-                if given[path] is not None:
-                    self._update(path, p, given[path], hypers, scalars)
+            ready = [
+                self._ready(path, p, given[path], hypers, scalars)
+                for path, p in self._arrays.items()
+                if given[path] is not None
+            ]
+            shared = over_all(self.method, [arguments for _, arguments in ready])
+            for (path, arguments), w in zip(ready, shared, strict=True):
+                self._update(path, arguments, w)
         self.steps += 1
 
     def _match(self, given: Mapping[str, Any]) -> None:
@@ -290,15 +360,15 @@ class Optimizer:
                 _check_gradient(self.name, path, self._arrays[path], g)
                 _check_writeable(self.name, path, self._arrays[path])
 
-    def _update(
+    def _ready(
         self, path: str, p: Array, g: Array, hypers: Mapping[str, Any], scalars: dict[Any, Any]
-    ) -> None:
-        """One parameter: load, run the kernel, store."""
+    ) -> tuple[str, Any]:
+        """One parameter: what its kernel is given."""
         method, slot, dtype = self.method, self.state[path], compute_dtype(p.dtype)
         theta, g32 = p.astype(dtype, copy=False), g.astype(dtype, copy=False)
         if not slot:
             started = method.init(theta, **{h: hypers[h] for h in method.init_hypers})
-            slot.update(step=0, **started._asdict())
+            slot.update(step=0, **_there(started))
             for name, start in method.scalar_states.items():
                 start = hypers[start] if isinstance(start, str) else start
                 slot[name] = float(dtype.type(start))
@@ -307,20 +377,26 @@ class Optimizer:
         key = (t, dtype, *kept.values())
         if key not in scalars:
             store = {"store": _rounding(dtype)} if kept else {}
-            scalars[key] = method.scalars(t, **kept, **store, **hypers)
-        s = scalars[key]
-        new, state = method.step(theta, g32, self._state_of(slot), _rounded(s, dtype))
-        p[...] = stored(np.asarray(new), p.dtype)
-        for name, value in state._asdict().items():
-            # The user's own gradient and parameter arrays are not kept: they change outside.
-            slot[name] = np.array(value, copy=value is g32 or value is theta or None)
+            s = method.scalars(t, **kept, **store, **hypers)
+            scalars[key] = s, _rounded(s, dtype)
+        s, rounded = scalars[key]
         for name in method.scalar_states:
             slot[name] = float(getattr(s, name))
         slot["step"] = t
+        return path, (theta, g32, self._state_of(slot), rounded)
+
+    def _update(self, path: str, arguments: Any, w: tuple[Any, ...]) -> None:
+        """One parameter: run the kernel and store."""
+        p, slot, (theta, g, _, _) = self._arrays[path], self.state[path], arguments
+        new, state = self.method.step(*arguments, *w)
+        p[...] = stored(np.asarray(new), p.dtype)
+        for name, value in _there(state).items():
+            # The user's own gradient and parameter arrays are not kept: they change outside.
+            slot[name] = np.array(value, copy=value is g or value is theta or None)
 
     def _state_of(self, slot: Mapping[str, Any]) -> Any:
         """The tensor states as the kernel takes them."""
-        return self.method.state(**{k: slot[k] for k in self.method.state._fields})
+        return self.method.state(**{k: slot.get(k) for k in self.method.state._fields})
 
     @contextmanager
     def evaluation(self) -> Iterator[Tree]:
@@ -360,17 +436,19 @@ class Optimizer:
         if set(saved["state"]) != set(self.state):
             odd = sorted(set(saved["state"]) ^ set(self.state))
             raise ValueError(f"{self.name}: the saved state has other parameters: {', '.join(odd)}.")
-        wanted = {"step", *self.method.scalar_states, *self.method.state._fields}
         for path, slot in saved["state"].items():
+            p = self._arrays[path]
+            fitting = _there(self.method.init(p, **dict.fromkeys(self.method.init_hypers, 0.0)))
+            wanted = {"step", *self.method.scalar_states, *fitting}
             if slot and set(slot) != wanted:
                 odd = sorted(set(slot) ^ wanted)
                 raise ValueError(f"{self.name}: state {path} has other entries: {', '.join(odd)}.")
             for name, value in slot.items():
-                shape = self._arrays[path].shape
-                if isinstance(value, np.ndarray) and value.shape != shape:
+                shape = np.shape(fitting.get(name, value))
+                if np.shape(value) != shape:
                     raise ValueError(
-                        f"{self.name}: the saved {name} of {path} has shape {value.shape}, the "
-                        f"parameter has shape {shape}."
+                        f"{self.name}: the saved {name} of {path} has shape {np.shape(value)}, that of "
+                        f"a parameter of shape {p.shape} has shape {shape}."
                     )
         self.steps = int(saved["steps"])
         for path, slot in saved["state"].items():
@@ -434,18 +512,23 @@ def transformed(
     given = dict(leaves(grads))
     at = dict(leaves(params)) if params is not None else {}
     exact = {k: _exact(v) for k, v in hypers.items()}
-    results: list[Array | None] = []
+    arguments: dict[str, Any] = {}
     with np.errstate(all="ignore"):
+        scalars: dict[Any, Any] = {}
         for path, g in given.items():
             if g is None:
-                results.append(None)
                 continue
             _check_array(owner, "the gradient of", path, g)
             theta = at.get(path, g)
             _check_gradient(owner, path, theta, g)
             dtype = compute_dtype(g.dtype)
-            s = _rounded(method.scalars(1, **exact), dtype)
+            if dtype not in scalars:
+                scalars[dtype] = _rounded(method.scalars(1, **exact), dtype)
             theta, g32 = theta.astype(dtype, copy=False), g.astype(dtype, copy=False)
-            u, _ = method.step(theta, g32, method.init(theta), s)
-            results.append(stored(np.asarray(u), g.dtype))
+            arguments[path] = theta, g32, method.init(theta), scalars[dtype]
+        shared = dict(zip(arguments, over_all(method, list(arguments.values())), strict=True))
+        results = [
+            None if g is None else stored(np.asarray(method.step(*arguments[k], *shared[k])[0]), g.dtype)
+            for k, g in given.items()
+        ]
     return rebuilt(grads, iter(results))

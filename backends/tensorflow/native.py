@@ -53,6 +53,12 @@ NATIVE: dict[str, Callable[[Hypers], Any]] = {
     "lion": lambda h: keras.optimizers.Lion(
         h["lr"], beta_1=h["beta1"], beta_2=h["beta2"], weight_decay=h["weight_decay"]
     ),
+    # see DIFFERENT
+    "lamb": lambda h: keras.optimizers.Lamb(**_adam(h), weight_decay=h["weight_decay"]),
+    # the same means, quotient first
+    "adafactor": lambda h: keras.optimizers.Adafactor(
+        h["lr"], epsilon_1=h["eps1"], epsilon_2=h["eps2"], clip_threshold=h["clip"]
+    ),
 }
 
 # Where epsilon joins sqrt(v) before the correction by sqrt(1 - beta2**t), so that the spec's eps is
@@ -68,12 +74,17 @@ DIFFERENT: dict[str, str] = {
     "yogi": "Keras has none",
     "adan": "Keras has none",
     "signum": "Keras has none",
+    "lars": "Keras has none",
+    "lamb": "lets the decay stand beside the ratio, the spec inside",
+    "schedule_free_sgd": "Keras has none",
+    "schedule_free_adamw": "Keras has none",
 }
 
 # Hyperparameters with which optimizers of DIFFERENT take the spec's steps after all.
 WHERE: dict[str, Hypers] = {
     "adagrad": {"eps": 0.0},  # nothing to place
     "nadam": {"psi": 1.0},  # 0.96**t
+    "lamb": {"weight_decay": 0.0},  # nothing to place
 }
 
 

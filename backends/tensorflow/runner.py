@@ -57,8 +57,9 @@ def trajectory(run: Run, mode: str) -> Outcome:
     states = []
     for v in variables:
         slots = {
-            name: np.asarray(optimizer._slot(name, v).numpy())
+            name: np.asarray(slot.numpy())
             for name in optimizer.method.state._fields
+            if (slot := optimizer._slot(name, v)) is not None
         }
         for name in optimizer.method.scalar_states:
             kind = "float64" if v.dtype == "float64" else "float32"

@@ -22,12 +22,10 @@ _FUNCTIONS = {
 
 def _legalized(lowered: Lowered) -> Lowered:
     """Literals are divided by a function: a Python number over a tensor is rounded twice."""
-    return replace(
-        lowered,
-        step=tuple(
+    return lowered.replaced(
+        lambda v: [
             replace(v, op="quotient") if v.op == "div" and isinstance(v.args[0], Number) else v
-            for v in lowered.step
-        ),
+        ]
     )
 
 

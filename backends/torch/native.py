@@ -44,6 +44,10 @@ NATIVE: dict[str, Callable[[list[Any], Hypers], Any]] = {
     "adamax": lambda p, h: torch.optim.Adamax(p, **_adam(h)),
     # momentum_decay is psi; eps is added to the corrected root
     "nadam": lambda p, h: torch.optim.NAdam(p, **_adam(h), momentum_decay=h["psi"]),
+    # see DIFFERENT
+    "adafactor": lambda p, h: torch.optim.Adafactor(
+        p, lr=h["lr"], eps=(h["eps1"], h["eps2"]), d=h["clip"]
+    ),
 }
 
 DIFFERENT: dict[str, str] = {
@@ -56,12 +60,18 @@ DIFFERENT: dict[str, str] = {
     "lion": "torch has none",
     "adan": "torch has none",
     "signum": "torch has none",
+    "lars": "torch has none",
+    "lamb": "torch has none",
+    "adafactor": "bounds the second moment by eps1, the spec adds eps1 to the squared gradient",
+    "schedule_free_sgd": "torch has none",
+    "schedule_free_adamw": "torch has none",
 }
 
 # Hyperparameters with which optimizers of DIFFERENT take the spec's steps after all.
 WHERE: dict[str, Hypers] = {
     "rmsprop": {"eps": 0.0},  # nothing to place
     "adamax": {"eps": 0.0},  # nothing to place
+    "adafactor": {"eps1": 0.0},  # nothing to add
 }
 
 

@@ -17,7 +17,7 @@ import inspect
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeAlias
@@ -29,6 +29,7 @@ from torch.optim.optimizer import ParamsT
 
 from backends.domains import Domain, Flag, check_relations
 from generator.elementary import cos, exp, log, real_power
+from generator.summation import col_sum, inverse, row_sum, tree_sum
 
 try:
     import numpy as np
@@ -36,6 +37,7 @@ except ImportError:  # PyTorch runs without NumPy; square roots on the CPU are s
     np = None  # type: ignore[assignment]
 
 Scalar: TypeAlias = float | Tensor  # a Python float or a 0-d tensor
+_HERE = __name__.replace(".", "_")  # whose custom operations are registered: several copies may be
 Tree = Any  # a tensor, a list or tuple of trees, or a dictionary of trees
 
 # --------------------------------------------------------------------------------------------------
@@ -264,6 +266,106 @@ exp, log = differentiable(exp), differentiable(log)
 cos, real_power = differentiable(cos), differentiable(real_power)
 
 # --------------------------------------------------------------------------------------------------
+# What sums are made of, and shapes
+
+
+def join(parts: Sequence[Any], axis: int = -1) -> Any:
+    """Tensors, or NumPy's arrays, one after another along an axis."""
+    whole = isinstance(parts[0], Tensor)
+    return torch.cat(list(parts), axis) if whole else np.concatenate(parts, axis)
+
+
+def reshape(x: Any, shape: Sequence[int]) -> Any:
+    """The same numbers in another shape."""
+    return x.reshape(list(shape))
+
+
+def zeros(shape: Sequence[int], like: Any) -> Any:
+    """Zeros in the dtype of a tensor or array."""
+    return like.new_zeros(list(shape)) if isinstance(like, Tensor) else np.zeros(shape, like.dtype)
+
+
+def turned(x: Tensor) -> Tensor:
+    """The last two axes exchanged."""
+    return x.transpose(-1, -2)
+
+
+# A compiled kernel serves all sizes: what depends on a size is one operation to torch.compile.
+
+
+@torch.library.custom_op(f"{_HERE}::row_sum", mutates_args=())  # type: ignore[untyped-decorator]
+def _opaque_row_sum(x: Tensor) -> Tensor:
+    return _on_memory(_row_sum, x)
+
+
+@_opaque_row_sum.register_fake  # type: ignore[untyped-decorator]
+def _(x: Tensor) -> Tensor:
+    return x.new_empty([*x.shape[:-1], 1])
+
+
+_opaque_row_sum.register_autograd(
+    lambda ctx, grad: grad.expand(ctx.shape),
+    setup_context=lambda ctx, inputs, output: setattr(ctx, "shape", inputs[0].shape),
+)
+
+
+@torch.library.custom_op(f"{_HERE}::inverse", mutates_args=())  # type: ignore[untyped-decorator]
+def _opaque_inverse(x: Tensor, axis: int) -> Tensor:
+    return x.new_tensor(_inverse(x, axis))
+
+
+@_opaque_inverse.register_fake  # type: ignore[untyped-decorator]
+def _(x: Tensor, axis: int) -> Tensor:
+    return x.new_empty([])
+
+
+_row_sum, _col_sum, _inverse = row_sum, col_sum, inverse
+
+
+def row_sum(x: Tensor) -> Tensor:  # type: ignore[no-redef]
+    """The sum of each row; shape (..., rows, 1)."""
+    return _opaque_row_sum(x) if torch.compiler.is_compiling() else _on_memory(_row_sum, x)
+
+
+def col_sum(x: Tensor) -> Tensor:  # type: ignore[no-redef]
+    """The sum of each column; shape (..., 1, cols)."""
+    if torch.compiler.is_compiling():
+        return turned(_opaque_row_sum(turned(x)))
+    return _on_memory(_col_sum, x)
+
+
+def _on_memory(function: Callable[[Any], Any], x: Tensor) -> Tensor:
+    """The function by NumPy on the tensor's own memory where that is to be had: cheaper calls."""
+    if np is not None and x.is_cpu and not (x.requires_grad and torch.is_grad_enabled()):
+        try:
+            return torch.from_numpy(np.asarray(function(x.detach().numpy())))
+        except (RuntimeError, TypeError):  # a subclass, such as DTensor, has no memory of its own
+            pass
+    result: Tensor = function(x)
+    return result
+
+
+def inverse(x: Tensor, axis: int) -> Any:  # type: ignore[no-redef]
+    """The reciprocal of how many numbers an axis has; 1 where it has none."""
+    if torch.compiler.is_compiling():
+        return _opaque_inverse(x.detach(), axis)
+    return _inverse(x, axis)
+
+
+def is_matrix(x: Tensor) -> bool:
+    """Whether a parameter has two axes or more; rows and columns are the last two."""
+    return bool(x.dim() >= 2)
+
+
+def kept(theta: Tensor, value: Any, *sizes: str | int) -> Tensor:
+    """A state of another shape than its parameter's, filled: a number, rows, columns."""
+    lead = theta.shape[:-2] if sizes else ()
+    ends = {"rows": -2, "cols": -1}
+    inner = [theta.shape[ends[k]] if isinstance(k, str) else k for k in sizes]
+    return full_like(theta.new_empty([*lead, *inner]), value)
+
+
+# --------------------------------------------------------------------------------------------------
 # Precision
 
 
@@ -430,7 +532,10 @@ class Method(NamedTuple):
     state: Any  # the NamedTuple of tensor states
     init: Callable[..., Any]  # (theta, **hypers) -> tensor states
     scalars: Callable[..., Any]  # (t, **hypers) -> the step's scalars in double
-    step: Callable[..., Any]  # (theta, g, state, s) -> (theta, state)
+    step: Callable[..., Any]  # (theta, g, state, s[, w]) -> (theta, state)
+    elementwise: bool = True  # whether every number goes its own way
+    # Over all parameters, before the step: (theta, g, state, s[, w]) -> sums, (totals, s[, w]) -> w.
+    passes: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = ()
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
@@ -447,6 +552,48 @@ class _Loaded:
     """The loaded state of a parameter; torch casts tensors and passes on what it does not know."""
 
     entries: dict[str, Any]
+
+
+@dataclass
+class _Job:
+    """Parameters that share everything but their values."""
+
+    params: list[Tensor]
+    t: int
+    exact: Any  # the step's scalars in double
+    s: Any  # the same, rounded
+
+
+def over_all(method: Method, groups: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """For each group of kernel calls with common scalars what is computed over all parameters."""
+    shared: list[tuple[Any, ...]] = [()] * len(groups)
+    for partials, follow in method.passes if any(groups) else ():
+        sums = [
+            partials(*given, *w) for calls, w in zip(groups, shared, strict=True) for given in calls
+        ]
+        total = type(sums[0])(*map(total_of, zip(*sums, strict=True)))
+        for i, ((theta, _, _, s), *_) in enumerate(groups):
+            here = type(total)(*(x.to(theta.device, theta.dtype) for x in total))
+            shared[i] = (follow(here, s, *shared[i]),)
+    return shared
+
+
+def total_of(parts: Sequence[Tensor]) -> Tensor:
+    """The sum over parameters: sorted first, so that their order does not matter."""
+    wide = functools.reduce(torch.promote_types, (x.dtype for x in parts))
+    return tree_sum(torch.stack([x.to(parts[0].device, wide) for x in parts]).sort().values)
+
+
+def _there(state: Any) -> dict[str, Any]:
+    """The states that a parameter of its shape has."""
+    return {name: value for name, value in state._asdict().items() if value is not None}
+
+
+def _as_tensors(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Conditions among the scalars as tensors, so that a kernel is not compiled for their values."""
+    theta, g, state, s, *w = arguments
+    traced = (torch.tensor(x, device="cpu") if isinstance(x, bool) else x for x in s)
+    return theta, g, state, s._make(traced), *w
 
 
 @functools.cache
@@ -540,9 +687,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 f"{self._name}: the gradient of {self._called(index, i)} is on {g.device}, the "
                 f"parameter is on {p.device}. Move the model before backward()."
             )
-        for field in self.method.state._fields[:1] if self.state.get(p) else ():
-            x = self.state[p][field]
-            if x.dtype != wide or x.shape != p.shape or x.device != p.device:
+        slot = self.state.get(p) or {}
+        for field in [name for name in self.method.state._fields if name in slot][:1]:
+            x, like_p = slot[field], self.method.elementwise
+            if x.dtype != wide or (like_p and x.shape != p.shape) or x.device != p.device:
                 raise ValueError(
                     f"{self._name}: {self._called(index, i)} is {p.dtype} of shape "
                     f"{tuple(p.shape)} on {p.device}, its state is {x.dtype} of shape "
@@ -599,11 +747,12 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 if g is not None:
                     self._check(p, g, index, i)
                     ready.append((p, values, hypers))
-        for (_, *shared), (hypers, params) in self._jobs(ready).items():
-            self._run(params, hypers, *shared)
+        jobs = self._jobs(ready)
+        for job, w in zip(jobs, self._over_all(jobs), strict=True):
+            self._run(job, w)
         return loss
 
-    def _jobs(self, ready: Iterable[tuple[Tensor, Any, Any]]) -> dict[Any, Any]:
+    def _jobs(self, ready: Iterable[tuple[Tensor, Any, Any]]) -> list[_Job]:
         """Parameters by what their scalars and buffers depend on, whatever their groups are."""
         jobs: dict[Any, tuple[Any, list[Tensor]]] = {}
         for p, values, hypers in ready:
@@ -613,7 +762,24 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             kept = tuple(slot[name] for name in self.method.scalar_states)
             key = (values, p.dtype, slot["step"] + 1, kept, p.device)
             jobs.setdefault(key, (hypers, []))[1].append(p)
-        return jobs
+        return [self._job(params, hypers, *key[1:4]) for key, (hypers, params) in jobs.items()]
+
+    def _job(
+        self,
+        params: list[Tensor],
+        hypers: Mapping[str, Any],
+        dtype: torch.dtype,
+        t: int,
+        kept: tuple[Any, ...],
+    ) -> _Job:
+        """Parameters that share everything but their values, and the scalars of their step."""
+        method, wide = self.method, compute_dtype(dtype)
+        given = {name: _double(value) for name, value in hypers.items()}
+        if kept:
+            given |= {f"{k}_prev": x for k, x in zip(method.scalar_states, kept, strict=True)}
+            given["store"] = storing(wide)
+        exact = method.scalars(t, **given)
+        return _Job(params, t, exact, rounded(exact, wide))
 
     def _start(self, p: Tensor, hypers: Mapping[str, Any]) -> dict[str, Any]:
         """The state of a parameter before its first step."""
@@ -621,50 +787,59 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         slot: dict[str, Any] = {"step": 0}
         for name, start in method.scalar_states.items():
             slot[name] = store(_double(hypers[start]) if isinstance(start, str) else float(start))
-        slot.update(method.init(computed(p.detach()), **self._for_init(hypers))._asdict())
+        slot.update(_there(method.init(computed(p.detach()), **self._for_init(hypers))))
         return slot
 
     def _for_init(self, hypers: Mapping[str, Any]) -> dict[str, Any]:
         return {name: _double(hypers[name]) for name in self.method.init_hypers}
 
-    def _run(
-        self,
-        params: list[Tensor],
-        hypers: Mapping[str, Any],
-        dtype: torch.dtype,
-        t: int,
-        kept: tuple[Any, ...],
-        device: torch.device,
-    ) -> None:
-        """One step of parameters that share everything but their values."""
-        method, wide = self.method, compute_dtype(dtype)
-        given = {name: _double(value) for name, value in hypers.items()}
-        if kept:
-            given |= {f"{k}_prev": x for k, x in zip(method.scalar_states, kept, strict=True)}
-            given["store"] = storing(wide)
-        exact = method.scalars(t, **given)
-        s = rounded(exact, wide)
-        if not (self._compile and self._run_flat(params, s)):
-            self._run_each(params, s)
-        for p in params:
-            slot = self.state[p]
-            slot["step"] = t
-            for name in method.scalar_states:
-                slot[name] = getattr(exact, name)
+    def _over_all(self, jobs: Sequence[_Job]) -> list[tuple[Any, ...]]:
+        """For each job what its kernel is given besides: what is computed over all parameters."""
+        return over_all(
+            self.method, [[self._arguments(p, job.s) for p in job.params] for job in jobs]
+        )
 
-    def _run_each(self, params: list[Tensor], s: Any) -> None:
-        """The kernel on one parameter after the other."""
+    def _arguments(self, p: Tensor, s: Any) -> tuple[Tensor, Tensor, Any, Any]:
+        """What the kernel is given of a parameter."""
+        slot, fields = self.state[p], self.method.state._fields
+        state = self.method.state._make(slot.get(name) for name in fields)
+        return computed(p.detach()), computed(p.grad), state, s
+
+    def _run(self, job: _Job, w: tuple[Any, ...]) -> None:
+        """One step of the parameters of a job."""
         method = self.method
+        flat = self._compile and method.elementwise
+        if not (flat and self._run_flat(job.params, job.s)):
+            self._run_each(job.params, job.s, w)
+        for p in job.params:
+            slot = self.state[p]
+            slot["step"] = job.t
+            for name in method.scalar_states:
+                slot[name] = getattr(job.exact, name)
+
+    def _run_each(self, params: list[Tensor], s: Any, w: tuple[Any, ...]) -> None:
+        """The kernel on one parameter after the other."""
         for p in params:
             slot = self.state[p]
-            theta, g = computed(p.detach()), computed(p.grad)
-            state = method.state._make(slot[name] for name in method.state._fields)
-            result, state = method.step(theta, g, state, s)
+            theta, g, *rest = self._arguments(p, s)
+            # What is compiled for one shape serves all of as many axes, but for sizes 0 and 1.
+            compiled = self._compile and min(p.shape, default=0) > 1
+            result, state = self._called_kernel(compiled, theta, g, *rest, *w)
             taken = {id(theta), id(g)}  # memory of the user's, which changes outside, is not kept
-            for name, x in state._asdict().items():
+            for name, x in _there(state).items():
                 slot[name] = x.clone() if id(x) in taken else x
-                taken.add(id(slot[name]))
             p.copy_(round_to(result, p.dtype))
+
+    def _called_kernel(self, compiled: bool, *arguments: Any) -> Any:
+        """The step of a kernel, compiled where that is wanted and possible."""
+        step = self.method.step
+        if not compiled:
+            return step(*arguments)
+        try:
+            return _compiled(step)(*_as_tensors(arguments))
+        except Exception as error:
+            self._go_on_without_compiler(error)
+            return step(*arguments)
 
     def _run_flat(self, params: list[Tensor], s: Any) -> bool:
         """The compiled kernel on all parameters at once; False where there is no compiler."""
@@ -679,23 +854,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
         fields = method.state._fields
         state = method.state._make(joined(slot[name] for slot in slots) for name in fields)
-        traced = (torch.tensor(x, device="cpu") if isinstance(x, bool) else x for x in s)
         theta, g = joined(params), joined(p.grad for p in params)
         try:
-            theta, state = _compiled(method.step)(theta, g, state, s._make(traced))
+            theta, state = _compiled(method.step)(*_as_tensors((theta, g, state, s)))
         except Exception as error:
-            from torch._dynamo.exc import BackendCompilerFailed
-
-            if not isinstance(error, BackendCompilerFailed):
-                raise
-            cause = error.inner_exception
-            reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
-            warnings.warn(
-                f"{self._name}: torch.compile failed ({reason}); going on without it, with the "
-                "same bits. Install a C++ compiler, or leave compile=True out.",
-                stacklevel=2,
-            )
-            self._compile = False
+            self._go_on_without_compiler(error)
             return False
         results = [(params, round_to(theta, params[0].dtype))]
         results += [([slot[name] for slot in slots], x) for name, x in state._asdict().items()]
@@ -703,6 +866,21 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             for target, piece in zip(targets, flat[: sum(sizes)].split(sizes), strict=True):
                 target.copy_(piece.view(target.shape))
         return True
+
+    def _go_on_without_compiler(self, error: Exception) -> None:
+        """Warn where there is no compiler; raise anything else again."""
+        from torch._dynamo.exc import BackendCompilerFailed
+
+        if not isinstance(error, BackendCompilerFailed):
+            raise error
+        cause = error.inner_exception
+        reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
+        warnings.warn(
+            f"{self._name}: torch.compile failed ({reason}); going on without it, with the "
+            "same bits. Install a C++ compiler, or leave compile=True out.",
+            stacklevel=2,
+        )
+        self._compile = False
 
     # Evaluation -----------------------------------------------------------------------------------
 
@@ -789,15 +967,15 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     ) -> dict[str, Any]:
         """The saved state of one parameter, on its device, in the dtypes of this method."""
         method = self.method
-        wanted = {"step", *method.scalar_states, *method.state._fields}
+        start = method.init(computed(p.detach()).to("meta"), **self._for_init(hypers))
+        wanted = {"step", *method.scalar_states, *_there(start)}
         if not wanted <= entries.keys():
             raise ValueError(
                 f"{self._name}: the checkpoint has {', '.join(sorted(entries))} for {called}; "
                 f"expected are {', '.join(sorted(wanted))}. Another optimizer saved it."
             )
         fitted = dict(entries)
-        start = method.init(computed(p.detach()).to("meta"), **self._for_init(hypers))
-        for field, like in {**start._asdict(), _TRAINING: p}.items():
+        for field, like in {**_there(start), _TRAINING: p}.items():
             if field not in entries:
                 continue
             if entries[field].shape != like.shape:
@@ -964,14 +1142,23 @@ def transformed(
     for path, g in given:
         if g is not None:
             _check_leaf(owner, path, g, at.get(path))
+    groups: dict[Any, list[Any]] = {}
+    for path, g in given:
+        if g is not None:
+            theta = computed(at[path])
+            key = theta.dtype, theta.device
+            s = groups[key][0][3] if key in groups else rounded(exact, theta.dtype)
+            groups.setdefault(key, []).append((theta, computed(g), method.init(theta), s))
+    shared = over_all(method, list(groups.values()))
+    calls = {key: iter(made) for key, made in groups.items()}
+    besides = dict(zip(groups, shared, strict=True))
     results: list[Tensor | None] = []
     for path, g in given:
         if g is None:
             results.append(None)
             continue
-        theta = computed(at[path])
-        s = rounded(exact, theta.dtype)
-        u, _ = method.step(theta, computed(g), method.init(theta), s)
+        key = compute_dtype(at[path].dtype), at[path].device
+        u, _ = method.step(*next(calls[key]), *besides[key])
         results.append(round_to(u, g.dtype))
     return _rebuilt(grads, iter(results))
 

@@ -23,6 +23,7 @@ if __name__ == "jax":
 _WHERE = {
     "adabelief": "optimizers.adabelief",
     "adadelta": "optimizers.adadelta",
+    "adafactor": "optimizers.adafactor",
     "adagrad": "optimizers.adagrad",
     "adam": "optimizers.adam",
     "adamax": "optimizers.adamax",
@@ -30,12 +31,16 @@ _WHERE = {
     "adan": "optimizers.adan",
     "amsgrad": "optimizers.amsgrad",
     "heavy_ball": "optimizers.heavy_ball",
+    "lamb": "optimizers.lamb",
+    "lars": "optimizers.lars",
     "lion": "optimizers.lion",
     "momentum": "optimizers.momentum",
     "nadam": "optimizers.nadam",
     "nesterov": "optimizers.nesterov",
     "radam": "optimizers.radam",
     "rmsprop": "optimizers.rmsprop",
+    "schedule_free_adamw": "optimizers.schedule_free_adamw",
+    "schedule_free_sgd": "optimizers.schedule_free_sgd",
     "sgd": "optimizers.sgd",
     "sgd_l2": "optimizers.sgd_l2",
     "signum": "optimizers.signum",
@@ -59,6 +64,8 @@ _WHERE = {
     "warmup_cosine": "schedules.warmup_cosine",
     "warmup_linear": "schedules.warmup_linear",
     "warmup_stable_decay": "schedules.warmup_stable_decay",
+    "clip_by_global_norm": "transforms.clip_by_global_norm",
+    "clip_by_norm": "transforms.clip_by_norm",
     "clip_by_value": "transforms.clip_by_value",
     "decoupled_weight_decay": "transforms.decoupled_weight_decay",
     "weight_decay": "transforms.weight_decay",
@@ -66,6 +73,7 @@ _WHERE = {
 _BY_NAME = {
     "adabelief": "adabelief",
     "adadelta": "adadelta",
+    "adafactor": "adafactor",
     "adagrad": "adagrad",
     "adam": "adam",
     "adamax": "adamax",
@@ -73,12 +81,16 @@ _BY_NAME = {
     "adan": "adan",
     "amsgrad": "amsgrad",
     "heavy_ball": "heavy_ball",
+    "lamb": "lamb",
+    "lars": "lars",
     "lion": "lion",
     "momentum": "momentum",
     "nadam": "nadam",
     "nesterov": "nesterov",
     "radam": "radam",
     "rmsprop": "rmsprop",
+    "schedule_free_adamw": "schedule_free_adamw",
+    "schedule_free_sgd": "schedule_free_sgd",
     "sgd": "sgd",
     "sgd_l2": "sgd_l2",
     "signum": "signum",
@@ -102,6 +114,8 @@ _BY_NAME = {
     "warmup_cosine": "warmup_cosine",
     "warmup_linear": "warmup_linear",
     "warmup_stable_decay": "warmup_stable_decay",
+    "clip_by_global_norm": "clip_by_global_norm",
+    "clip_by_norm": "clip_by_norm",
     "clip_by_value": "clip_by_value",
     "decoupled_weight_decay": "decoupled_weight_decay",
     "weight_decay": "weight_decay",
@@ -113,6 +127,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "b2": "beta2",
     },
     "adadelta": {
+        "learning_rate": "lr",
+    },
+    "adafactor": {
         "learning_rate": "lr",
     },
     "adagrad": {
@@ -147,6 +164,14 @@ _SPELLING: dict[str, dict[str, Any]] = {
     "heavy_ball": {
         "learning_rate": "lr",
     },
+    "lamb": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
+    "lars": {
+        "learning_rate": "lr",
+    },
     "lion": {
         "learning_rate": "lr",
         "b1": "beta1",
@@ -169,6 +194,14 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "b2": "beta2",
     },
     "rmsprop": {
+        "learning_rate": "lr",
+    },
+    "schedule_free_adamw": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
+    "schedule_free_sgd": {
         "learning_rate": "lr",
     },
     "sgd": {
@@ -258,6 +291,11 @@ def names(kind: str | None = None) -> list[str]:
     return sorted(n for n, made in _BY_NAME.items() if kind in (None, _WHERE[made].split(".")[0]))
 
 
+def _plain(name: str) -> str:
+    """A name as everybody writes it: AdamW, adam-w and adam_w are one."""
+    return name.lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
 def create(name: str, *args: Any, **hypers: Any) -> Any:
     """Any algorithm by its spec's name and hyperparameters, the same on every backend.
 
@@ -268,11 +306,14 @@ def create(name: str, *args: Any, **hypers: Any) -> Any:
 
     Raises:
         ValueError: no algorithm has this name.
-        TypeError: the algorithm has no such hyperparameter.
+        TypeError: the name is no text, or the algorithm has no such hyperparameter.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"create takes the name of an algorithm first, as text, got {name!r}.")
     if name not in _BY_NAME:
-        close = difflib.get_close_matches(name, _BY_NAME, 1)
-        hint = f" Did you mean {close[0]!r}?" if close else f" There are {', '.join(names())}."
+        near = {_plain(word): n for n, made in _BY_NAME.items() for word in (made, n)}
+        close = difflib.get_close_matches(_plain(name), near, 1)
+        hint = f" Did you mean {near[close[0]]!r}?" if close else f" There are {', '.join(names())}."
         raise ValueError(f"no algorithm is called {name!r}.{hint}")
     made = __getattr__(_BY_NAME[name])
     for public, spec in _SPELLING.get(name, {}).items():

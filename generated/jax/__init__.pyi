@@ -3,6 +3,7 @@ from typing import Any
 
 from .optimizers.adabelief import adabelief as adabelief
 from .optimizers.adadelta import adadelta as adadelta
+from .optimizers.adafactor import adafactor as adafactor
 from .optimizers.adagrad import adagrad as adagrad
 from .optimizers.adam import adam as adam
 from .optimizers.adamax import adamax as adamax
@@ -10,12 +11,16 @@ from .optimizers.adamw import adamw as adamw
 from .optimizers.adan import adan as adan
 from .optimizers.amsgrad import amsgrad as amsgrad
 from .optimizers.heavy_ball import heavy_ball as heavy_ball
+from .optimizers.lamb import lamb as lamb
+from .optimizers.lars import lars as lars
 from .optimizers.lion import lion as lion
 from .optimizers.momentum import momentum as momentum
 from .optimizers.nadam import nadam as nadam
 from .optimizers.nesterov import nesterov as nesterov
 from .optimizers.radam import radam as radam
 from .optimizers.rmsprop import rmsprop as rmsprop
+from .optimizers.schedule_free_adamw import schedule_free_adamw as schedule_free_adamw
+from .optimizers.schedule_free_sgd import schedule_free_sgd as schedule_free_sgd
 from .optimizers.sgd import sgd as sgd
 from .optimizers.sgd_l2 import sgd_l2 as sgd_l2
 from .optimizers.signum import signum as signum
@@ -39,6 +44,8 @@ from .schedules.warmup import warmup as warmup
 from .schedules.warmup_cosine import warmup_cosine as warmup_cosine
 from .schedules.warmup_linear import warmup_linear as warmup_linear
 from .schedules.warmup_stable_decay import warmup_stable_decay as warmup_stable_decay
+from .transforms.clip_by_global_norm import clip_by_global_norm as clip_by_global_norm
+from .transforms.clip_by_norm import clip_by_norm as clip_by_norm
 from .transforms.clip_by_value import clip_by_value as clip_by_value
 from .transforms.decoupled_weight_decay import decoupled_weight_decay as decoupled_weight_decay
 from .transforms.weight_decay import weight_decay as weight_decay

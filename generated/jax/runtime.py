@@ -16,7 +16,7 @@ import contextlib
 import functools
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -338,6 +338,73 @@ def real_power(x: Any, y: Any) -> Any:
     return jnp.where(x < 0.0, n, r)
 
 
+BLOCK = 65536
+
+
+def _halved(x: Any) -> Any:
+    """The sum along the last axis, which becomes 1: half a power of two is added to the other half."""
+    n = x.shape[-1]
+    while n > 1:
+        half = 1 << ((n - 1).bit_length() - 1)
+        pairs = x[..., : n - half] + x[..., half:]
+        x = pairs if n == 2 * half else join([pairs, x[..., n - half : half]])
+        n = half
+    return x
+
+
+def row_sum(x: Any) -> Any:
+    """The sum of each row; shape (..., rows, 1)."""
+    lead = [int(k) for k in x.shape[:-1]]
+    if x.shape[-1] == 0:
+        return zeros([*lead, 1], x)
+    while x.shape[-1] > BLOCK:
+        count = x.shape[-1] // BLOCK
+        blocks = reshape(x[..., : count * BLOCK], [*lead, count, BLOCK])
+        parts = [reshape(_halved(blocks), [*lead, count])]
+        if x.shape[-1] > count * BLOCK:
+            parts.append(_halved(x[..., count * BLOCK :]))
+        x = join(parts)
+    return _halved(x)
+
+
+def col_sum(x: Any) -> Any:
+    """The sum of each column; shape (..., 1, cols)."""
+    n = x.shape[-2]
+    if n == 0 or n > BLOCK:
+        return turned(row_sum(turned(x)))
+    while n > 1:  # as _halved, along memory
+        half = 1 << ((n - 1).bit_length() - 1)
+        pairs = x[..., : n - half, :] + x[..., half:, :]
+        x = pairs if n == 2 * half else join([pairs, x[..., n - half : half, :]], -2)
+        n = half
+    return x
+
+
+def tree_sum(x: Any) -> Any:
+    """The sum of all numbers, row by row; no axes."""
+    return reshape(row_sum(reshape(x, [-1])), [])
+
+
+def inverse(x: Any, axis: int) -> Any:
+    """The reciprocal of how many numbers an axis has; 1 where it has none."""
+    return 1.0 / max(int(x.shape[axis]), 1)
+
+
+def row_mean(x: Any) -> Any:
+    """The sum of each row times the reciprocal of its length."""
+    return row_sum(x) * inverse(x, -1)
+
+
+def col_mean(x: Any) -> Any:
+    """The sum of each column times the reciprocal of its length."""
+    return col_sum(x) * inverse(x, -2)
+
+
+def tree_mean(x: Any) -> Any:
+    """The sum of all numbers times the reciprocal of how many there are; 0 where there are none."""
+    return tree_sum(x) * inverse(reshape(x, [-1]), -1)
+
+
 try:
     from optax import GradientTransformationExtraArgs
 except ImportError:
@@ -516,6 +583,43 @@ exp, log, cos = _sloped(exp, jnp.exp), _sloped(log, jnp.log), _sloped(cos, jnp.c
 
 
 # --------------------------------------------------------------------------------------------------
+# What sums are made of, and shapes
+
+
+def join(parts: Sequence[Any], axis: int = -1) -> Any:
+    """Arrays one after another along an axis."""
+    return jnp.concatenate(parts, axis)
+
+
+def reshape(x: Any, shape: Sequence[int]) -> Any:
+    """The same numbers in another shape."""
+    return jnp.reshape(x, shape)
+
+
+def zeros(shape: Sequence[int], like: Any) -> Any:
+    """Zeros in the dtype of an array."""
+    return jnp.zeros(shape, like.dtype)
+
+
+def turned(x: Any) -> Any:
+    """The last two axes exchanged."""
+    return jnp.swapaxes(x, -1, -2)
+
+
+def is_matrix(x: Any) -> bool:
+    """Whether a parameter has two axes or more; rows and columns are the last two."""
+    return jnp.ndim(x) >= 2
+
+
+def kept(theta: Any, value: Any, *sizes: str | int) -> Any:
+    """A state of another shape than its parameter's, filled: a number, rows, columns."""
+    lead = theta.shape[:-2] if sizes else ()
+    ends = {"rows": -2, "cols": -1}
+    inner = [theta.shape[ends[k]] if isinstance(k, str) else k for k in sizes]
+    return jnp.full((*lead, *inner), value, theta.dtype)
+
+
+# --------------------------------------------------------------------------------------------------
 # Methods
 
 
@@ -528,9 +632,12 @@ class Method:
     hypers: Mapping[str, tuple[str, Domain]]  # by the spec's name: the user's name and the domain
     state: Any = None  # the NamedTuple of tensor states
     init: Any = None  # (theta, **hypers) -> tensor states
-    step: Any = None  # (theta, g, state, s) -> (theta, state); of a transform -> (u, state)
-    update: Any = None  # (theta, g, state, s) -> (u, state), where theta + u has the bits of step
+    step: Any = None  # (theta, g, state, s[, w]) -> (theta, state); of a transform -> (u, state)
+    update: Any = None  # (theta, g, state, s[, w]) -> (u, state); theta + u has the bits of step
     reads_theta: bool = True  # whether `update` does, or the `step` of a transform
+    elementwise: bool = True  # whether every number goes its own way
+    # Over all parameters, before the step: (theta, g, state, s[, w]) -> sums, (totals, s[, w]) -> w.
+    passes: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = ()
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, Any] = field(default_factory=dict)  # starts: numbers, or a name
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
@@ -904,7 +1011,7 @@ class State(NamedTuple):
     Attributes:
         count: finished steps, int32; it stays at the largest integer.
         tensors: the algorithm's states by name, each in the structure of the parameters and in the
-            compute dtype.
+            compute dtype; None for a parameter whose shape has no such state.
         scalars: states without a tensor in them, for each compute dtype.
     """
 
@@ -974,14 +1081,66 @@ class Optimizer(GradientTransformationExtraArgs):  # type: ignore[misc]
 
 @functools.cache
 def _kernel(function: Callable[..., Any]) -> Any:
-    """The kernel, compiled where it is called by itself, traced once for all arrays of a shape."""
+    """The kernel in the compute dtype, compiled where it is called by itself, once for a shape."""
 
-    def kernel(theta: Any, g: Any, slot: Any, s: Any, zero: Any) -> Any:
-        # A sweep over hyperparameters under vmap may share the gradient. Tied to the scalars, it has
-        # the sweep's axis too: XLA divides by what has one axis less in its own way.
-        return function(theta, _hidden(g, zero), slot, s)
+    def kernel(theta: Any, g: Any, slot: Any, s: Any, zero: Any, *w: Any) -> Any:
+        dtype = compute_dtype(theta.dtype)
+        return function(*_tied((theta.astype(dtype), g.astype(dtype), slot), zero), s, *w)
 
     return jax.jit(kernel)
+
+
+@functools.cache
+def _shared_kernel(function: Callable[..., Any]) -> Any:
+    """What follows from the sums over all arrays, compiled as kernels are."""
+
+    def kernel(total: Any, s: Any, zero: Any, *w: Any) -> Any:
+        return function(_tied(total, zero), s, *w)
+
+    return jax.jit(kernel)
+
+
+def _tied(tree: Tree, zero: Any) -> Tree:
+    """Arrays tied to the scalars.
+
+    A sweep over hyperparameters under vmap may share them. Tied, they have the sweep's axis too: XLA
+    divides by what has one axis less in its own way.
+    """
+    return jax.tree.map(lambda x: _hidden(x, zero), tree)
+
+
+def over_all(method: Method, given: list[Any]) -> list[Any]:
+    """What kernels are given, and behind it what is computed over all parameters, if anything."""
+    for partials, follow in method.passes if given else ():
+        total = _added([_kernel(partials)(*x) for x in given])
+        shared: dict[Any, Any] = {}
+        for theta, _, _, *scalars in given:
+            dtype = compute_dtype(theta.dtype)
+            if dtype not in shared:
+                near = jax.tree.map(functools.partial(jnp.asarray, dtype=dtype), total)
+                shared[dtype] = _shared_kernel(follow)(near, *scalars)
+        given = [(*x[:5], shared[compute_dtype(x[0].dtype)]) for x in given]
+    return given
+
+
+def _total(sums: list[Any]) -> Any:
+    """The sums over parameters: sorted first, so that their order does not matter."""
+    wide = jnp.result_type(*jax.tree.leaves(sums))
+    return jax.tree.map(lambda *xs: tree_sum(jnp.sort(jnp.asarray(xs, wide))), *sums)
+
+
+_added: Any = jax.jit(_total)
+
+
+@functools.lru_cache(maxsize=4096)
+def _state_shapes(method: Method, shape: tuple[int, ...]) -> list[tuple[int, ...] | None]:
+    """The shapes of the states of a parameter; None for one that it does not have."""
+    start = functools.partial(method.init, **dict.fromkeys(method.init_hypers, 0.0))
+    return _shapes(jax.eval_shape(start, jax.ShapeDtypeStruct(shape, jnp.float32)))
+
+
+def _shapes(slot: Any) -> list[tuple[int, ...] | None]:
+    return [getattr(x, "shape", None) for x in slot]
 
 
 def _cover(s: Any) -> Any:
@@ -1014,17 +1173,20 @@ class _Shell:
 
     def slots(self, state: State, structure: Any, arrays: list[Any]) -> list[Any]:
         """The states of each parameter."""
-        fits = all(
-            jax.tree.structure(tree) == structure
-            and all(x.shape == a.shape for x, a in zip(jax.tree.leaves(tree), arrays, strict=True))
-            for tree in state.tensors
-        )
+        method = self.method
+        try:
+            columns = [structure.flatten_up_to(tree) for tree in state.tensors]
+        except ValueError:
+            fits, slots = False, []
+        else:
+            slots = [method.state(*(column[i] for column in columns)) for i in range(len(arrays))]
+            pairs = zip(slots, arrays, strict=True)
+            fits = all(_shapes(slot) == _state_shapes(method, x.shape) for slot, x in pairs)
         if not fits:
             raise ValueError(
-                f"{self.method.name}: the state belongs to other parameters. Make it with init(params)."
+                f"{method.name}: the state belongs to other parameters. Make it with init(params)."
             )
-        columns = [jax.tree.leaves(tree) for tree in state.tensors]
-        return [self.method.state(*(column[i] for column in columns)) for i in range(len(arrays))]
+        return slots
 
     def gathered(self, slots: list[Any], structure: Any) -> Any:
         """The states of all parameters, each a tree like the parameters."""
@@ -1047,13 +1209,15 @@ class _Shell:
     def run(
         self, one: Callable[..., Any], structure: Any, arrays: list[Any], gs: list[Any], state: State
     ) -> tuple[Tree, State]:
-        """`one(theta, g, slot, scalars)` for every parameter, and the state after it."""
+        """`one(theta, g, *rest)`, all that kernels take, for every parameter, and the state after it."""
         old = self.slots(state, structure, arrays)
         dtypes = [compute_dtype(x.dtype) for x in arrays]
         scalars = self.scalars(state, set(dtypes))
+        columns = zip(arrays, gs, old, dtypes, strict=True)
+        given = [(theta, g, slot, *scalars[dtype]) for theta, g, slot, dtype in columns]
         results, slots = [], []
-        for theta, g, dtype, slot in zip(arrays, gs, dtypes, old, strict=True):
-            result, new = one(theta, g, slot, scalars[dtype])
+        for arguments in over_all(self.method, given):
+            result, new = one(*arguments)
             results.append(result)
             slots.append(new)
         kept = {
@@ -1063,11 +1227,6 @@ class _Shell:
         count = state.count + (state.count < np.iinfo(np.int32).max)
         after = State(count, self.gathered(slots, structure), kept)
         return jax.tree.unflatten(structure, results), after
-
-    def called(self, kernel: Any, theta: Any, g: Any, slot: Any, scalars: Any) -> Any:
-        """A kernel on one array, in its compute dtype."""
-        dtype = compute_dtype(theta.dtype)
-        return _kernel(kernel)(theta.astype(dtype), g.astype(dtype), slot, *scalars)
 
     # What users call -------------------------------------------------------------------------------
 
@@ -1089,8 +1248,8 @@ class _Shell:
     def step(self, params: Tree, grads: Tree, state: State) -> tuple[Tree, State]:
         """The new parameters and the new state."""
 
-        def one(theta: Any, g: Any, slot: Any, scalars: Any) -> tuple[Any, Any]:
-            new, slot = self.called(self.method.step, theta, g, slot, scalars)
+        def one(theta: Any, *rest: Any) -> tuple[Any, Any]:
+            new, slot = _kernel(self.method.step)(theta, *rest)
             return stored(new, theta.dtype), slot
 
         with _wide_enough(params):
@@ -1117,15 +1276,15 @@ class _Shell:
         del extra_args
         method = self.method
 
-        def exact(theta: Any, g: Any, slot: Any, scalars: Any) -> tuple[Any, Any]:
-            u, slot = self.called(method.update, theta, g, slot, scalars)
+        def exact(theta: Any, *rest: Any) -> tuple[Any, Any]:
+            u, slot = _kernel(method.update)(theta, *rest)
             return stored(u, theta.dtype), slot
 
-        def close(theta: Any, g: Any, slot: Any, scalars: Any) -> tuple[Any, Any]:
+        def close(theta: Any, *rest: Any) -> tuple[Any, Any]:
             dtype = compute_dtype(theta.dtype)
             if method.update is not None and theta.dtype == dtype:
-                return exact(theta, g, slot, scalars)
-            new, slot = self.called(method.step, theta, g, slot, scalars)
+                return exact(theta, *rest)
+            new, slot = _kernel(method.step)(theta, *rest)
             # From this parameter to the one that `step` stores; exact where they are close together.
             change = stored(new, theta.dtype).astype(dtype) - theta.astype(dtype)
             return stored(change, theta.dtype), slot
@@ -1156,8 +1315,8 @@ class _Shell:
         del extra_args
         method = self.method
 
-        def one(theta: Any, g: Any, slot: Any, scalars: Any) -> tuple[Any, Any]:
-            u, slot = self.called(method.step, theta, g, slot, scalars)
+        def one(theta: Any, g: Any, *rest: Any) -> tuple[Any, Any]:
+            u, slot = _kernel(method.step)(theta, g, *rest)
             return stored(u, g.dtype), slot
 
         with _wide_enough(updates, params):

@@ -5,10 +5,11 @@ In: variables, their gradients, hyperparameters. Out: the same variables, update
 algorithm (the generated files hold those).
 
 Scalars (functions of the step and the hyperparameters) are float64 tensors inside the same XLA function
-as the kernel; each is rounded once to the compute dtype before it meets a tensor. XLA and Grappler may
-fuse, merge and reorder what they can see, and the last bits change with it. So the kernel is an XLA
-function of its own wherever it is called from, and in it every product, quotient and square root is
-`fl(...)`, which no compiler can look through (see `rounded`).
+as the kernel, or, where a kernel runs once a tensor, in one of their own; each is rounded once to the
+compute dtype before it meets a tensor. XLA and Grappler may fuse, merge and reorder what they can see,
+and the last bits change with it. So the kernel is an XLA function of its own wherever it is called from,
+and in it every product, quotient and square root is `fl(...)`, which no compiler can look through (see
+`rounded`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 
 import keras
 import tensorflow as tf
@@ -336,6 +337,73 @@ def real_power(x: Any, y: Any) -> Any:
     return where(x < 0.0, n, r)
 
 
+BLOCK = 65536
+
+
+def _halved(x: Any) -> Any:
+    """The sum along the last axis, which becomes 1: half a power of two is added to the other half."""
+    n = x.shape[-1]
+    while n > 1:
+        half = 1 << ((n - 1).bit_length() - 1)
+        pairs = x[..., : n - half] + x[..., half:]
+        x = pairs if n == 2 * half else join([pairs, x[..., n - half : half]])
+        n = half
+    return x
+
+
+def row_sum(x: Any) -> Any:
+    """The sum of each row; shape (..., rows, 1)."""
+    lead = [int(k) for k in x.shape[:-1]]
+    if x.shape[-1] == 0:
+        return zeros([*lead, 1], x)
+    while x.shape[-1] > BLOCK:
+        count = x.shape[-1] // BLOCK
+        blocks = reshape(x[..., : count * BLOCK], [*lead, count, BLOCK])
+        parts = [reshape(_halved(blocks), [*lead, count])]
+        if x.shape[-1] > count * BLOCK:
+            parts.append(_halved(x[..., count * BLOCK :]))
+        x = join(parts)
+    return _halved(x)
+
+
+def col_sum(x: Any) -> Any:
+    """The sum of each column; shape (..., 1, cols)."""
+    n = x.shape[-2]
+    if n == 0 or n > BLOCK:
+        return turned(row_sum(turned(x)))
+    while n > 1:  # as _halved, along memory
+        half = 1 << ((n - 1).bit_length() - 1)
+        pairs = x[..., : n - half, :] + x[..., half:, :]
+        x = pairs if n == 2 * half else join([pairs, x[..., n - half : half, :]], -2)
+        n = half
+    return x
+
+
+def tree_sum(x: Any) -> Any:
+    """The sum of all numbers, row by row; no axes."""
+    return reshape(row_sum(reshape(x, [-1])), [])
+
+
+def inverse(x: Any, axis: int) -> Any:
+    """The reciprocal of how many numbers an axis has; 1 where it has none."""
+    return 1.0 / max(int(x.shape[axis]), 1)
+
+
+def row_mean(x: Any) -> Any:
+    """The sum of each row times the reciprocal of its length."""
+    return row_sum(x) * inverse(x, -1)
+
+
+def col_mean(x: Any) -> Any:
+    """The sum of each column times the reciprocal of its length."""
+    return col_sum(x) * inverse(x, -2)
+
+
+def tree_mean(x: Any) -> Any:
+    """The sum of all numbers times the reciprocal of how many there are; 0 where there are none."""
+    return tree_sum(x) * inverse(reshape(x, [-1]), -1)
+
+
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
         f"Keras runs on the {keras.backend.backend()} backend, these optimizers need tensorflow. Set "
@@ -577,6 +645,43 @@ def logical_not(condition: Any) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------
+# What sums are made of, and shapes; the order of a sum depends on sizes, which a trace has to know
+
+
+def join(parts: Sequence[Tensor], axis: int = -1) -> Tensor:
+    """Tensors one after another along an axis."""
+    return tf.concat(parts, axis)
+
+
+def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """The same numbers in another shape."""
+    return tf.reshape(x, shape)
+
+
+def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Zeros in the dtype of a tensor."""
+    return tf.zeros(shape, like.dtype)
+
+
+def turned(x: Tensor) -> Tensor:
+    """The last two axes exchanged."""
+    return tf.linalg.matrix_transpose(x)
+
+
+def is_matrix(x: Tensor) -> bool:
+    """Whether a parameter has two axes or more; rows and columns are the last two."""
+    return bool(x.shape.rank >= 2)
+
+
+def kept(theta: Tensor, value: Any, *sizes: str | int) -> Tensor:
+    """A state of another shape than its parameter's, filled: a number, rows, columns."""
+    lead = theta.shape[:-2] if sizes else []
+    ends = {"rows": -2, "cols": -1}
+    inner = [theta.shape[ends[k]] if isinstance(k, str) else k for k in sizes]
+    return tf.fill([*lead, *inner], tf.cast(_double(value), theta.dtype))
+
+
+# ---------------------------------------------------------------------------------------------------
 # Dtypes
 
 
@@ -624,7 +729,10 @@ class Method:
     state: Any  # the NamedTuple of tensor states
     init: Function  # (theta, **hypers) -> tensor states
     scalars: Function  # (t, **hypers) -> the step's scalars in double
-    step: Function  # (theta, g, state, s) -> (theta, state)
+    step: Function  # (theta, g, state, s[, w]) -> (theta, state)
+    elementwise: bool = True  # whether every number goes its own way
+    # Over all parameters, before the step: (theta, g, state, s[, w]) -> sums, (totals, s[, w]) -> w.
+    passes: tuple[tuple[Function, Function], ...] = ()
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     # States of step scope: where they start, a number or a hyperparameter's name.
     scalar_states: Mapping[str, float | str] = field(default_factory=dict)
@@ -785,15 +893,31 @@ class _Kernel:
         hypers = {name: _unpack(hole, *numbers) for name, hole in self.holes}
         return _scalars(self.method, t, compute_dtype(self.dtype), kept, hypers)
 
-    def step(self, t: Tensor, s: Any, theta: Tensor, g: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(self, t: Tensor, s: Any, theta: Tensor, g: Tensor, state: Any, *w: Any) -> tuple[Tensor, Any]:
+        theta, state = self.method.step(*self.given(t, theta, g, state), s, *w)
+        return stored(theta, self.dtype), state
+
+    def given(self, t: Tensor, theta: Tensor, g: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         theta = tf.cast(theta, compute_dtype(self.dtype))
         copy = self.method.evaluate
         if copy:  # of the parameters, as they are when training begins
             first = tf.where(tf.equal(t, 1), theta, getattr(state, copy))
             state = state._replace(**{copy: first})
         # A gradient may be a constant that XLA knows; the clock never is.
-        theta, state = self.method.step(theta, rounded(t)(g), state, s)
-        return stored(theta, self.dtype), state
+        return theta, rounded(t)(g), state
+
+    def partials(self, n: int, t: Tensor, s: Any, theta: Tensor, g: Tensor, state: Any, *w: Any) -> Any:
+        return self.method.passes[n][0](*self.given(t, theta, g, state), s, *w)
+
+    def total(self, sums: Sequence[Any]) -> Any:
+        """Sorted first, so that the order of the parameters does not matter; in the widest dtype."""
+        wide = tf.float64 if any(x.dtype == tf.float64 for x, *_ in sums) else tf.float32
+        columns = [tf.stack([tf.cast(x, wide) for x in column]) for column in zip(*sums, strict=True)]
+        return type(sums[0])(*(tree_sum(tf.sort(column)) for column in columns))
+
+    def shared(self, n: int, total: Any, s: Any, *w: Any) -> Any:
+        compute = compute_dtype(self.dtype)
+        return self.method.passes[n][1](type(total)(*(tf.cast(x, compute) for x in total)), s, *w)
 
     def both(
         self, t: Tensor, floats: Tensor, ints: Tensor, kept: Any, theta: Tensor, g: Tensor, state: Any
@@ -844,13 +968,16 @@ def _flat_step(kernel: _Kernel, *arguments: Any) -> Any:
 def _outside(function: Function, arguments: Any, like: Any) -> Any:
     """Run a function eagerly in the middle of a graph; the results have dtypes and shapes of `like`."""
 
-    def flat(*values: Tensor) -> Any:
-        return tf.nest.flatten(function(*tf.nest.pack_sequence_as(arguments, values)))
+    def packed(structure: Any, values: Sequence[Any]) -> Any:
+        rest = iter(values)
+        return tf.nest.map_structure(lambda x: None if x is None else next(rest), structure)
 
-    kinds = tf.nest.flatten(like)
-    results = tf.py_function(flat, tf.nest.flatten(arguments), [x.dtype for x in kinds])
-    shaped = [tf.ensure_shape(r, x.shape) for r, x in zip(results, kinds, strict=True)]
-    return tf.nest.pack_sequence_as(like, shaped)
+    def flat(*values: Tensor) -> Any:
+        return _flat(function(*packed(arguments, values)))
+
+    kinds = _flat(like)
+    results = tf.py_function(flat, _flat(arguments), [x.dtype for x in kinds])
+    return packed(like, [tf.ensure_shape(r, x.shape) for r, x in zip(results, kinds, strict=True)])
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
@@ -899,10 +1026,109 @@ def _step(
     return dict(kept)
 
 
+def _step_each(
+    kernels: Sequence[_Kernel],
+    t: Tensor,
+    numbers: Sequence[tuple[Tensor, Tensor]],
+    kept: Any,
+    variables: Any,
+    grads: Any,
+    slots: Any,
+) -> list[dict[str, Tensor]]:
+    """As `_step`, for several groups of variables, one after the other; slots may be None."""
+    thetas = [[tf.convert_to_tensor(v) for v in group] for group in variables]
+    given = [
+        [tf.ensure_shape(tf.cast(g, compute_dtype(v.dtype)), v.shape) for g, v in zip(*group, strict=True)]
+        for group in zip(grads, variables, strict=True)
+    ]
+    record = kernels[0].method.state
+    read = [[record(*map(_read, slot)) for slot in group] for group in slots]
+    new_thetas, new_states, new_kept = _each_step(kernels, t, numbers, kept, thetas, given, read)
+    targets = variables, slots
+    for target, value in zip(_flat(targets), _flat((new_thetas, new_states)), strict=True):
+        target.assign(value)
+    return list(new_kept)
+
+
+def _read(slot: Any) -> Tensor | None:
+    return None if slot is None else tf.convert_to_tensor(slot)
+
+
+def _flat(structure: Any) -> list[Any]:
+    """What there is in nested lists and tuples, without None."""
+    return [x for x in tf.nest.flatten(structure) if x is not None]
+
+
+def _each_step(kernels: Sequence[_Kernel], *arguments: Any) -> Any:
+    """One step over tensors in groups, a kernel call for each: (thetas, states, kept)."""
+    if _use_xla:
+        return _each(_apart, kernels, *arguments)
+    each = functools.partial(_each, _as_it_is, kernels)
+    if tf.executing_eagerly():
+        return each(*arguments)
+    kept, thetas, _, states = arguments[2:]
+    return _outside(each, arguments, (thetas, states, kept))
+
+
+def _each(
+    run: Function,
+    kernels: Sequence[_Kernel],
+    t: Tensor,
+    numbers: Any,
+    kept: Any,
+    thetas: Any,
+    grads: Any,
+    states: Any,
+) -> tuple[list[list[Tensor]], list[list[Any]], list[dict[str, Tensor]]]:
+    """The parts of the kernels, in their order; `run` says how each is called."""
+    s = [run(k, "scalars", t, *n, p) for k, n, p in zip(kernels, numbers, kept, strict=True)]
+    calls = [
+        [(t, s[i], *tensors) for tensors in zip(*group, strict=True)]
+        for i, group in enumerate(zip(thetas, grads, states, strict=True))
+    ]
+    shared: list[tuple[Any, ...]] = [()] * len(kernels)
+    for n in range(len(kernels[0].method.passes)) if any(calls) else ():
+        sums = [
+            run(kernel, "partials", n, *call, *w)
+            for kernel, group, w in zip(kernels, calls, shared, strict=True)
+            for call in group
+        ]
+        total = run(kernels[0], "total", sums)
+        shared = [(run(k, "shared", n, total, s[i], *shared[i]),) for i, k in enumerate(kernels)]
+    made = [
+        [run(kernel, "step", *call, *w) for call in group]
+        for kernel, group, w in zip(kernels, calls, shared, strict=True)
+    ]
+    after = [{name: getattr(x, name) for name in p} for x, p in zip(s, kept, strict=True)]
+    return [[x for x, _ in group] for group in made], [[x for _, x in group] for group in made], after
+
+
+def _as_it_is(kernel: _Kernel, part: str, *arguments: Any) -> Any:
+    return getattr(kernel, part)(*arguments)
+
+
+def _apart(kernel: _Kernel, part: str, *arguments: Any) -> Any:
+    """A part of a kernel as an XLA function of its own, compiled once for all tensors of a shape."""
+    leaves = tf.nest.flatten(arguments)
+    kinds = tuple((x.dtype, *x.shape) if tf.is_tensor(x) else x for x in leaves)
+    return _compiled_part(kernel, part, kinds)(*arguments)
+
+
+@functools.cache
+def _compiled_part(kernel: _Kernel, part: str, kinds: Any) -> Any:
+    plain = functools.partial(_without_a_tape, kernel, part)
+    return tf.function(plain, autograph=False, jit_compile=True)
+
+
+def _without_a_tape(kernel: _Kernel, part: str, *arguments: Any) -> Any:
+    with _without_derivatives():
+        return _as_it_is(kernel, part, *arguments)
+
+
 @functools.lru_cache(maxsize=256)
-def _in_one_call(kernel: _Kernel, shapes: Any) -> Any:
-    """`_step` as a graph, for eager code: one call instead of ten a variable."""
-    return tf.function(functools.partial(_step, kernel), autograph=False)
+def _in_one_call(step: Function, kernels: Any, shapes: Any) -> Any:
+    """`_step` or `_step_each` as a graph, for eager code: one call instead of ten a variable."""
+    return tf.function(functools.partial(step, kernels), autograph=False)
 
 
 def _inside_xla() -> bool:
@@ -1145,8 +1371,11 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         with tf.init_scope():
             started = self.method.init(tf.cast(native, compute_dtype(native.dtype)), **init)
         path = _path(variable).replace("/", "_").replace(":", "_")
-        slots = []
+        slots: list[Any] = []
         for name, value in started._asdict().items():
+            if value is None:
+                slots.append(None)
+                continue
             with tf.distribute.get_strategy().extended.colocate_vars_with(native):
                 slot = self.add_variable(
                     shape=value.shape,
@@ -1212,12 +1441,26 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         for (name, kind), value in kept.items():
             self.assign(getattr(self, f"_state_{name}")[kind], value)
 
+    def _distributed_tf_update_step(self, distribution: Any, grads_and_vars: Any, learning_rate: Any) -> None:
+        """As Keras, one variable after the other, unless all of them have to be seen first."""
+        pairs = list(grads_and_vars)
+        if not self.method.passes or not pairs:
+            super()._distributed_tf_update_step(distribution, pairs, learning_rate)
+            return
+        grads, variables = ([*x] for x in zip(*pairs, strict=True))
+
+        def update(_: Any, grads: Any, variables: Any, learning_rate: Any) -> None:
+            self._advance(grads, variables, learning_rate)
+
+        given = grads, variables, learning_rate
+        distribution.extended.update(variables[0], update, args=given, group=False)
+
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable and its states."""
         self._advance([gradient], [variable], learning_rate)
 
     def _advance(self, grads: Any, variables: Any, learning_rate: Any) -> dict[tuple[str, str], Tensor]:
-        """One kernel call for all variables of one dtype. Returns the new states of step scope."""
+        """One step on all variables. Returns the new states of step scope."""
         t = tf.cast(tf.convert_to_tensor(self.iterations), tf.int64) + 1
         groups: dict[tuple[Any, bool], list[tuple[Any, Any]]] = {}
         for g, v in zip(grads, variables, strict=True):
@@ -1230,29 +1473,48 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         for kind in kept_by_kind:
             if kind not in present:  # the clock moves for these scalars, too
                 groups[tf.as_dtype(kind), True] = []
-        moved = {}
-        for (dtype, decays), pairs in groups.items():
-            kind = compute_dtype(dtype).name
-            hypers = self._hypers(learning_rate, decays)
-            moved[kind] = self._advance_group(dtype, pairs, hypers, t, kept_by_kind.get(kind, {}))
+        kinds = [compute_dtype(dtype).name for dtype, _ in groups]
+        kept = [kept_by_kind.get(kind, {}) for kind in kinds]
+        prepared = [
+            _prepared(self.method, dtype, self._hypers(learning_rate, decays)) for dtype, decays in groups
+        ]
+        advance = self._advance_joined if self.method.elementwise else self._advance_each
+        moved = dict(zip(kinds, advance(t, prepared, kept, [*groups.values()]), strict=True))
         return {(name, kind): new for kind, news in moved.items() for name, new in news.items()}
 
-    def _advance_group(
-        self, dtype: Any, pairs: Sequence[Any], hypers: Mapping[str, Any], t: Tensor, kept: Any
-    ) -> Any:
-        kernel, numbers = _prepared(self.method, dtype, hypers)
+    def _advance_joined(self, t: Tensor, prepared: Any, kept: Any, groups: Any) -> list[Any]:
+        """One kernel call for all variables of a group."""
+        method, moved = self.method, []
+        for (kernel, given), old, pairs in zip(prepared, kept, groups, strict=True):
+            if not pairs:
+                none = tf.zeros([0], kernel.dtype)
+                empty = none, none, method.state(*[none] * len(method.state._fields))
+                moved.append(_flat_step(kernel, t, *given, old, *empty)[2])
+                continue
+            grads = [g for g, _ in pairs]
+            variables = [_native(v) for _, v in pairs]
+            slots = [[_native(self._slot(name, v)) for _, v in pairs] for name in method.state._fields]
+            step = self._called(_step, kernel, tuple(tuple(v.shape) for v in variables))
+            moved.append(step(t, given, old, variables, grads, slots))
+        return moved
+
+    def _advance_each(self, t: Tensor, prepared: Any, kept: Any, groups: Any) -> Any:
+        """A kernel call for each variable, after what is computed over all of them."""
+        if not groups:
+            return []
+        kernels, numbers = (tuple(x) for x in zip(*prepared, strict=True))
         fields = self.method.state._fields
-        if not pairs:
-            none = tf.zeros([0], dtype)
-            empty = none, none, self.method.state(*[none] * len(fields))
-            return _flat_step(kernel, t, *numbers, kept, *empty)[2]
-        grads = [g for g, _ in pairs]
-        variables = [_native(v) for _, v in pairs]
-        slots = [[_native(self._slot(name, v)) for _, v in pairs] for name in fields]
-        step: Function = functools.partial(_step, kernel)
-        if tf.executing_eagerly() and _use_xla and not tf.distribute.has_strategy():
-            step = _in_one_call(kernel, tuple(tuple(v.shape) for v in variables))
+        grads = [[g for g, _ in pairs] for pairs in groups]
+        variables = [[_native(v) for _, v in pairs] for pairs in groups]
+        slots = [[[_native(self._slot(k, v)) for k in fields] for _, v in pairs] for pairs in groups]
+        shapes = tuple(tuple(tuple(v.shape) for v in group) for group in variables)
+        step = self._called(_step_each, kernels, shapes)
         return step(t, numbers, kept, variables, grads, slots)
+
+    def _called(self, step: Function, kernels: Any, shapes: Any) -> Function:
+        if tf.executing_eagerly() and _use_xla and not tf.distribute.has_strategy():
+            return cast(Function, _in_one_call(step, kernels, shapes))
+        return functools.partial(step, kernels)
 
     def _slot(self, name: str, variable: Any) -> Any:
         return getattr(self, f"_state_{name}")[self._get_variable_index(variable)]
@@ -1525,6 +1787,58 @@ def _transformed_flat(kernel: _Kernel, ints: Tensor) -> Function:
     return value
 
 
+def _transformed_joined(calls: Sequence[Any]) -> list[list[Tensor]]:
+    """Gradients in groups, those of a group joined."""
+    made = []
+    for kernel, (floats, ints), thetas, gs in calls:
+        g = _joined(gs)
+        theta = g if thetas is gs else _joined(thetas)
+        u = _transformed_flat(kernel, ints)(floats, theta, g)
+        made.append(_parted(u, [g.shape for g in gs]))
+    return made
+
+
+def _transformed_each(calls: Sequence[Any]) -> list[list[Tensor]]:
+    """Gradients in groups, a kernel call for each; differentiated as those of `_transformed_flat`."""
+    if not calls:
+        return []
+    kernels, (numbers, *_), *tensors = (list(x) for x in zip(*calls, strict=True))
+    floats, ints = numbers  # the kernels differ in their dtype, the numbers do not
+    like = floats, *tensors
+    none: list[dict[str, Tensor]] = [{} for _ in kernels]
+    states = [[kernels[0].method.state() for _ in group] for group in tensors[0]]
+
+    def made(each: Function, values: Sequence[Tensor]) -> list[Tensor]:
+        floats, thetas, gs = tf.nest.pack_sequence_as(like, values)
+        t, numbers = _opaque()[0] + 1, [(floats, ints) for _ in kernels]
+        us: list[Tensor] = tf.nest.flatten(each(kernels, t, numbers, none, thetas, gs, states)[0])
+        return us
+
+    @_with_gradient
+    def value(*given: Tensor) -> tuple[list[Tensor], Function]:
+        def gradient(*d: Tensor) -> Any:
+            at = [tf.identity(x) for x in given]
+            with tf.GradientTape() as tape:
+                tape.watch(at)
+                us = made(functools.partial(_each, _as_it_is), at)
+            return tape.gradient(us, at, list(d))
+
+        return made(_each_step, given), gradient
+
+    packed: list[list[Tensor]] = tf.nest.pack_sequence_as(tensors[1], value(*tf.nest.flatten(like)))
+    return packed
+
+
+def _sized(owner: str, i: int, g: Tensor, like: Any) -> Tensor:
+    """A gradient of known shape; refused where a trace does not know it."""
+    if like.shape.is_fully_defined():
+        return g if g.shape.is_fully_defined() else tf.ensure_shape(g, like.shape)
+    raise ValueError(
+        f"{owner}: gradient {i} has the shape {like.shape} where a tf.function is traced, and sums "
+        "depend on sizes. Pass tf.ensure_shape(g, shape)."
+    )
+
+
 @_as_written
 def transformed(
     owner: str,
@@ -1551,14 +1865,18 @@ def transformed(
             grads[i] = _dense(owner, g, at[i])
         else:
             grads[i] = tf.convert_to_tensor(g)
+        if not method.elementwise:
+            grads[i] = _sized(owner, i, grads[i], _native(at[i] if params is not None else grads[i]))
         compute = compute_dtype(grads[i].dtype if params is None else _native(at[i]).dtype)
         groups.setdefault((grads[i].dtype, compute), []).append(i)
-    for (dtype, compute), members in groups.items():
-        g = _joined([tf.cast(grads[i], compute) for i in members])
-        theta = g if params is None else _joined([tf.cast(_native(at[i]), compute) for i in members])
-        kernel, (floats, ints) = _prepared(method, compute, hypers)
-        u = _transformed_flat(kernel, ints)(floats, theta, g)
-        u = u if compute == tf.float64 and dtype == tf.float64 else stored(tf.cast(u, tf.float32), dtype)
-        for i, part in zip(members, _parted(u, [grads[i].shape for i in members]), strict=True):
-            grads[i] = part
+    calls = []
+    for (_, compute), members in groups.items():
+        gs = [tf.cast(grads[i], compute) for i in members]
+        thetas = gs if params is None else [tf.cast(_native(at[i]), compute) for i in members]
+        calls.append((*_prepared(method, compute, hypers), thetas, gs))
+    transform = _transformed_joined if method.elementwise else _transformed_each
+    for ((dtype, _), members), us in zip(groups.items(), transform(calls), strict=True):
+        for i, u in zip(members, us, strict=True):
+            wide = u.dtype == tf.float64 and dtype == tf.float64
+            grads[i] = u if wide else stored(tf.cast(u, tf.float32), dtype)
     return grads

@@ -22,6 +22,7 @@ if __name__ == "torch":
 _WHERE = {
     "AdaBelief": "optimizers.adabelief",
     "Adadelta": "optimizers.adadelta",
+    "Adafactor": "optimizers.adafactor",
     "Adagrad": "optimizers.adagrad",
     "Adam": "optimizers.adam",
     "Adamax": "optimizers.adamax",
@@ -29,12 +30,16 @@ _WHERE = {
     "Adan": "optimizers.adan",
     "AMSGrad": "optimizers.amsgrad",
     "HeavyBall": "optimizers.heavy_ball",
+    "LAMB": "optimizers.lamb",
+    "LARS": "optimizers.lars",
     "Lion": "optimizers.lion",
     "Momentum": "optimizers.momentum",
     "NAdam": "optimizers.nadam",
     "Nesterov": "optimizers.nesterov",
     "RAdam": "optimizers.radam",
     "RMSprop": "optimizers.rmsprop",
+    "ScheduleFreeAdamW": "optimizers.schedule_free_adamw",
+    "ScheduleFreeSGD": "optimizers.schedule_free_sgd",
     "SGD": "optimizers.sgd",
     "SGDL2": "optimizers.sgd_l2",
     "Signum": "optimizers.signum",
@@ -58,6 +63,8 @@ _WHERE = {
     "WarmupCosine": "schedules.warmup_cosine",
     "WarmupLinear": "schedules.warmup_linear",
     "WarmupStableDecay": "schedules.warmup_stable_decay",
+    "clip_by_global_norm": "transforms.clip_by_global_norm",
+    "clip_by_norm": "transforms.clip_by_norm",
     "clip_by_value": "transforms.clip_by_value",
     "decoupled_weight_decay": "transforms.decoupled_weight_decay",
     "weight_decay": "transforms.weight_decay",
@@ -65,6 +72,7 @@ _WHERE = {
 _BY_NAME = {
     "adabelief": "AdaBelief",
     "adadelta": "Adadelta",
+    "adafactor": "Adafactor",
     "adagrad": "Adagrad",
     "adam": "Adam",
     "adamax": "Adamax",
@@ -72,12 +80,16 @@ _BY_NAME = {
     "adan": "Adan",
     "amsgrad": "AMSGrad",
     "heavy_ball": "HeavyBall",
+    "lamb": "LAMB",
+    "lars": "LARS",
     "lion": "Lion",
     "momentum": "Momentum",
     "nadam": "NAdam",
     "nesterov": "Nesterov",
     "radam": "RAdam",
     "rmsprop": "RMSprop",
+    "schedule_free_adamw": "ScheduleFreeAdamW",
+    "schedule_free_sgd": "ScheduleFreeSGD",
     "sgd": "SGD",
     "sgd_l2": "SGDL2",
     "signum": "Signum",
@@ -101,6 +113,8 @@ _BY_NAME = {
     "warmup_cosine": "WarmupCosine",
     "warmup_linear": "WarmupLinear",
     "warmup_stable_decay": "WarmupStableDecay",
+    "clip_by_global_norm": "clip_by_global_norm",
+    "clip_by_norm": "clip_by_norm",
     "clip_by_value": "clip_by_value",
     "decoupled_weight_decay": "decoupled_weight_decay",
     "weight_decay": "weight_decay",
@@ -124,6 +138,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
     "amsgrad": {
         "betas": ("beta1", "beta2"),
     },
+    "lamb": {
+        "betas": ("beta1", "beta2"),
+    },
     "lion": {
         "betas": ("beta1", "beta2"),
     },
@@ -131,6 +148,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "betas": ("beta1", "beta2"),
     },
     "radam": {
+        "betas": ("beta1", "beta2"),
+    },
+    "schedule_free_adamw": {
         "betas": ("beta1", "beta2"),
     },
     "yogi": {
@@ -155,6 +175,11 @@ def names(kind: str | None = None) -> list[str]:
     return sorted(n for n, made in _BY_NAME.items() if kind in (None, _WHERE[made].split(".")[0]))
 
 
+def _plain(name: str) -> str:
+    """A name as everybody writes it: AdamW, adam-w and adam_w are one."""
+    return name.lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
 def create(name: str, *args: Any, **hypers: Any) -> Any:
     """Any algorithm by its spec's name and hyperparameters, the same on every backend.
 
@@ -165,11 +190,14 @@ def create(name: str, *args: Any, **hypers: Any) -> Any:
 
     Raises:
         ValueError: no algorithm has this name.
-        TypeError: the algorithm has no such hyperparameter.
+        TypeError: the name is no text, or the algorithm has no such hyperparameter.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"create takes the name of an algorithm first, as text, got {name!r}.")
     if name not in _BY_NAME:
-        close = difflib.get_close_matches(name, _BY_NAME, 1)
-        hint = f" Did you mean {close[0]!r}?" if close else f" There are {', '.join(names())}."
+        near = {_plain(word): n for n, made in _BY_NAME.items() for word in (made, n)}
+        close = difflib.get_close_matches(_plain(name), near, 1)
+        hint = f" Did you mean {near[close[0]]!r}?" if close else f" There are {', '.join(names())}."
         raise ValueError(f"no algorithm is called {name!r}.{hint}")
     made = __getattr__(_BY_NAME[name])
     for public, spec in _SPELLING.get(name, {}).items():

@@ -3,6 +3,7 @@ from typing import Any
 
 from .optimizers.adabelief import AdaBelief as AdaBelief
 from .optimizers.adadelta import Adadelta as Adadelta
+from .optimizers.adafactor import Adafactor as Adafactor
 from .optimizers.adagrad import Adagrad as Adagrad
 from .optimizers.adam import Adam as Adam
 from .optimizers.adamax import Adamax as Adamax
@@ -10,12 +11,16 @@ from .optimizers.adamw import AdamW as AdamW
 from .optimizers.adan import Adan as Adan
 from .optimizers.amsgrad import AMSGrad as AMSGrad
 from .optimizers.heavy_ball import HeavyBall as HeavyBall
+from .optimizers.lamb import LAMB as LAMB
+from .optimizers.lars import LARS as LARS
 from .optimizers.lion import Lion as Lion
 from .optimizers.momentum import Momentum as Momentum
 from .optimizers.nadam import NAdam as NAdam
 from .optimizers.nesterov import Nesterov as Nesterov
 from .optimizers.radam import RAdam as RAdam
 from .optimizers.rmsprop import RMSprop as RMSprop
+from .optimizers.schedule_free_adamw import ScheduleFreeAdamW as ScheduleFreeAdamW
+from .optimizers.schedule_free_sgd import ScheduleFreeSGD as ScheduleFreeSGD
 from .optimizers.sgd import SGD as SGD
 from .optimizers.sgd_l2 import SGDL2 as SGDL2
 from .optimizers.signum import Signum as Signum
@@ -39,6 +44,8 @@ from .schedules.warmup import Warmup as Warmup
 from .schedules.warmup_cosine import WarmupCosine as WarmupCosine
 from .schedules.warmup_linear import WarmupLinear as WarmupLinear
 from .schedules.warmup_stable_decay import WarmupStableDecay as WarmupStableDecay
+from .transforms.clip_by_global_norm import clip_by_global_norm as clip_by_global_norm
+from .transforms.clip_by_norm import clip_by_norm as clip_by_norm
 from .transforms.clip_by_value import clip_by_value as clip_by_value
 from .transforms.decoupled_weight_decay import decoupled_weight_decay as decoupled_weight_decay
 from .transforms.weight_decay import weight_decay as weight_decay

@@ -11,7 +11,7 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v_hat[t] = v[t] / (1 - beta2**t)
     theta[t] = theta[t-1] - lr * (m_hat[t] / (sqrt(v_hat[t]) + eps))
 
-States: m, v; 8 bytes a parameter (float32 and below), 16 in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Kingma & Ba, ICLR 2015, Algorithm 1. arXiv:1412.6980
 Note: eps is added to the corrected root, as in torch and optax; keras adds it (1e-7) before the

@@ -8,7 +8,7 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = mu * v[t-1] + g[t]
     theta[t] = theta[t-1] - lr * v[t]
 
-State: v; 4 bytes a parameter (float32 and below), 8 in float64.
+State: v; 4 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Polyak, Some methods of speeding up the convergence of iteration methods, 1964.
 Note: lr stands outside the velocity, as in torch's SGD and optax's sgd; in keras and in
@@ -23,7 +23,13 @@ import jax.numpy as jnp
 
 from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, rounded
 
-__all__ = ["heavy_ball", "heavy_ball_init", "heavy_ball_scalars", "heavy_ball_step", "heavy_ball_update"]
+__all__ = [
+    "heavy_ball",
+    "heavy_ball_init",
+    "heavy_ball_scalars",
+    "heavy_ball_step",
+    "heavy_ball_update",
+]
 
 
 class HeavyBallScalars(NamedTuple):

@@ -8,7 +8,7 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = v[t-1] + g[t]**2
     theta[t] = theta[t-1] - lr * (g[t] / (sqrt(v[t]) + eps))
 
-State: v; 4 bytes a parameter (float32 and below), 8 in float64.
+State: v; 4 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Duchi, Hazan & Singer, JMLR 12:2121-2159, 2011, diagonal form.
 Note: v starts at 0 and eps stands outside the root, as in torch; optax and keras start at 0.1

@@ -9,7 +9,7 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     u_inf[t] = maximum(beta2 * u_inf[t-1], abs(g[t]))
     theta[t] = theta[t-1] - lr / (1 - beta1**t) * (m[t] / (u_inf[t] + eps))
 
-States: m, u_inf; 8 bytes a parameter (float32 and below), 16 in float64.
+States: m, u_inf; 8 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Kingma & Ba, ICLR 2015, section 7.1, Algorithm 2. arXiv:1412.6980
 Note: eps is added to the norm against 0/0, as in keras (1e-7); torch and optax add it to the

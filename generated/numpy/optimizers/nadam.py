@@ -16,7 +16,7 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
         Pi[t])
     theta[t] = theta[t-1] - lr * (m_bar[t] / (sqrt(v_hat[t]) + eps))
 
-States: m, v; 8 bytes a parameter (float32 and below), 16 in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Dozat, Incorporating Nesterov Momentum into Adam, Stanford CS229 report, 2015, Algorithm
     8; in short, ICLR 2016 workshop.

@@ -17,7 +17,7 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     step[t] = lr * r[t] * (m_hat[t] / (sqrt(v_hat[t]) + eps))
     theta[t] = theta[t-1] - where(rho[t] > 4, step[t], lr * m_hat[t])
 
-States: m, v; 8 bytes a parameter (float32 and below), 16 in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Liu et al., ICLR 2020, Algorithm 2. arXiv:1908.03265
 Note: rectified where rho > 4, as in the source; torch wants rho > 5 and optax rho >= 5, so with

@@ -10,7 +10,7 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = v[t-1] - (1 - beta2) * sign(v[t-1] - g[t]**2) * g[t]**2
     theta[t] = theta[t-1] - lr * (m[t] / (sqrt(v[t]) + eps))
 
-States: m, v; 8 bytes a parameter (float32 and below), 16 in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Zaheer, Reddi, Sachan, Kale & Kumar, NeurIPS 2018, Algorithm 2.
 Note: no bias correction, as in the source; optax corrects both moments and starts m, too, at

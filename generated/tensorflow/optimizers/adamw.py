@@ -12,7 +12,7 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     theta[t] = theta[t-1] - lr * (m_hat[t] / (sqrt(v_hat[t]) + eps) + weight_decay *
         theta[t-1])
 
-States: m, v; 8 bytes a parameter (float32 and below), 16 in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Loshchilov & Hutter, ICLR 2019, Algorithm 2. arXiv:1711.05101
 Note: the decay is multiplied by lr, as in torch, optax and keras; in the source only by the

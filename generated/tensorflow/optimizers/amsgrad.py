@@ -12,7 +12,7 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     w[t] = maximum(w[t-1], v_hat[t])
     theta[t] = theta[t-1] - lr * (m_hat[t] / (sqrt(w[t]) + eps))
 
-States: m, v, w; 12 bytes a parameter (float32 and below), 24 in float64.
+States: m, v, w; 12 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Reddi, Kale & Kumar, ICLR 2018, Algorithm 2. arXiv:1904.09237
 Note: moments are bias-corrected and w is the maximum of the corrected v, as in optax; torch and

@@ -9,7 +9,7 @@ For t = 1, 2, ..., with g[t] the gradient at the point that the parameters hold,
     v[t] = beta * v[t-1] + lr * g[t]
     theta[t] = theta[t-1] - v[t]
 
-States: v, theta; 8 bytes a parameter (float32 and below), 16 in float64.
+States: v, theta; 8 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Sutskever, Martens, Dahl & Hinton, ICML 2013, equations 3 and 4 (v with the other sign).
 Note: compute the gradient at the look-ahead point, evaluate the model at theta; the two are

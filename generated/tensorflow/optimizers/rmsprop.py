@@ -8,7 +8,7 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = gamma * v[t-1] + (1 - gamma) * g[t]**2
     theta[t] = theta[t-1] - lr * (g[t] / sqrt(v[t] + eps))
 
-State: v; 4 bytes a parameter (float32 and below), 8 in float64.
+State: v; 4 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Tieleman & Hinton, Neural Networks for Machine Learning, lecture 6.5, Coursera 2012.
 Note: eps stands inside the root, as in optax and keras (eps 1e-7); torch adds it outside.

@@ -21,7 +21,11 @@ from typing import Any, NamedTuple
 
 from ..runtime import Method, NonNegative, Scalar, Tensor, rounded, transformed
 
-__all__ = ["decoupled_weight_decay", "decoupled_weight_decay_scalars", "decoupled_weight_decay_step"]
+__all__ = [
+    "decoupled_weight_decay",
+    "decoupled_weight_decay_scalars",
+    "decoupled_weight_decay_step",
+]
 
 
 class DecoupledWeightDecayScalars(NamedTuple):

@@ -11,7 +11,7 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v_hat[t] = v[t] / (1 - beta2**t)
     theta[t] = theta[t-1] - lr * (m_hat[t] / (sqrt(v_hat[t]) + eps))
 
-States: m, v; 8 bytes a parameter (float32 and below), 16 in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Zhuang et al., NeurIPS 2020, Algorithm 2, from version 2 on. arXiv:2010.07468
 Note: eps is added twice, into the stored v in every step and to its root, as in the source;

@@ -10,7 +10,7 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     a[t] = rho * a[t-1] + (1 - rho) * delta[t]**2
     theta[t] = theta[t-1] - lr * delta[t]
 
-States: v, a; 8 bytes a parameter (float32 and below), 16 in float64.
+States: v, a; 8 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Zeiler, 2012, Algorithm 1. arXiv:1212.5701
 Note: the source has no lr, that is lr = 1, as in torch; keras' default is 1e-3 and rho 0.95.

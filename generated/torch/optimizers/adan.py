@@ -16,7 +16,7 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     theta[t] = (theta[t-1] - lr * ((m_hat[t] + beta2 * v_hat[t]) / (sqrt(w_hat[t]) + eps)))
         / (1 + lr * weight_decay)
 
-States: g, m, v, w; 16 bytes a parameter (float32 and below), 32 in float64.
+States: g, m, v, w; 16 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Xie, Zhou, Li, Lin & Yan, IEEE TPAMI 2024, Algorithm 1. arXiv:2208.06677
 Note: betas are decays, as everywhere here; those of the source are 1 minus these.

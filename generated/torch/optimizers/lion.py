@@ -9,7 +9,7 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
         theta[t-1])
     m[t] = beta2 * m[t-1] + (1 - beta2) * g[t]
 
-State: m; 4 bytes a parameter (float32 and below), 8 in float64.
+State: m; 4 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Chen et al., NeurIPS 2023, Algorithm 2. arXiv:2302.06675
 Note: weight_decay is 0 here and 1e-3 in optax; keras' default lr is 1e-3.

@@ -8,7 +8,7 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = beta * v[t-1] + (1 - beta) * g[t]
     theta[t] = theta[t-1] - lr * v[t]
 
-State: v; 4 bytes a parameter (float32 and below), 8 in float64.
+State: v; 4 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Polyak, 1964, in the averaged form of Liu, Gao & Yin, NeurIPS 2020. arXiv:2007.07989
 Note: v is an average, so steps are 1 - beta times those of heavy_ball, torch, optax and keras

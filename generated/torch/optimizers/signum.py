@@ -8,7 +8,7 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     m[t] = beta * m[t-1] + (1 - beta) * g[t]
     theta[t] = theta[t-1] - lr * sign(m[t])
 
-State: m; 4 bytes a parameter (float32 and below), 8 in float64.
+State: m; 4 bytes a parameter (float32 and below), twice that in float64.
 
 Source: Bernstein, Wang, Azizzadenesheli & Anandkumar, ICML 2018, Algorithm 2. arXiv:1802.04434
 Note: the same as optax's signum; where the average is 0 the parameter stays.

@@ -22,7 +22,11 @@ from torch import Tensor
 
 from ..runtime import Method, NonNegative, Scalar, Tree, transformed
 
-__all__ = ["decoupled_weight_decay", "decoupled_weight_decay_scalars", "decoupled_weight_decay_step"]
+__all__ = [
+    "decoupled_weight_decay",
+    "decoupled_weight_decay_scalars",
+    "decoupled_weight_decay_step",
+]
 
 
 class DecoupledWeightDecayScalars(NamedTuple):

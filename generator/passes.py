@@ -1,0 +1,122 @@
+"""Cuts a program at its sums over all parameters.
+
+In: a lowered program whose step holds `global_sum`. Out: the program with passes before the step.
+Must not know: how anything is computed.
+
+Each `global_sum` has a level: one more than those that it depends on. Pass k computes, a parameter,
+what the sums of level k are of, and then, once, what follows from the totals alone. The step that
+remains reads the results as `w.name`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from generator.ir import Branch, Lowered, Operand, Pass, Step, Value
+
+
+class Unsplit(Exception):
+    """What a program needs that cannot be cut."""
+
+
+def split(lowered: Lowered) -> Lowered:
+    """The program with a pass for each level of its sums over all parameters."""
+    for v in lowered.step:
+        if isinstance(v, Branch) and any(_is_sum(x) for x in _inside(v)):
+            raise Unsplit("a sum over all parameters inside a `case`")
+    if not any(_is_sum(v) for v in lowered.step):
+        return lowered
+    level: dict[str, int] = {}
+    shared: dict[str, Value] = {}  # what is the same for all parameters
+    for v in lowered.step:
+        below = [level.get(a, 0) for a in _read(v)]
+        for name in _made(v):
+            level[name] = max(below, default=0) + _is_sum(v)
+        if isinstance(v, Value):
+            tensors = [a for a in v.args if isinstance(a, str) and not a.startswith("s.")]
+            if _is_sum(v) or (tensors and all(a in shared for a in tensors)):
+                shared[v.name] = v
+    results = {str(lowered.result), *(str(o) for _, o in lowered.new_states)}
+    own = [v for v in lowered.step if not isinstance(v, Value) or v.name not in shared]
+    seen = {name: f"w.{name}" for name in shared}
+    passes = []
+    for k in range(1, max(level[name] for name in shared) + 1):
+        sums = [v for v in shared.values() if _is_sum(v) and level[v.name] == k]
+        values = [v for v in shared.values() if not _is_sum(v) and level[v.name] == k]
+        partials = _needed(own, [a for v in sums for a in v.args if isinstance(a, str)])
+        totals = {v.name: f"total.{v.args[0]}" for v in sums}
+        here = {**totals, **{v.name: v.name for v in values}}
+        names = {n: here.get(n, seen[n]) for n in shared}
+        used = {a for v in own for a in _read(v)} | results
+        used |= {a for v in shared.values() if level[v.name] > k for a in v.args if isinstance(a, str)}
+        passes.append(
+            Pass(
+                partials=tuple(_renamed(v, seen) for v in partials),
+                sums=tuple((str(v.args[0]), v.args[0]) for v in sums),
+                values=tuple(replace(_value(_renamed(v, names)), name=v.name) for v in values),
+                exports=tuple((n, here[n]) for n in here if n in used),
+            )
+        )
+    step = tuple(_renamed(v, seen) for v in _needed(own, list(results)))
+    states = tuple((s, seen.get(str(o), o)) for s, o in lowered.new_states)
+    return replace(lowered, step=step, passes=tuple(passes), new_states=states, delta=_delta(lowered, seen))
+
+
+def _is_sum(v: Step) -> bool:
+    return isinstance(v, Value) and v.op == "global_sum"
+
+
+def _inside(v: Step) -> Iterable[Step]:
+    yield v
+    if isinstance(v, Branch):
+        for x in (*v.body, *v.otherwise):
+            yield from _inside(x)
+
+
+def _read(v: Step) -> list[str]:
+    if isinstance(v, Value):
+        return [a for a in v.args if isinstance(a, str)]
+    ends = [e for _, *both in v.carried for e in both if isinstance(e, str)]
+    inner = [a for x in (*v.body, *v.otherwise) for a in _read(x)]
+    return [*([v.condition] if isinstance(v.condition, str) else []), *inner, *ends]
+
+
+def _made(v: Step) -> list[str]:
+    return [v.name] if isinstance(v, Value) else [name for name, _, _ in v.carried]
+
+
+def _needed(values: list[Step], wanted: list[str]) -> list[Step]:
+    """The values from which the wanted ones follow, in their order."""
+    need, kept = set(wanted), []
+    for v in reversed(values):
+        if need & set(_made(v)):
+            kept.append(v)
+            need.update(_read(v))
+    return kept[::-1]
+
+
+def _renamed(v: Step, names: Mapping[str, str]) -> Step:
+    def of(o: Operand) -> Operand:
+        return names.get(o, o) if isinstance(o, str) else o
+
+    if isinstance(v, Value):
+        return replace(v, args=tuple(of(a) for a in v.args))
+    return Branch(
+        of(v.condition),
+        tuple(_renamed(x, names) for x in v.body),
+        tuple(_renamed(x, names) for x in v.otherwise),
+        tuple((name, a and of(a), b and of(b)) for name, a, b in v.carried),
+    )
+
+
+def _value(v: Step) -> Value:
+    assert isinstance(v, Value)
+    return v
+
+
+def _delta(lowered: Lowered, seen: Mapping[str, str]) -> tuple[str, Operand] | None:
+    if lowered.delta is None:
+        return None
+    op, value = lowered.delta
+    return op, seen.get(value, value) if isinstance(value, str) else value

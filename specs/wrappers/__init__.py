@@ -1,0 +1,1 @@
+"""Transforms: each defines u[t], which takes the place of the gradient or update g[t]."""
