@@ -24,7 +24,12 @@ def blocks() -> dict[str, str]:
     """Every marked block by its name."""
     spec = (ROOT / "specs/optimizers/adamw.py").read_text()
     torch = (ROOT / "generated/torch/optimizers/adamw.py").read_text()
-    made = {"spec": _code(_brief(spec)), "kernel": _code(_function(torch, "adamw_step"))}
+    other = (ROOT / "specs/optimizers/adafactor.py").read_text()
+    made = {
+        "spec": _code(_brief(spec)),
+        "kernel": _code(_function(torch, "adamw_step")),
+        "adafactor": _code(_brief(other)),
+    }
     measured = ROOT / "docs/verify.json"
     if measured.exists():
         report = json.loads(measured.read_text())
