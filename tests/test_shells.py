@@ -349,13 +349,21 @@ def test_numpy_refuses_a_state_dict_that_does_not_fit():
     nesterov.step(GRADS[0])
     for wrong, words in [
         (other.state_dict(), ["w", "(3,)", "(4, 3)"]),
-        (nesterov.state_dict(), ["other entries", "theta"]),
+        (nesterov.state_dict(), ["expected is", "theta", "Another optimizer saved it"]),
+        ({}, ["not what state_dict() gave"]),
+        (None, ["not what state_dict() gave"]),
         (AdamW([np.zeros(3)]).state_dict(), ["other parameters", "[0]"]),
     ]:
         with pytest.raises(ValueError) as caught:
             optimizer.load_state_dict(wrong)
         assert all(word in str(caught.value) for word in words), str(caught.value)
         assert (frozen(optimizer.state_dict()), frozen(params)) == before
+
+
+@pytest.mark.parametrize("n", [-1, 1.5, "a", None])
+def test_numpy_schedules_count_from_0(n):
+    with pytest.raises(ValueError, match="Cosine: n must be an integer, 0 or more"):
+        Cosine(0.1, total=5)(n)
 
 
 def test_numpy_evaluates_at_another_point_without_a_trace():
@@ -582,6 +590,16 @@ def test_torch_refuses_a_state_dict_that_does_not_fit():
             optimizer.load_state_dict(wrong)
         assert all(word in str(caught.value) for word in words), str(caught.value)
         assert (frozen(params), torch_frozen(optimizer)) == before
+    few = made.Lion(torch_params().values())  # its states are among AdamW's
+    with pytest.raises(ValueError, match="Another optimizer saved it"):
+        few.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan")])
+def test_torch_checks_rates_that_are_tensors(value):
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ValueError, match="lr must be a number in"):
+        package("torch").AdamW(torch_params().values(), lr=torch.tensor(value))
 
 
 def test_torch_schedules_of_ours_drive_optimizers_of_torch():
@@ -711,6 +729,9 @@ def test_jax_refuses_parameters_and_states_that_do_not_fit():
     params = jax_tree(START)
     with pytest.raises(ValueError, match=r"adamw: the state belongs to other parameters.*init"):
         optimizer.step(params, params, optimizer.init({"w": jnp.ones(3), "b": jnp.ones(3)}))
+    for other in (package("jax").lion().init(params), None):
+        with pytest.raises(TypeError, match="adamw: the state is not of this optimizer"):
+            optimizer.step(params, params, other)
 
 
 def test_jax_chains_with_optax():

@@ -797,6 +797,10 @@ class _Shell:
     def slots(self, state: State, structure: Any, arrays: list[Any]) -> list[Any]:
         """The states of each parameter."""
         method = self.method
+        if getattr(getattr(state, "tensors", None), "_fields", None) != method.state._fields:
+            raise TypeError(
+                f"{method.name}: the state is not of this optimizer. Pass what init or the last step gave."
+            )
         try:
             columns = [structure.flatten_up_to(tree) for tree in state.tensors]
         except ValueError:

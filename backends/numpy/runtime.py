@@ -433,6 +433,8 @@ class Optimizer:
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`; refused, with nothing changed, where it does not fit."""
+        if not isinstance(saved, Mapping) or not {"steps", "state"} <= saved.keys():
+            raise ValueError(f"{self.name}: this is not what state_dict() gave. Pass that.")
         if set(saved["state"]) != set(self.state):
             odd = sorted(set(saved["state"]) ^ set(self.state))
             raise ValueError(f"{self.name}: the saved state has other parameters: {', '.join(odd)}.")
@@ -441,9 +443,14 @@ class Optimizer:
             fitting = _there(self.method.init(p, **dict.fromkeys(self.method.init_hypers, 0.0)))
             wanted = {"step", *self.method.scalar_states, *fitting}
             if slot and set(slot) != wanted:
-                odd = sorted(set(slot) ^ wanted)
-                raise ValueError(f"{self.name}: state {path} has other entries: {', '.join(odd)}.")
+                has, needs = (", ".join(sorted(names)) for names in (slot, wanted))
+                raise ValueError(
+                    f"{self.name}: the saved state of {path or 'the parameter'} has {has}; expected is "
+                    f"{needs}. Another optimizer saved it."
+                )
             for name, value in slot.items():
+                if np.asarray(value).dtype.kind not in "fiu" and not _floating(np.asarray(value).dtype):
+                    raise TypeError(f"{self.name}: the saved {name} of {path} is {value!r}, no number.")
                 shape = np.shape(fitting.get(name, value))
                 if np.shape(value) != shape:
                     raise ValueError(
@@ -487,6 +494,8 @@ class Schedule:
 
     def __call__(self, n: int) -> float:
         """The learning rate after n finished steps."""
+        if not isinstance(n, (int, np.integer)) or n < 0:
+            raise ValueError(f"{type(self).__name__}: n must be an integer, 0 or more, got {n!r}.")
         with np.errstate(all="ignore"):
             return float(type(self).__dict__["function"](int(n), **self._hypers))
 

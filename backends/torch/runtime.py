@@ -464,6 +464,8 @@ def _checked(owner: str, name: str, domain: Domain, value: Any) -> Any:
                 f"{owner}: {name} must be {domain.phrase}, got a tensor of shape "
                 f"{tuple(value.shape)} and dtype {value.dtype}. A tensor must hold one float."
             )
+        if value.device.type == "cpu" and not torch.compiler.is_compiling():
+            domain.check(owner, name, float(value.detach()))  # elsewhere looking would wait
         return value
     if isinstance(value, (LRScheduler, Unbound)) and domain.kind == "float":
         raise TypeError(
@@ -969,7 +971,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         method = self.method
         start = method.init(computed(p.detach()).to("meta"), **self._for_init(hypers))
         wanted = {"step", *method.scalar_states, *_there(start)}
-        if not wanted <= entries.keys():
+        if wanted != entries.keys() - {_TRAINING}:
             raise ValueError(
                 f"{self._name}: the checkpoint has {', '.join(sorted(entries))} for {called}; "
                 f"expected are {', '.join(sorted(wanted))}. Another optimizer saved it."
