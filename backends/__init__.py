@@ -58,6 +58,7 @@ WIDEST: Table = {
     **{op: f"torch.{op}" for op in ("sqrt", "abs", "floor", "where")},
     **{op: op for op in ("sign", "minimum", "maximum")},
     "not": "torch.logical_not",
+    "fill": "full_like",
 }
 
 

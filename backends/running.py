@@ -6,6 +6,7 @@ framework. A backend's `runner` module offers
     trajectory(run: Run, mode: str) -> Outcome      the generated shell, as its users run it
     kernels(modules, mode, inputs) -> list          many generated kernels in one compiled function
     POLICY: Policy                                  where its ecosystem's contract differs
+    forget() -> None                                optional: lets go of what was compiled
 """
 
 from __future__ import annotations

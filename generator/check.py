@@ -310,7 +310,8 @@ class _Checker(Inference):
             taken.add("power")
         inner = (e for s in ir.statements(p.body) for x in ir.expressions(s) for e in ir.walk(x))
         if any(is_call(e, *ir.GLOBAL) for e in inner):
-            taken |= {"w", "total", f"{p.class_name}Sums", f"{p.class_name}Shared"}
+            taken |= {"shared", f"{p.class_name}Sums", f"{p.class_name}Shared"}
+            taken |= {n for n in ("total",) if n in self.info and self.info[n].scope == "global"}
         used = {**{h.name: h.line for h in p.parameters}, **self.assigned}
         for name in sorted(taken & set(used)):
             what = f"generated code needs the name {name} for this {kind}. Choose another name."

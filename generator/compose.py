@@ -136,16 +136,6 @@ def _after(program: ir.Program, transform: ir.Program) -> ir.Program:
 
 def _wrapped(wrapper: ir.Program, program: ir.Program) -> ir.Program:
     """The wrapper with the program's equations where it asks for an update."""
-    body: list[ir.Statement] = []
-    for s in wrapper.body:
-        if isinstance(s, ir.Assign) and isinstance(s.value, ir.Call) and s.value.op == "update":
-            if s.value.args[0] != ir.Ref("g"):
-                raise SpecError(
-                    wrapper.file, s.line, "a chain gives update(...) the gradient itself. Write update(g[t])."
-                )
-            body += _statements(program.body, {"theta": s.target}, now_only=True)
-        else:
-            body.append(s)
     if wrapper.evaluate is not None and program.evaluate is not None:
         raise SpecError(
             wrapper.file,
@@ -155,20 +145,72 @@ def _wrapped(wrapper: ir.Program, program: ir.Program) -> ir.Program:
     return replace(
         program,
         parameters=(*program.parameters, *wrapper.parameters),
-        body=tuple(body),
+        body=_spliced(wrapper, wrapper.body, program, None),
         requires=(*program.requires, *wrapper.requires),
         evaluate=wrapper.evaluate if program.evaluate is None else program.evaluate,
     )
 
 
+def _spliced(
+    wrapper: ir.Program,
+    body: Sequence[ir.Statement],
+    program: ir.Program,
+    clock: ir.Expr | None,
+) -> tuple[ir.Statement, ...]:
+    """Statements of the wrapper with the program's in them; `clock` counts the times they happen."""
+    made: list[ir.Statement] = []
+    for s in body:
+        if isinstance(s, ir.When):
+            inside = _spliced(wrapper, s.body, program, _times(s.condition))
+            made.append(replace(s, body=inside))
+        elif isinstance(s, ir.Assign) and isinstance(s.value, ir.Call) and s.value.op == "update":
+            names = {"theta": s.target}
+            given = s.value.args[0]
+            if given != ir.Ref("g"):
+                if any(isinstance(x, ir.Assign) and x.target == "g" for x in program.body):
+                    what = f"{program.name} takes its gradient at another point than {wrapper.name} knows."
+                    raise SpecError(wrapper.file, s.line, f"{what} Wrap another optimizer.")
+                if any(isinstance(x, ir.Start) and x.target == "g" for x in program.body):
+                    what = f"{program.name} keeps the gradient, which {wrapper.name} would replace."
+                    raise SpecError(wrapper.file, s.line, f"{what} Wrap another optimizer.")
+                names["g"] = f"{wrapper.name}_g"
+                made.append(ir.Assign(names["g"], given, s.line))
+            inner = _statements(program.body, names, now_only=True)
+            if clock is None and _is_inside(wrapper, s):
+                what = "update(...) happens every k steps in a chain: with when(equal(t % k, 0))."
+                raise SpecError(wrapper.file, s.line, f"{what} Write the region so.")
+            made += inner if clock is None else _statements(inner, {}, clock=clock)
+        else:
+            made.append(s)
+    return tuple(made)
+
+
+def _is_inside(wrapper: ir.Program, s: ir.Statement) -> bool:
+    return all(x is not s for x in wrapper.body)
+
+
+def _times(condition: ir.Expr) -> ir.Expr | None:
+    """How often t % k = 0 has been so: t // k."""
+    match condition:
+        case ir.Call("eq", (ir.Call("mod", (ir.Clock("t"), k), _), ir.Number(0)), _):
+            return ir.Call("floor", (ir.Call("div", (ir.Clock("t"), k)),))
+    return None
+
+
 def _statements(
-    body: Sequence[ir.Statement], names: Mapping[str, str], now_only: bool = False
+    body: Sequence[ir.Statement],
+    names: Mapping[str, str],
+    now_only: bool = False,
+    clock: ir.Expr | None = None,
 ) -> tuple[ir.Statement, ...]:
     """Statements with other names; `now_only` leaves what a name was a step before."""
     made: list[ir.Statement] = []
 
     def expr(e: ir.Expr) -> ir.Expr:
-        return _expr(e, names, now_only)
+        return _expr(e, names, now_only, clock)
+
+    def block(body: Sequence[ir.Statement]) -> tuple[ir.Statement, ...]:
+        return _statements(body, names, now_only, clock)
 
     for s in body:
         match s:
@@ -177,26 +219,30 @@ def _statements(
             case ir.Assign(target, value):
                 made.append(replace(s, target=names.get(target, target), value=expr(value)))
             case ir.Loop(index, count, inner):
-                inside = _statements(inner, names, now_only)
-                made.append(replace(s, index=names.get(index, index), count=expr(count), body=inside))
+                index = names.get(index, index)
+                made.append(replace(s, index=index, count=expr(count), body=block(inner)))
             case ir.When(condition, inner, other):
-                inside, outside = (_statements(b, names, now_only) for b in (inner, other))
-                made.append(replace(s, condition=expr(condition), body=inside, otherwise=outside))
+                condition = expr(condition)
+                made.append(replace(s, condition=condition, body=block(inner), otherwise=block(other)))
             case ir.Case(condition, inner):
-                made.append(replace(s, condition=expr(condition), body=_statements(inner, names, now_only)))
+                made.append(replace(s, condition=expr(condition), body=block(inner)))
     return tuple(made)
 
 
-def _expr(e: ir.Expr, names: Mapping[str, str], now_only: bool = False) -> ir.Expr:
+def _expr(
+    e: ir.Expr, names: Mapping[str, str], now_only: bool = False, clock: ir.Expr | None = None
+) -> ir.Expr:
     match e:
         case ir.Ref(name, lag):
-            return e if now_only and lag else replace(e, name=names.get(name, name))
+            return e if now_only and lag and name == "theta" else replace(e, name=names.get(name, name))
+        case ir.Clock("t") if clock is not None:
+            return clock
         case ir.Hyper(name) | ir.Clock(name):
             return replace(e, name=names.get(name, name))
         case ir.Item(name, index):
-            return ir.Item(names.get(name, name), _expr(index, names, now_only))
+            return ir.Item(names.get(name, name), _expr(index, names, now_only, clock))
         case ir.Call(op, args, text):
             named = op in ("length", "oracle", "noise")
-            inner = tuple(_expr(a, names, now_only) for a in args)
+            inner = tuple(_expr(a, names, now_only, clock) for a in args)
             return ir.Call(op, inner, names.get(text, text) if named else text)
     return e

@@ -37,6 +37,7 @@ class _Printer:
     apart: frozenset[str] = frozenset()  # values that get a line of their own wherever they fit
     naming: bool = True
     shortened: list[str] = field(default_factory=list)  # values that got one since a line was long
+    chosen: int = 0  # regions so far that a scalar decides on
 
     def operand(self, o: Operand) -> tuple[str, int]:
         if isinstance(o, Number):
@@ -129,7 +130,31 @@ class _Printer:
                 lines += self.assignment(self.names.get(v.name, v.name), v)
         return lines
 
+    def choice(self, b: Branch, count: Counter[str]) -> list[str]:
+        """What a scalar decides on: two functions, of which one is called."""
+        self.chosen += 1
+        ways, lines = [], []
+        for name, values, end in (("here", b.body, 1), ("there", b.otherwise, 2)):
+            if self.chosen > 1:
+                name += f"_{self.chosen}"
+            self.indent += 4
+            inside = self.block(values, count)
+            ends = ", ".join(self.operand(c[end])[0] for c in b.carried)  # type: ignore[arg-type]
+            self.indent -= 4
+            if inside:
+                lines += [f"def {name}() -> Any:", *("    " + x for x in [*inside, f"return {ends}"])]
+                ways.append(name)
+            else:
+                ways.append(f"lambda: {ends}" if len(b.carried) == 1 else f"lambda: ({ends})")
+        left = ", ".join(self.names.get(c[0], c[0]) for c in b.carried)
+        call = f"{left} = branch({self.operand(b.condition)[0]}, {', '.join(ways)})"
+        if len(call) + self.indent > WIDTH:
+            call = call.replace("branch(", "branch(\n    ").removesuffix(")") + "\n)"
+        return [*lines, *call.split("\n")]
+
     def branch(self, b: Branch, count: Counter[str]) -> list[str]:
+        if not b.shape:
+            return self.choice(b, count)
         condition = self.operand(b.condition)
         lines: list[str] = []
         self.indent += 4
@@ -260,6 +285,8 @@ def _free(values: Sequence[Step], old: str, new: tuple[str, ...], there: list[bo
     """Whether nothing reads the old parameter once the new one is there."""
     free = True
     for v in values:
+        if isinstance(v, Branch) and not v.shape:
+            free = False  # functions would take a name that they set for their own
         if isinstance(v, Branch):
             before = list(there)
             ways = [_free(v.body, old, new, there), _free(v.otherwise, old, new, before)]

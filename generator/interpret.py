@@ -69,6 +69,7 @@ _COMMON: dict[str, Callable[..., Any]] = {
     "matrix": lambda x: np.ndim(x) >= 2,
     "rows": lambda x: np.shape(x)[-2],
     "cols": lambda x: np.shape(x)[-1],
+    "fill": np.full_like,
 }
 
 EXACT: dict[str, Callable[..., Any]] = {
@@ -155,7 +156,7 @@ def _fsum(axis: int | None, mean: bool) -> Callable[[Any], Any]:
 _AXES = {"": None, "row_": -1, "col_": -2}
 ORACLE_TENSORS: dict[str, Callable[..., Any]] = {
     **{op: _elementwise(function) for op, function in ORACLE.items()},
-    **{op: _COMMON[op] for op in ("matrix", "rows", "cols")},
+    **{op: _COMMON[op] for op in ("matrix", "rows", "cols", "fill")},
     **{f"{a}sum": _fsum(axis, mean=False) for a, axis in _AXES.items()},
     **{f"{a}mean": _fsum(axis, mean=True) for a, axis in _AXES.items()},
 }
@@ -278,7 +279,7 @@ def step(
             for r, names in known:
                 names.update({k: np.dtype(r.dtype).type(x) for k, x in totals.items()})
                 evaluate(p.values, names, EXACT, r.literal)
-                names.update({f"w.{e}": names[o] for e, o in p.exports})
+                names.update({f"shared.{e}": names[o] for e, o in p.exports})
         for r, names in known:
             r.finish(names)
 
@@ -386,7 +387,7 @@ class Oracle:
                 evaluate(p.partials, tensors, ORACLE_TENSORS, _high)
                 tensors.update({f"total.{name}": tensors[str(o)] for name, o in p.sums})
                 evaluate(p.values, tensors, ORACLE_TENSORS, _high)
-                tensors.update({f"w.{e}": tensors[o] for e, o in p.exports})
+                tensors.update({f"shared.{e}": tensors[o] for e, o in p.exports})
             evaluate(self.lowered.step, tensors, ORACLE_TENSORS, _high)
             self.theta = tensors[str(self.lowered.result)]
             self.state = {

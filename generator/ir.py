@@ -398,16 +398,18 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Branch:
-    """A region of the step that parameters of one shape go through, and the others' instead.
+    """A region of the step that may not happen, and what happens instead.
 
     Each carried (`name`, `here`, `there`): after the regions name is what the one taken has made;
-    None where a state does not exist.
+    None where a state does not exist. A `shape` decides where the condition is about a parameter's
+    shape, known before anything is computed; otherwise it is a scalar's value.
     """
 
     condition: Operand
     body: tuple[Step, ...]
     otherwise: tuple[Step, ...]
     carried: tuple[tuple[str, Operand | None, Operand | None], ...]
+    shape: bool = True
 
 
 Step = Value | Branch
@@ -459,7 +461,7 @@ class Pass:
 
     `partials` are computed a parameter, like a step, and end in one number for each of `sums`: its
     name among the totals `total.name`, and where the number is. `values` are computed once, of the
-    totals and the step's scalars; `exports` say what enters later passes and the step as `w.name`.
+    totals and the step's scalars; `exports` say what enters later passes and the step as `shared.name`.
     """
 
     partials: tuple[Step, ...]
@@ -474,7 +476,7 @@ class Lowered:
 
     Names of inputs: hyperparameters by their names, the clock `t` or `n`; tensors: the parameter
     (`parameter`), the gradient `g`, old states as `state.m`; rounded scalars as `s.name`; what came of
-    the passes as `w.name`.
+    the passes as `shared.name`.
     """
 
     program: Program

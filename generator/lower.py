@@ -54,6 +54,7 @@ class _Lowerer:
         self.scalars: list[Value | Repeat] = []
         self.step: list[Step] = []  # where values of tensors go: the program, or a region
         self.region: Region = EVERYWHERE
+        self.deciding = False  # whether a scalar decides on whether the statement happens
         self.parameter = "theta"
         self.into = self.scalars  # where step-scope values go: the program, or a loop's body
         self.known: ChainMap[tuple[object, ...], Typed] = ChainMap()
@@ -221,11 +222,35 @@ class _Lowerer:
     def branch(
         self, fact: Fact, here: Sequence[ir.Statement], there: Sequence[ir.Statement]
     ) -> None:
-        """A region of the step, and what happens instead."""
+        """What parameters of one shape go through, and the others instead."""
         condition = self.condition(fact[1])
+        self.regions(fact, here, there, Typed(condition, True, "bool"))
+
+    def when(self, s: ir.When) -> None:
+        """What happens where a scalar says so, and what instead."""
+        condition = self.expr(s.condition)
+        if condition.tensor:
+            raise self.missing("a region that sums over parameters decide on")
+        if isinstance(s.condition, ir.Call) and any(
+            isinstance(e, ir.Call) and e.op == "word" for e in ir.walk(s.condition)
+        ):
+            raise self.missing("choices")
+        condition = self.rename(condition, "happens")
+        self.regions(regions.fact("when", s.condition), s.body, s.otherwise, condition)
+
+    def regions(
+        self,
+        fact: Fact,
+        here: Sequence[ir.Statement],
+        there: Sequence[ir.Statement],
+        condition: Typed,
+    ) -> None:
+        """A region of the step, and what happens instead."""
         outside = self.step, self.known, self.region, self.now
         taken, ways = set(self.taken), []
-        for f, body in ((fact, here), (regions.opposite(fact), there)):
+        pairs = [(fact, here), (regions.opposite(fact), there)]
+        by_value, self.deciding = self.deciding, self.deciding or not condition.tensor
+        for f, body in pairs:
             self.step, self.known = [], outside[1].new_child()
             self.region, self.now = outside[2] | {f}, dict(outside[3])
             # Ways that exclude each other may use the same names; scalars are computed in any case.
@@ -237,9 +262,17 @@ class _Lowerer:
         self.step, self.known, self.region, self.now = outside
         changed = {n: None for _, _, now in ways for n in now if now[n] != self.now.get(n)}
         carried = []
+        self.deciding = by_value
         for name in changed:
             values = [self.left(name, region, now) for region, _, now in ways]
+            if not condition.tensor and not any(x is None or x.tensor for x in values):
+                self.chosen(name, condition, values)  # type: ignore[arg-type]
+                continue
             some = [x for x in values if x is not None]
+            if not condition.tensor and len(some) < 2:
+                continue  # of use inside its region only
+            if not condition.tensor and values[0].shape != values[1].shape:  # type: ignore[union-attr]
+                raise self.missing(f"{name}, which has two shapes,")
             operands = [None if x is None else self.entering(self.scalar(x)) for x in values]
             merged = f"{name}_next" if name == "theta" else name
             mark = f"{name}*" if any(x.name == name for x in self.checked.states) else merged
@@ -252,7 +285,19 @@ class _Lowerer:
             self.now[name] = Typed(merged, True, some[0].type, shape)
             self.types[merged] = some[0].type
             carried.append((merged, *operands))
-        self.step.append(Branch(condition, tuple(ways[0][1]), tuple(ways[1][1]), tuple(carried)))  # type: ignore[arg-type]
+        if carried:
+            asked, (one, other) = self.entering(condition), (tuple(w[1]) for w in ways)
+            self.step.append(Branch(asked, one, other, tuple(carried), condition.tensor))  # type: ignore[arg-type]
+
+    def chosen(self, name: str, condition: Typed, values: list[Typed]) -> None:
+        """A name of step scope after regions that a scalar decides on."""
+        if name in {s.name for s in self.checked.states}:
+            values = [self.as_float(x) for x in values]
+        made = self.make("where", [condition, *self.alike(values)], values[0].type)
+        self.target = name
+        self.now[name] = self.rename(made, name)
+        if any(s.name == name and s.scalar for s in self.checked.states) and not self.deciding:
+            self.export(self.now[name])
 
     def left(self, name: str, region: Region, now: dict[str, Typed]) -> Typed | None:
         """What a name is at the end of a region; None for a state that does not exist there."""
@@ -296,7 +341,7 @@ class _Lowerer:
             case ir.Loop():
                 self.loop(s)
             case ir.When():
-                raise self.missing("`when` regions")
+                self.when(s)
 
     def assign(self, target: str, value: ir.Expr) -> None:
         self.target = target
@@ -304,8 +349,14 @@ class _Lowerer:
         state = next((s for s in self.checked.states if s.name == target), None)
         if state is not None and state.scalar:
             made = self.make("store", [self.as_float(made)], "float")
+            if self.deciding:  # named and kept once it is known what happens
+                self.now[target] = made
+                return
         elif self.checked.info[target].type == "float":
             made = self.as_float(made)
+        if state is not None and not state.scalar and not made.tensor and state.shape == FULL:
+            like = Typed(self.parameter, True, "float", FULL)
+            made = self.make("fill", [like, made], "float")
         self.now[target] = self.rename(made, target)
         if state is not None and state.scalar:
             self.export(self.now[target])
@@ -585,6 +636,8 @@ def _describe(op: str, args: tuple[Operand, ...]) -> str:
             text = f"{x}_minus_{y}"
         case "add", [x, y]:
             text = f"{x}_plus_{y}"
+        case "floordiv", [x, y]:
+            text = f"{x}_floordiv_{y}"
         case ("power" | "real_power"), [x, y]:
             text = f"{x}_pow_{y}"
         case "neg", [x]:

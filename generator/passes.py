@@ -5,7 +5,7 @@ Must not know: how anything is computed.
 
 Each `global_sum` has a level: one more than those that it depends on. Pass k computes, a parameter,
 what the sums of level k are of, and then, once, what follows from the totals alone. The step that
-remains reads the results as `w.name`.
+remains reads the results as `shared.name`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def split(lowered: Lowered) -> Lowered:
     """The program with a pass for each level of its sums over all parameters."""
     for v in lowered.step:
         if isinstance(v, Branch) and any(_is_sum(x) for x in _inside(v)):
-            raise Unsplit("a sum over all parameters inside a `case`")
+            raise Unsplit("a sum over all parameters inside a region")
     if not any(_is_sum(v) for v in lowered.step):
         return lowered
     level: dict[str, int] = {}
@@ -39,7 +39,7 @@ def split(lowered: Lowered) -> Lowered:
                 shared[v.name] = v
     results = {str(lowered.result), *(str(o) for _, o in lowered.new_states)}
     own = [v for v in lowered.step if not isinstance(v, Value) or v.name not in shared]
-    seen = {name: f"w.{name}" for name in shared}
+    seen = {name: f"shared.{name}" for name in shared}
     passes = []
     for k in range(1, max(level[name] for name in shared) + 1):
         sums = [v for v in shared.values() if _is_sum(v) and level[v.name] == k]

@@ -202,7 +202,7 @@ def view(lowered: Lowered, backend: Backend) -> View:
         update_result=update.result,
         additive=lowered.delta is not None,
         evaluate=lowered.evaluate or "",
-        runtime=(*runtime, *(("rounded",) if "fl" in words else ()), *({"kept"} & words)),
+        runtime=(*runtime, *(("rounded",) if "fl" in words else ()), *sorted({"kept", "branch"} & words)),
         domains=tuple(sorted({w for h in hypers for w in _named(h.domain)})),
         words=frozenset(words),
         scalar_words=frozenset(scalar_words),

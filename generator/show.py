@@ -173,7 +173,7 @@ def _single_assignments(p: ir.Lowered) -> None:
             print(f"    total.{name} += {_operand(value)}")
         _values(one.values, 1)
         for name, source in one.exports:
-            print(f"    w.{name} = {source}")
+            print(f"    shared.{name} = {source}")
     heading("\ntensor scope")
     _values(p.step, 1)
     for name, value in p.new_states:

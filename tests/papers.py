@@ -429,6 +429,16 @@ def polyak_average(path: Sequence[Array], *, decay: float) -> Array:
     return np.sum([w * p for w, p in zip(weights, path, strict=True)], axis=0)
 
 
+def lookahead(fast: Array, slow: Array, *, k: int, alpha: float) -> Array:
+    """Where both weights go after k fast steps. arXiv:1907.08610, Algorithm 1."""
+    return (1 - alpha) * slow + alpha * fast
+
+
+def accumulate(grads: Sequence[Array], *, k: int) -> list[Array]:
+    """The mean of each k gradients."""
+    return [np.mean(grads[i : i + k], axis=0) for i in range(0, len(grads) - k + 1, k)]
+
+
 def cautious(change: Array, g: Array, *, least: float) -> Array:
     """What is left of a change of the parameters. arXiv:2411.16085, Algorithm 1."""
     agree = (-change * g > 0).astype(float)

@@ -174,7 +174,12 @@ def _made(seed: int, rng: random.Random, depth: int = 4) -> Random:
     maker.scalars.append(Ref("r"))
     body.append(Assign("w", Call("mul", (Hyper("c"), Call("sub", (Ref("w", 1), Hyper("b"))))), 6))
     maker.scalars.append(Ref("w"))
-    body.append(Assign("m", maker.tensor(depth), 7))
+    if rng.random() < 0.4:
+        here, there = Assign("m", maker.tensor(depth - 1), 7), Assign("m", maker.tensor(depth - 1), 7)
+        otherwise = (there,) if rng.random() < 0.5 else ()
+        body.append(ir.When(maker.step_condition(2), (here,), otherwise, 7))
+    else:
+        body.append(Assign("m", maker.tensor(depth), 7))
     maker.tensors.append(Ref("m"))
     body.append(Assign("v", Call("abs", (maker.tensor(depth),)), 8))
     maker.tensors.append(Ref("v"))

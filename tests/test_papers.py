@@ -136,3 +136,28 @@ def test_cautious():
         run.step(g, hypers)
         want = before + papers.cautious(run.theta - before, g, least=1e-3)
         np.testing.assert_allclose(after, want, rtol=0, atol=TOLERANCE)
+
+
+def test_lookahead():
+    """Between two jumps the points are those of the optimizer alone, begun at the last jump."""
+    points, grads, state = trained("heavy_ball > lookahead", steps=11)
+    mu, lr, k = 0.9, 1e-2, 5
+    theta = slow = points[0]
+    v = np.zeros_like(theta)
+    for t, g in enumerate(grads, 1):
+        v = mu * v + g
+        theta = theta - lr * v
+        if t % k == 0:
+            theta = slow = papers.lookahead(theta, slow, k=k, alpha=0.5)
+        np.testing.assert_allclose(points[t], theta, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(state["slow"], slow, rtol=0, atol=TOLERANCE)
+
+
+def test_accumulate():
+    """Every fourth step is one of adam's own, which counts it so."""
+    points, grads, _ = trained("adam > accumulate", steps=18)
+    means = papers.accumulate(grads, k=4)
+    want = papers.adam(points[0], means, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8)
+    for t, point in enumerate(points):
+        at = want[t // 4 - 1] if t >= 4 else points[0]
+        np.testing.assert_allclose(point, at, rtol=0, atol=TOLERANCE)

@@ -11,6 +11,7 @@ import pytest
 from backends import discover
 from backends.running import KernelInput
 from generator import render
+from generator.ir import values_of
 
 BACKENDS = discover()
 MODES = [(b, m) for b, backend in BACKENDS.items() for m in backend.modes]
@@ -94,10 +95,11 @@ def test_special_values(name, mode, dtype, tmp_path, monkeypatch):
 
 def test_every_operation_is_drawn():
     drawn = set()
-    for seed in range(COUNT):
+    for seed in range(2 * COUNT):
         lowered = programs.make(seed).lowered
-        drawn |= {v.op for v in (*lowered.step, *lowered.scalars)}
-    wanted = set(programs.TENSOR_OPS) - {"power"} | {"real_power", "exp", "log", "cos", "power"}
+        drawn |= {v.op for v in values_of((*lowered.step, *lowered.scalars))}
+    sums = {"sum", "mean", "row_sum", "row_mean", "col_sum", "col_mean", "matrix"}
+    wanted = {*programs.TENSOR_OPS, *sums, "real_power", "exp", "log", "cos", "power"}
     assert wanted <= drawn
 
 

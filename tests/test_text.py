@@ -56,7 +56,7 @@ class Reader:
 
     def __init__(self, table):
         self.words = {w: op for op, w in table.items() if re.fullmatch(r"[A-Za-z_][\w.]*", w)}
-        self.names = {}
+        self.names, self.functions = {}, {}
 
     def run(self, lines):
         self.block(ast.parse("\n".join(lines)).body)
@@ -66,8 +66,31 @@ class Reader:
             if isinstance(statement, ast.If):
                 self.branch(statement)
                 continue
+            if isinstance(statement, ast.FunctionDef):
+                self.functions[statement.name] = statement.body
+                continue
             assert isinstance(statement, ast.Assign) and len(statement.targets) == 1
-            self.names[statement.targets[0].id] = self.expr(statement.value)
+            target, value = statement.targets[0], statement.value
+            if isinstance(value, ast.Call) and ast.unparse(value.func) == "branch":
+                self.chosen(target, *value.args)
+            else:
+                self.names[target.id] = self.expr(value)
+
+    def chosen(self, target, condition, *ways):
+        condition, ends = self.expr(condition), []
+        for way in ways:
+            before = dict(self.names)
+            if isinstance(way, ast.Lambda):
+                end = way.body
+            else:
+                *body, end = self.functions[way.id]
+                self.block(body)
+                end = end.value
+            ends.append([self.expr(e) for e in (end.elts if isinstance(end, ast.Tuple) else [end])])
+            self.names = before
+        targets = target.elts if isinstance(target, ast.Tuple) else [target]
+        for t, here, there in zip(targets, *ends, strict=True):
+            self.names[t.id] = ("if", condition, here, there)
 
     def branch(self, statement):
         condition, before, ways = self.expr(statement.test), self.names, []

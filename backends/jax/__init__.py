@@ -21,7 +21,7 @@ backend = Backend(
     name="jax",
     title="JAX",
     folder=Path(__file__).parent,
-    tensor={**OPERATORS, **_FUNCTIONS},
+    tensor={**OPERATORS, **_FUNCTIONS, "fill": "jnp.full_like"},
     scalar={
         **OPERATORS,
         **_FUNCTIONS,

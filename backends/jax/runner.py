@@ -151,3 +151,8 @@ def transform(
         update = jax.jit(made.update) if mode in ("jit", "update") else made.update
         updates, _ = update(gs, state, thetas)
         return [np.asarray(u) for u in updates]
+
+
+def forget() -> None:
+    """Let go of what was compiled."""
+    jax.clear_caches()

@@ -20,7 +20,7 @@ backend = Backend(
     name="numpy",
     title="NumPy",
     folder=Path(__file__).parent,
-    tensor={**OPERATORS, **_FUNCTIONS, "where": "np.where"},
+    tensor={**OPERATORS, **_FUNCTIONS, "where": "np.where", "fill": "np.full_like"},
     scalar={
         **OPERATORS,
         **_FUNCTIONS,

@@ -87,6 +87,11 @@ def turned(x: Array) -> Array:
     return np.swapaxes(x, -1, -2)
 
 
+def branch(condition: Any, here: Callable[[], Any], there: Callable[[], Any]) -> Any:
+    """What one of two functions gives, the first where the condition holds."""
+    return here() if condition else there()
+
+
 def is_matrix(x: Any) -> bool:
     """Whether a parameter has two axes or more; rows and columns are the last two."""
     return np.ndim(x) >= 2
@@ -111,9 +116,10 @@ class Method(NamedTuple):
     state: Any  # the NamedTuple of tensor states
     init: Callable[..., Any]  # (theta, **hypers) -> tensor states
     scalars: Callable[..., Any]  # (t, **hypers) -> the step's scalars in double
-    step: Callable[..., Any]  # (theta, g, state, s[, w]) -> (theta, state)
+    step: Callable[..., Any]  # (theta, g, state, s[, shared]) -> (theta, state)
     elementwise: bool = True  # whether every number goes its own way
-    # Over all parameters, before the step: (theta, g, state, s[, w]) -> sums, (totals, s[, w]) -> w.
+    # Over all parameters, before the step:
+    # (theta, g, state, s[, shared]) -> sums; (totals, s[, shared]) -> shared.
     passes: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = ()
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name

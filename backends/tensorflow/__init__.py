@@ -23,8 +23,7 @@ backend = Backend(
         "sqrt": "sqrt",
         "abs": "tf.abs",
         "floor": "tf.floor",
-        "where": "tf.where",
-    },
+        "where": "tf.where", "fill": "full_like"},
     scalar={
         **OPERATORS,
         **_FUNCTIONS,

@@ -132,3 +132,8 @@ def transform(
     ]
     made = _in_mode(lambda *lists: package.create(name, *lists, **hypers), mode)(*given)
     return [np.asarray(u.numpy()) for u in made]
+
+
+def forget() -> None:
+    """Let go of what was traced."""
+    keras.backend.clear_session()

@@ -292,6 +292,13 @@ def turned(x: Tensor) -> Tensor:
     return tf.linalg.matrix_transpose(x)
 
 
+def branch(condition: Any, here: Function, there: Function) -> Any:
+    """What one of two functions gives, the first where the condition holds; the other is not run."""
+    if not tf.is_tensor(condition) or tf.executing_eagerly():
+        return here() if condition else there()
+    return tf.cond(condition, here, there)
+
+
 def is_matrix(x: Tensor) -> bool:
     """Whether a parameter has two axes or more; rows and columns are the last two."""
     return bool(x.shape.rank >= 2)
@@ -353,9 +360,10 @@ class Method:
     state: Any  # the NamedTuple of tensor states
     init: Function  # (theta, **hypers) -> tensor states
     scalars: Function  # (t, **hypers) -> the step's scalars in double
-    step: Function  # (theta, g, state, s[, w]) -> (theta, state)
+    step: Function  # (theta, g, state, s[, shared]) -> (theta, state)
     elementwise: bool = True  # whether every number goes its own way
-    # Over all parameters, before the step: (theta, g, state, s[, w]) -> sums, (totals, s[, w]) -> w.
+    # Over all parameters, before the step:
+    # (theta, g, state, s[, shared]) -> sums; (totals, s[, shared]) -> shared.
     passes: tuple[tuple[Function, Function], ...] = ()
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     # States of step scope: where they start, a number or a hyperparameter's name.

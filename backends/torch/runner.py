@@ -147,3 +147,8 @@ def transform(
     given = [[tensor(g) for g in grads], *([[tensor(p) for p in params]] if takes_params else [])]
     made = function(*given, **hypers)
     return [array(u, g) for u, g in zip(made, grads, strict=True)]
+
+
+def forget() -> None:
+    """Let go of what was compiled."""
+    torch._dynamo.reset()

@@ -606,6 +606,13 @@ def turned(x: Any) -> Any:
     return jnp.swapaxes(x, -1, -2)
 
 
+def branch(condition: Any, here: Callable[[], Any], there: Callable[[], Any]) -> Any:
+    """What one of two functions gives, the first where the condition holds; the other is not run."""
+    if not isinstance(condition, jax.core.Tracer):
+        return here() if condition else there()
+    return lax.cond(condition, here, there)
+
+
 def is_matrix(x: Any) -> bool:
     """Whether a parameter has two axes or more; rows and columns are the last two."""
     return jnp.ndim(x) >= 2
@@ -632,11 +639,12 @@ class Method:
     hypers: Mapping[str, tuple[str, Domain]]  # by the spec's name: the user's name and the domain
     state: Any = None  # the NamedTuple of tensor states
     init: Any = None  # (theta, **hypers) -> tensor states
-    step: Any = None  # (theta, g, state, s[, w]) -> (theta, state); of a transform -> (u, state)
-    update: Any = None  # (theta, g, state, s[, w]) -> (u, state); theta + u has the bits of step
+    step: Any = None  # (theta, g, state, s[, shared]) -> (theta, state); of a transform -> (u, state)
+    update: Any = None  # (theta, g, state, s[, shared]) -> (u, state); theta + u has the bits of step
     reads_theta: bool = True  # whether `update` does, or the `step` of a transform
     elementwise: bool = True  # whether every number goes its own way
-    # Over all parameters, before the step: (theta, g, state, s[, w]) -> sums, (totals, s[, w]) -> w.
+    # Over all parameters, before the step:
+    # (theta, g, state, s[, shared]) -> sums; (totals, s[, shared]) -> shared.
     passes: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = ()
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, Any] = field(default_factory=dict)  # starts: numbers, or a name

@@ -645,9 +645,9 @@ def zeros(shape: Sequence[int], like: Any) -> Any:
     return like.new_zeros(list(shape)) if isinstance(like, Tensor) else np.zeros(shape, like.dtype)
 
 
-def turned(x: Tensor) -> Tensor:
+def turned(x: Any) -> Any:
     """The last two axes exchanged."""
-    return x.transpose(-1, -2)
+    return x.transpose(-1, -2) if isinstance(x, Tensor) else np.swapaxes(x, -1, -2)
 
 
 # A compiled kernel serves all sizes: what depends on a size is one operation to torch.compile.
@@ -694,15 +694,16 @@ def col_sum(x: Tensor) -> Tensor:  # type: ignore[no-redef]
     return _on_memory(_col_sum, x)
 
 
-def _on_memory(function: Callable[[Any], Any], x: Tensor) -> Tensor:
+def _on_memory(function: Callable[[Any], Any], x: Any) -> Any:
     """The function by NumPy on the tensor's own memory where that is to be had: cheaper calls."""
+    if not isinstance(x, Tensor):
+        return function(x)
     if np is not None and x.is_cpu and not (x.requires_grad and torch.is_grad_enabled()):
         try:
             return torch.from_numpy(np.asarray(function(x.detach().numpy())))
         except (RuntimeError, TypeError):  # a subclass, such as DTensor, has no memory of its own
             pass
-    result: Tensor = function(x)
-    return result
+    return function(x)
 
 
 def inverse(x: Tensor, axis: int) -> Any:  # type: ignore[no-redef]
@@ -710,6 +711,19 @@ def inverse(x: Tensor, axis: int) -> Any:  # type: ignore[no-redef]
     if torch.compiler.is_compiling():
         return _opaque_inverse(x.detach(), axis)
     return _inverse(x, axis)
+
+
+def branch(condition: Any, here: Callable[[], Any], there: Callable[[], Any]) -> Any:
+    """What one of two functions gives, the first where the condition holds.
+
+    A condition that is a tensor is not looked at: both are called, and the results chosen from.
+    """
+    if not isinstance(condition, Tensor):
+        return here() if condition else there()
+    a, b = here(), there()
+    if isinstance(a, tuple):
+        return tuple(torch.where(condition, x, y) for x, y in zip(a, b, strict=True))
+    return torch.where(condition, a, b)
 
 
 def is_matrix(x: Tensor) -> bool:
@@ -894,9 +908,10 @@ class Method(NamedTuple):
     state: Any  # the NamedTuple of tensor states
     init: Callable[..., Any]  # (theta, **hypers) -> tensor states
     scalars: Callable[..., Any]  # (t, **hypers) -> the step's scalars in double
-    step: Callable[..., Any]  # (theta, g, state, s[, w]) -> (theta, state)
+    step: Callable[..., Any]  # (theta, g, state, s[, shared]) -> (theta, state)
     elementwise: bool = True  # whether every number goes its own way
-    # Over all parameters, before the step: (theta, g, state, s[, w]) -> sums, (totals, s[, w]) -> w.
+    # Over all parameters, before the step:
+    # (theta, g, state, s[, shared]) -> sums; (totals, s[, shared]) -> shared.
     passes: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = ()
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name

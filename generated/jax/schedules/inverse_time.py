@@ -44,8 +44,8 @@ def inverse_time_value(
     """The learning rate after n finished steps, in double."""
     fl = rounded(n)
     lr_part_2 = fl(div(fl(decay * to_float(n)), to_float(steps)))
-    decay_times_lr_part_float = fl(decay * to_float(n // steps))
-    lr = fl(div(base_lr, fl(1.0 + jnp.where(staircase, decay_times_lr_part_float, lr_part_2))))
+    lr_part = fl(decay * to_float(n // steps))
+    lr = fl(div(base_lr, fl(1.0 + jnp.where(staircase, lr_part, lr_part_2))))
     return lr
 
 

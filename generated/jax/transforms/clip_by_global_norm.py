@@ -92,11 +92,11 @@ def clip_by_global_norm_step(
     g: Tensor,
     state: ClipByGlobalNormState,
     s: ClipByGlobalNormScalars,
-    w: ClipByGlobalNormShared,
+    shared: ClipByGlobalNormShared,
 ) -> tuple[Tensor, ClipByGlobalNormState]:
     """One tensor's gradient, transformed, as a pure function."""
     fl = rounded(s, g)
-    u = fl(g * w.factor)
+    u = fl(g * shared.factor)
     return u, ClipByGlobalNormState()
 
 

@@ -44,8 +44,8 @@ def exponential_value(
     staircase: Any,
 ) -> Scalar:
     """The learning rate after n finished steps, in double."""
-    lr_part_2 = real_power(decay, np.float64(n) / np.float64(steps))
-    lr = base_lr * where(staircase, power(decay, n // steps), lr_part_2)
+    lr_part = real_power(decay, np.float64(n) / np.float64(steps))
+    lr = base_lr * where(staircase, power(decay, n // steps), lr_part)
     return lr
 
 

@@ -82,10 +82,10 @@ def clip_by_global_norm_step(
     g: Array,
     state: ClipByGlobalNormState,
     s: ClipByGlobalNormScalars,
-    w: ClipByGlobalNormShared,
+    shared: ClipByGlobalNormShared,
 ) -> tuple[Array, ClipByGlobalNormState]:
     """One tensor's gradient, transformed, as a pure function."""
-    u = g * w.factor
+    u = g * shared.factor
     return u, ClipByGlobalNormState()
 
 

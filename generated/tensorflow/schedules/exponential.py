@@ -48,8 +48,8 @@ def exponential_value(
 ) -> Scalar:
     """The learning rate after n finished steps, in double."""
     fl = rounded(n)
-    lr_part_2 = fl(real_power(decay, fl(div(to_float(n), to_float(steps)))))
-    lr = fl(base_lr * where(staircase, fl(power(decay, n // steps)), lr_part_2))
+    lr_part = fl(real_power(decay, fl(div(to_float(n), to_float(steps)))))
+    lr = fl(base_lr * where(staircase, fl(power(decay, n // steps)), lr_part))
     return lr
 
 

@@ -93,11 +93,11 @@ def clip_by_global_norm_step(
     g: Tensor,
     state: ClipByGlobalNormState,
     s: ClipByGlobalNormScalars,
-    w: ClipByGlobalNormShared,
+    shared: ClipByGlobalNormShared,
 ) -> tuple[Tensor, ClipByGlobalNormState]:
     """One tensor's gradient, transformed, as a pure function."""
     fl = rounded(g)
-    u = fl(g * w.factor)
+    u = fl(g * shared.factor)
     return u, ClipByGlobalNormState()
 
 

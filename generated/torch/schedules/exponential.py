@@ -46,8 +46,8 @@ def exponential_value(
     staircase: Any,
 ) -> Scalar:
     """The learning rate after n finished steps, in double."""
-    lr_part_2 = real_power(decay, div(to_float(n), to_float(steps)))
-    lr = base_lr * where(staircase, power(decay, n // steps), lr_part_2)
+    lr_part = real_power(decay, div(to_float(n), to_float(steps)))
+    lr = base_lr * where(staircase, power(decay, n // steps), lr_part)
     return lr
 
 
