@@ -60,7 +60,7 @@ class _Maker:
         """A number that all entries share, or one that those of a row or a column do."""
         ops = ["sum", "mean", "norm", "rms"]
         if self.rows:
-            ops += ["row_sum", "row_mean", "col_sum", "col_mean"]
+            ops = ["sum", "mean", "row_sum", "row_mean", "col_sum", "col_mean"]
         return Call(self.rng.choice(ops), (self.tensor(depth - 1),))
 
     def tensor(self, depth: int) -> ir.Expr:
@@ -166,7 +166,8 @@ def _made(seed: int, rng: random.Random, depth: int = 4) -> Random:
         body.append(Assign("p", maker.tensor(depth), 4))
     else:
         maker.rows = True
-        body.append(ir.Case(Call("matrix", ()), (Assign("p", maker.tensor(depth), 4),), 4))
+        along = Call("add", (maker.tensor(depth), maker.reduced(depth)))
+        body.append(ir.Case(Call("matrix", ()), (Assign("p", along, 4),), 4))
         maker.rows = False
         body.append(ir.Case(Call("vector", ()), (Assign("p", maker.tensor(depth), 4),), 4))
     maker.tensors.append(Ref("p"))
