@@ -44,10 +44,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a trajectory ended: parameters, and each parameter's states by name."""
+    """Where a trajectory ended: parameters, and each parameter's states by name.
+
+    In a reference, `subnormal` says for each parameter where a number on the way was subnormal.
+    """
 
     params: Arrays
     states: Sequence[Mapping[str, Any]]
+    subnormal: Arrays = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Policy:
             count for all, which goes on; `refuse`: every gradient must be there.
         rounds: hyperparameters that the framework keeps in float32, so that they count as that.
         additive: modes that are exact for additive programs and float32 or float64 only.
+        flushes: whether subnormal numbers become zeros, here or there.
         slow: modes that take so long that one case in float32 and one in float64 must do.
     """
 
@@ -66,6 +71,7 @@ class Policy:
     rounds: frozenset[str] = frozenset()
     additive: frozenset[str] = frozenset()
     slow: frozenset[str] = frozenset()
+    flushes: bool = False
 
 
 @dataclass(frozen=True)

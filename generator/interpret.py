@@ -8,7 +8,7 @@ know: any backend, any text.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -203,6 +203,7 @@ class Exact:
     state: dict[str, Any] = field(default_factory=dict)
     t: int = 0
     dtype: Any = np.float32  # the compute dtype
+    subnormal: Any = False  # where a value on the way was subnormal; such are flushed by some
 
     def start(self, hypers: Numbers) -> None:
         """The states before the first step."""
@@ -232,9 +233,20 @@ class Exact:
     def finish(self, tensors: dict[str, Any]) -> None:
         """The step itself, once everything that it reads is known."""
         evaluate(self.lowered.step, tensors, EXACT, self.literal)
+        self.subnormal = self.subnormal | self.flushed(tensors.values())
         for name, value in self.lowered.new_states:
             self.state[name] = tensors[str(value)]
         self.theta = np.asarray(tensors[str(self.lowered.result)]).astype(self.theta.dtype)
+
+    def flushed(self, values: Iterable[Any]) -> Any:
+        """Where one of the values, each of the parameter's shape or smaller, is subnormal."""
+        found = np.zeros(np.shape(self.theta), bool)
+        tiny = np.finfo(self.dtype).tiny
+        for x in values:
+            size = np.abs(x) if getattr(x, "dtype", None) == self.dtype else np.float64(0)
+            if np.ndim(size) <= found.ndim and (size < tiny).any() and ((size > 0) & (size < tiny)).any():
+                found |= (size > 0) & (size < tiny)
+        return found
 
     def wait(self, hypers: Numbers, t: int) -> None:
         """A step without a gradient where all parameters share one clock: only that goes on."""

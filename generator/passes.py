@@ -102,11 +102,12 @@ def _renamed(v: Step, names: Mapping[str, str]) -> Step:
 
     if isinstance(v, Value):
         return replace(v, args=tuple(of(a) for a in v.args))
-    return Branch(
-        of(v.condition),
-        tuple(_renamed(x, names) for x in v.body),
-        tuple(_renamed(x, names) for x in v.otherwise),
-        tuple((name, a and of(a), b and of(b)) for name, a, b in v.carried),
+    return replace(
+        v,
+        condition=of(v.condition),
+        body=tuple(_renamed(x, names) for x in v.body),
+        otherwise=tuple(_renamed(x, names) for x in v.otherwise),
+        carried=tuple((name, a and of(a), b and of(b)) for name, a, b in v.carried),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -130,7 +131,7 @@ def _extreme(program: Program, low: bool) -> dict[str, Any]:
             elif p.name == "lr":
                 value = 1e-7 if low else 10.0
             elif d.low == 0.0:
-                value = (1e-12 if d.low_open else 0.0) if low else 3.0
+                value = (1e-6 if d.low_open else 0.0) if low else 3.0
         chosen[p.name] = value
     return chosen
 
@@ -183,19 +184,13 @@ def reference(
         for r, g in zip(runs, grads, strict=True):
             if g is None and clock is not None:
                 r.wait(hypers, clock)
-    return Outcome([r.theta for r in runs], [r.state for r in runs])
+    subnormal = [r.subnormal for r in runs] if policy.flushes else [False for _ in runs]
+    return Outcome([r.theta for r in runs], [r.state for r in runs], subnormal)
 
 
 def _counted(name: str, value: Any, policy: Policy) -> Any:
     """A hyperparameter that the framework keeps in float32 counts as that."""
     return float(np.float32(value)) if name in policy.rounds else value
-
-
-def flushed(x: Any) -> Any:
-    """An array in which subnormal numbers of float32 (float64 for float64) are zeros of their sign."""
-    x = np.asarray(x)
-    with np.errstate(invalid="ignore"):
-        return np.where(np.abs(x) < np.finfo(compute_dtype(x.dtype.name)).tiny, np.copysign(x * 0, x), x)
 
 
 def distance(a: Any, b: Any) -> float:
@@ -228,13 +223,15 @@ class Gap:
     where: str = ""
     subnormal: int = 0
 
-    def add(self, want: Any, got: Any, where: str) -> None:
-        """Take in two arrays; where they differ by a flushed subnormal number only, it is counted."""
+    def add(self, want: Any, got: Any, where: str, subnormal: Any = False) -> None:
+        """Take in two arrays; what differs after a subnormal number on the way is counted apart."""
         gap = distance(want, got)
-        if 0 < gap < math.inf:
-            gap = distance(flushed(want), flushed(got))
-            if gap == 0:
-                self.subnormal += int(np.sum(np.abs(want - got) > 0))
+        if gap > 0 and np.any(subnormal) and np.shape(want) == np.shape(got):
+            # A state of another shape is apart as a whole.
+            apart = subnormal if np.shape(subnormal) == np.shape(want) else np.ones_like(want, bool)
+            differs = ~((want == got) | ((want != want) & (got != got)))
+            self.subnormal += int(np.sum(differs & apart))
+            gap = distance(want, np.where(apart, want, got).astype(want.dtype))
         if gap > self.ulp:
             self.ulp, self.where = gap, where
 
@@ -243,12 +240,13 @@ def compared(want: Outcome, got: Outcome, kind: Any) -> Gap:
     """The distance over all parameters and states."""
     gap = Gap()
     for i, (p, q) in enumerate(zip(want.params, got.params, strict=True)):
-        gap.add(p, q, f"theta{list(SHAPES[i])}")
+        apart = want.subnormal[i] if want.subnormal else False
+        gap.add(p, q, f"theta{list(np.shape(p))}", apart)
         for name, value in want.states[i].items():
             if name in got.states[i]:
                 mine = np.asarray(value, kind)
                 theirs = np.asarray(got.states[i][name]).astype(kind).reshape(mine.shape)
-                gap.add(mine, theirs, f"{name}{list(SHAPES[i])}")
+                gap.add(mine, theirs, f"{name}{list(np.shape(p))}", apart)
     return gap
 
 
@@ -269,9 +267,12 @@ def _runner(backend: Backend) -> Any:
         os.close(kept)
 
 
+_NUMBERS = itertools.count()  # no package's name is given twice
+
+
 def built(entries: Sequence[Entry], backend: Backend, folder: Path) -> ModuleType:
     """The generated package of some specs, in a folder of its own, imported."""
-    name = f"verified_{backend.name}_{os.getpid()}_{abs(hash(str(folder)))}"
+    name = f"verified_{backend.name}_{os.getpid()}_{next(_NUMBERS)}"
     lowered = [e.lowered for e in entries]
     render.write(render.package(lowered, backend), folder / name)
     sys.path.insert(0, str(folder))
@@ -310,7 +311,7 @@ def job(
                         entry, schedule.lowered, backend, runner, policy, package, steps, dtype,
                         device, seed, brief,
                     )  # fmt: skip
-    _forget(package.__name__)
+            _forget(package.__name__)
     getattr(runner, "forget", lambda: None)()
     return [asdict(r) for r in rows]
 

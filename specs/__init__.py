@@ -35,12 +35,16 @@ Operations: + - * / ** elementwise; sqrt abs sign minimum maximum; exp log cos f
 Reductions: sum mean norm rms of one parameter's tensor; row_mean row_sum col_mean col_sum, @ and
     .T of a matrix; global_sum global_norm over all parameters.
 Regions: `with case(matrix):` and `with case(vector):` for parameters with two axes or more, and
-    with fewer; in the first, rows and cols are the sizes. `with when(condition):` and `with
-    otherwise():` decide for all parameters at once.
+    with fewer. `with when(condition):` and `with otherwise():` are for steps: a condition on t
+    or a bool decides for all parameters at once, and a state that is not set keeps its value.
 Gradients: `g[t] = grad(point)` where the gradient is not taken at theta[t-1]; evaluate(x[t]) names
     what the model is evaluated with where that is not theta.
 Loops: `x[0] = start`, then `for k in iterate(count):` with `x[k] = f(x[k-1])`; x[count] is the
     result. A tuple hyperparameter is read as boundaries[k], k = 1, ..., length(boundaries).
+Composition: `chain(clip_by_norm, adamw, polyak_average)`: transforms, one optimizer, wrappers; on
+    the command line "clip_by_norm > adamw > polyak_average". A wrapper has theta[t] follow from
+    `inner = update(g[t])`, the new parameters of what it wraps; in `with when(equal(t % k, 0)):`
+    that happens, and is counted, every k steps.
 Relations: require(condition) refuses hyperparameters that do not fit each other.
 
 What can be declared and has no code yet is refused by name: `python -m generator show FILE` says so.

@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 from backends import discover
-from generator import catalogue, verify
+from generator import catalogue, interpret, verify
 
 BACKENDS = discover()
 ENTRIES = {e.program.name: e for e in catalogue.entries() if e.program.kind != "wrapper"}
@@ -57,16 +57,82 @@ def test_the_distance_tells():
 
 
 def test_flushed_numbers_are_counted_apart():
-    """Zero in place of a subnormal number is the written exception; anything else is a distance."""
+    """What follows a subnormal number is the written exception; anything else is a distance."""
     import numpy as np
 
-    def gap(want, got):
+    def gap(want, got, subnormal):
         found = verify.Gap()
-        found.add(np.array(want, np.float32), np.array(got, np.float32), "here")
+        arrays = np.array(want, np.float32), np.array(got, np.float32)
+        found.add(*arrays, "here", np.array(subnormal))
         return found.ulp, found.subnormal
 
     nan = np.nan
-    assert gap([1e-40, -1e-40, nan, 1.0], [0.0, -0.0, nan, 1.0]) == (0, 2)
-    assert gap([1e-40, 1.0], [0.0, np.nextafter(np.float32(1), 2)])[0] == 1
-    assert gap([1.2e-38], [0.0])[0] > 1e6  # normal
-    assert gap([1e-40], [-1e-40])[0] == 1  # a sign is no flush
+    assert gap([1e-40, nan, 1.0], [0.0, nan, 1.0], [True, True, False]) == (0, 1)
+    assert gap([1e-40, 1.0], [0.0, 1.0], [False, False])[0] > 0
+    assert gap([1e-40, 1.0], [0.0, np.nextafter(np.float32(1), 2)], [True, False])[0] == 1
+
+
+def test_subnormal_numbers_on_the_way_are_found():
+    import numpy as np
+
+    (entry,) = catalogue.entries(["adam"])
+    run = interpret.Exact(entry.lowered, np.ones(3, np.float32))
+    run.step(np.array([1.0, 1e-20, 0.0], np.float32), verify.defaults(entry.program))
+    assert run.subnormal.tolist() == [False, True, False]  # the square of the second
+
+
+def test_a_file_with_two_specs(tmp_path):
+    """One that works every k steps, and one with a flag; each is measured."""
+    file = tmp_path / "two.py"
+    file.write_text(TWO)
+    found = verify.job(str(file), "backends.numpy", 20, ("float32",), "cpu")
+    assert {r["spec"] for r in found} == {"every", "flagged"}
+    assert_exact(found)
+
+
+TWO = '''
+from generator.language import *
+
+h, v, d = names("h v d")
+
+
+@optimizer
+def every(lr: NonNegative = 1e-2, k: PositiveCount = 3):
+    """Second moments that are renewed every k steps.
+
+    Source: this test.
+    """
+    h[0] = 1
+    with when(equal(t % k, 1)):
+        h[t] = 0.9 * h[t-1] + 0.1 * g[t]**2
+    theta[t] = theta[t-1] - lr * (g[t] / (sqrt(h[t]) + 1e-8))
+
+
+@optimizer
+def flagged(lr: NonNegative = 1e-2, mu: Decay = 0.9, nesterov: bool = True):
+    """Momentum with a flag.
+
+    Source: this test.
+    """
+    v[0] = 0
+    v[t] = mu * v[t-1] + g[t]
+    with when(nesterov):
+        d[t] = g[t] + mu * v[t]
+    with otherwise():
+        d[t] = v[t]
+    theta[t] = theta[t-1] - lr * d[t]
+'''
+
+
+CHAINS = ("clip_by_global_norm > adamw > lookahead", "adafactor > accumulate")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("chain", CHAINS)
+def test_same_bits_of_chains(chain, backend):
+    try:
+        importlib.import_module(BACKENDS[backend].runner)
+    except ImportError as missing:
+        pytest.skip(str(missing))
+    steps = 7  # lookahead jumps at 5, accumulate steps at 4
+    assert_exact(verify.job(chain, f"backends.{backend}", steps, ("float32",), "cpu", brief=True))

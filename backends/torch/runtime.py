@@ -362,7 +362,8 @@ def branch(condition: Any, here: Callable[[], Any], there: Callable[[], Any]) ->
         return here() if condition else there()
     a, b = here(), there()
     if isinstance(a, tuple):
-        return tuple(torch.where(condition, x, y) for x, y in zip(a, b, strict=True))
+        pairs = zip(a, b, strict=True)
+        return tuple(x if x is None else torch.where(condition, x, y) for x, y in pairs)
     return torch.where(condition, a, b)
 
 

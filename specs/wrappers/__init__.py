@@ -1,1 +1,1 @@
-"""Transforms: each defines u[t], which takes the place of the gradient or update g[t]."""
+"""Wrappers: each stands around an optimizer, whose new parameters are `inner = update(g[t])`."""
