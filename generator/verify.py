@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -226,9 +226,10 @@ class Gap:
     def add(self, want: Any, got: Any, where: str, subnormal: Any = False) -> None:
         """Take in two arrays; what differs after a subnormal number on the way is counted apart."""
         gap = distance(want, got)
-        if gap > 0 and np.any(subnormal) and np.shape(want) == np.shape(got):
+        if gap > 0 and subnormal is not False and np.shape(want) == np.shape(got):
+            own = (np.abs(want) > 0) & (np.abs(want) < np.finfo(compute_dtype(want.dtype.name)).tiny)
             # A state of another shape is apart as a whole.
-            apart = subnormal if np.shape(subnormal) == np.shape(want) else np.ones_like(want, bool)
+            apart = own | (subnormal if np.shape(subnormal) == np.shape(want) else np.any(subnormal))
             differs = ~((want == got) | ((want != want) & (got != got)))
             self.subnormal += int(np.sum(differs & apart))
             gap = distance(want, np.where(apart, want, got).astype(want.dtype))
@@ -554,26 +555,19 @@ def main(arguments: argparse.Namespace) -> int:
         bars.MofNCompleteColumn(), bars.TimeElapsedColumn(),
     )  # fmt: skip
     context, jobs = multiprocessing.get_context("spawn"), arguments.jobs or 1
-    with (
-        bars.Progress(*columns, console=console, transient=True) as progress,
-        ProcessPoolExecutor(jobs, context, max_tasks_per_child=8) as pool,
-    ):
+    with bars.Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(_running(work, jobs), total=len(work))
-        futures = {
-            pool.submit(job, f, b, arguments.steps, dtypes, arguments.device, arguments.seed): (f, b)
-            for f, b in work
-        }
         waiting = list(work)
-        for done in as_completed(futures):
-            waiting.remove(futures[done])
-            try:
-                report.rows += done.result()
-            except Exception as error:  # a job that breaks is a result, too
-                file, backend = futures[done]
-                what = f"{type(error).__name__}: {error}"[:300]
-                lost = Row(Path(file).stem, backend.rpartition(".")[2], "-", "-", math.inf, error=what)
-                report.rows.append(asdict(lost))
-            progress.update(task, advance=1, description=_running(waiting, jobs))
+        # New processes now and then: frameworks keep what they compiled. (A pool that renews its own
+        # processes, max_tasks_per_child, comes to a halt.)
+        for batch in (work[i : i + 8 * jobs] for i in range(0, len(work), 8 * jobs)):
+            with ProcessPoolExecutor(jobs, context) as pool:
+                given = arguments.steps, dtypes, arguments.device, arguments.seed
+                futures = {pool.submit(job, f, b, *given): (f, b) for f, b in batch}
+                for done in as_completed(futures):
+                    waiting.remove(futures[done])
+                    report.rows += _rows_of(done, *futures[done])
+                    progress.update(task, advance=1, description=_running(waiting, jobs))
     report.rows.sort(key=lambda r: (r["spec"], r["backend"], r["mode"], r["dtype"]))
     if arguments.json:
         target = Path(arguments.json)
@@ -617,6 +611,15 @@ def _having(device: str, paths: Sequence[str], wanted: bool, console: Any) -> li
             else:
                 found.append(path)
     return found
+
+
+def _rows_of(done: Future[list[dict[str, Any]]], file: str, backend: str) -> list[dict[str, Any]]:
+    """What a job found; one that breaks is a result, too."""
+    try:
+        return done.result()
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"[:300]
+        return [asdict(Row(Path(file).stem, backend.rpartition(".")[2], "-", "-", math.inf, error=what))]
 
 
 def _runs(entry: Entry, console: Any) -> bool:

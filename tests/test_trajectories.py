@@ -68,7 +68,8 @@ def test_flushed_numbers_are_counted_apart():
 
     nan = np.nan
     assert gap([1e-40, nan, 1.0], [0.0, nan, 1.0], [True, True, False]) == (0, 1)
-    assert gap([1e-40, 1.0], [0.0, 1.0], [False, False])[0] > 0
+    assert gap([1e-40, 1.0], [0.0, 1.0], [False, False]) == (0, 1)
+    assert gap([1.2e-38, 1.0], [0.0, 1.0], [False, False])[0] > 1e6
     assert gap([1e-40, 1.0], [0.0, np.nextafter(np.float32(1), 2)], [True, False])[0] == 1
 
 
