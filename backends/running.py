@@ -63,6 +63,7 @@ class Policy:
             count for all, which goes on; `refuse`: every gradient must be there.
         rounds: hyperparameters that the framework keeps in float32, so that they count as that.
         additive: modes that are exact for additive programs and float32 or float64 only.
+        once: modes of which tests, which have little time, run as little.
         flushes: whether subnormal numbers become zeros, here or there.
         slow: modes that take so long that one case in float32 and one in float64 must do.
     """
@@ -71,6 +72,7 @@ class Policy:
     rounds: frozenset[str] = frozenset()
     additive: frozenset[str] = frozenset()
     slow: frozenset[str] = frozenset()
+    once: frozenset[str] = frozenset()
     flushes: bool = False
 
 

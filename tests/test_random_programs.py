@@ -24,7 +24,7 @@ SEEDS = {
     ("jax", "op by op"): 40,
     ("jax", "jit"): 50,
     ("jax", "update"): 30,
-    ("tensorflow", "eager"): 40,
+    ("tensorflow", "eager"): 25,
     ("tensorflow", "graph"): 30,
     ("tensorflow", "xla"): 30,
 }

@@ -21,7 +21,13 @@ import numpy as np
 from backends.jax.native import native as native
 from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run
 
-POLICY = Policy(missing="refuse", additive=frozenset({"update"}), slow=frozenset({"op by op"}), flushes=True)
+POLICY = Policy(
+    missing="refuse",
+    additive=frozenset({"update"}),
+    slow=frozenset({"op by op"}),
+    once=frozenset({"eager"}),
+    flushes=True,
+)
 
 
 def _exact(x: Any) -> Any:
