@@ -243,7 +243,8 @@ class Exact:
         found = np.zeros(np.shape(self.theta), bool)
         tiny = np.finfo(self.dtype).tiny
         for x in values:
-            size = np.abs(x) if getattr(x, "dtype", None) == self.dtype else np.float64(0)
+            number = isinstance(x, np.ndarray | np.generic) and x.dtype == self.dtype
+            size = np.abs(x) if number else np.float64(0)
             if np.ndim(size) <= found.ndim and (size < tiny).any() and ((size > 0) & (size < tiny)).any():
                 found |= (size > 0) & (size < tiny)
         return found

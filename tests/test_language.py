@@ -976,8 +976,8 @@ INFERRED = {
         "<wrapped>",
     ),
     "cautious": ({}, 0, (), "an all-reduce of scalars", "<wrapped>"),
-    "momentum_sgd": ({}, 0, (), "nothing: elementwise", "`when` regions"),
-    "optional_momentum": ({}, 0, (), "nothing: elementwise", "`when` regions"),
+    "momentum_sgd": ({}, 0, (), "nothing: elementwise", ""),
+    "optional_momentum": ({}, 0, (), "nothing: elementwise", "choices"),
     "hessian_step": (
         {"loss": "float global scalar"},
         0,
@@ -994,7 +994,7 @@ INFERRED = {
         "a state of shape (rows, rows)",
     ),
     "centralize": ({}, 0, (), "all-reduces of rows and columns", ""),
-    "mode": ({}, 0, (), "nothing: elementwise", "`when` regions"),
+    "mode": ({}, 0, (), "nothing: elementwise", "choices"),
 }
 
 
