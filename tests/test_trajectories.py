@@ -11,6 +11,8 @@ from generator import catalogue, interpret, verify
 
 BACKENDS = discover()
 ENTRIES = {e.program.name: e for e in catalogue.entries() if e.program.kind != "wrapper"}
+# Narrow parameters are the shells' matter; a few specs tell. `verify` has them all.
+NARROW = ("adamw", "adafactor", "lion", "nesterov", "clip_by_global_norm", "weight_decay")
 LONG = ("adamw", "radam", "adadelta", "nadam", "lion")
 
 
@@ -36,7 +38,7 @@ def assert_exact(found):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ENTRIES)
 def test_same_bits(name, backend):
-    assert_exact(rows(name, backend, 20, verify.DTYPES))
+    assert_exact(rows(name, backend, 20, verify.DTYPES if name in NARROW else ("float32", "float64")))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
