@@ -423,7 +423,10 @@ def _schedule_rows(
         row = Row(program.name, backend.name, mode, "float64", cases=1)
         try:
             got = runner.schedule(package, program.name, hypers, at, mode)
-            row.ulp = distance(want, np.asarray(got, np.float64))
+            gap = Gap()
+            apart: Any = np.zeros(len(at), bool) if runner.POLICY.flushes else False
+            gap.add(want, np.asarray(got, np.float64), "", apart)
+            row.ulp, row.subnormal = gap.ulp, gap.subnormal
         except Exception as error:
             row.ulp, row.error = math.inf, f"{type(error).__name__}: {error}"[:300]
         rows.append(row)
