@@ -224,15 +224,20 @@ class Gap:
     subnormal: int = 0
 
     def add(self, want: Any, got: Any, where: str, subnormal: Any = False) -> None:
-        """Take in two arrays; what differs after a subnormal number on the way is counted apart."""
+        """Take in two arrays; what differs since a subnormal number was flushed is counted apart.
+
+        `subnormal` says where a number on the way was one; False: nothing is flushed. A number that is
+        one itself may become a zero, or another such number, and nothing else.
+        """
         gap = distance(want, got)
-        if gap > 0 and subnormal is not False and np.shape(want) == np.shape(got):
-            own = (np.abs(want) > 0) & (np.abs(want) < np.finfo(compute_dtype(want.dtype.name)).tiny)
-            # A state of another shape is apart as a whole.
-            apart = own | (subnormal if np.shape(subnormal) == np.shape(want) else np.any(subnormal))
+        if gap > 0 and subnormal is not False and (want.shape, want.dtype) == (got.shape, got.dtype):
+            tiny = np.finfo(compute_dtype(want.dtype.name)).tiny
+            apart = (np.abs(want) > 0) & (np.abs(want) < tiny) & (np.abs(got) < tiny)
+            if np.shape(subnormal) == want.shape:
+                apart |= subnormal
             differs = ~((want == got) | ((want != want) & (got != got)))
             self.subnormal += int(np.sum(differs & apart))
-            gap = distance(want, np.where(apart, want, got).astype(want.dtype))
+            gap = distance(want, np.where(apart, want, got))
         if gap > self.ulp:
             self.ulp, self.where = gap, where
 

@@ -595,6 +595,21 @@ def test_torch_refuses_a_state_dict_that_does_not_fit():
         few.load_state_dict(optimizer.state_dict())
 
 
+@pytest.mark.parametrize("name", ["AdamW", "LAMB", "Adafactor"])
+@pytest.mark.parametrize("shape", [(3, 4), (4, 5), (12,)])
+def test_torch_refuses_a_parameter_that_was_replaced(name, shape):
+    torch = pytest.importorskip("torch")
+    p = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = getattr(package("torch"), name)([p])
+    p.grad = torch.ones(4, 3)
+    optimizer.step()
+    p.data, p.grad = torch.ones(shape), None
+    p.grad = torch.ones(shape)
+    with pytest.raises(ValueError, match="after a change of shape make a new optimizer"):
+        optimizer.step()
+    assert torch.equal(p, torch.ones(shape))
+
+
 @pytest.mark.parametrize("value", [-0.1, float("nan")])
 def test_torch_checks_rates_that_are_tensors(value):
     torch = pytest.importorskip("torch")

@@ -967,6 +967,19 @@ def _there(state: Any) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if value is not None}
 
 
+def _state_shapes(method: Method, shape: torch.Size) -> dict[str, torch.Size]:
+    """The states that a parameter of a shape has, and their shapes."""
+    return _shapes(method.init, method.init_hypers, shape)
+
+
+@functools.cache
+def _shapes(
+    init: Callable[..., Any], hypers: tuple[str, ...], shape: torch.Size
+) -> dict[str, torch.Size]:
+    begun = init(torch.empty(shape, device="meta"), **dict.fromkeys(hypers, 0.0))
+    return {name: x.shape for name, x in _there(begun).items()}
+
+
 def _as_tensors(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Conditions among the scalars as tensors, so that a kernel is not compiled for their values."""
     theta, g, state, s, *w = arguments
@@ -986,8 +999,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     The state of a parameter is a dictionary: `step`, an integer, and the method's states by their
     names, float32 for float16 and bfloat16 parameters. A parameter without a gradient is left
-    alone, its step included. With `compile=True`, torch.compile takes the kernel over all
-    parameters at once; the bits are the same.
+    alone, its step included. With `compile=True`, torch.compile takes the kernel, over all
+    parameters at once where every number goes its own way, else one after the other; the bits are
+    the same.
     """
 
     method: ClassVar[Method]
@@ -1065,16 +1079,16 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 f"{self._name}: the gradient of {self._called(index, i)} is on {g.device}, the "
                 f"parameter is on {p.device}. Move the model before backward()."
             )
-        slot = self.state.get(p) or {}
-        for field in [name for name in self.method.state._fields if name in slot][:1]:
-            x, like_p = slot[field], self.method.elementwise
-            if x.dtype != wide or (like_p and x.shape != p.shape) or x.device != p.device:
+        slot = self.state.get(p)
+        for field, shape in _state_shapes(self.method, p.shape).items() if slot else ():
+            x = slot.get(field)
+            if x is None or x.dtype != wide or x.shape != shape or x.device != p.device:
+                its = f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if x is not None else "another's"
                 raise ValueError(
                     f"{self._name}: {self._called(index, i)} is {p.dtype} of shape "
-                    f"{tuple(p.shape)} on {p.device}, its state is {x.dtype} of shape "
-                    f"{tuple(x.shape)} on {x.device}. After a change of dtype or device call "
-                    "optimizer.load_state_dict(optimizer.state_dict()); after a change of shape "
-                    "make a new optimizer."
+                    f"{tuple(p.shape)} on {p.device}, its state is {its}. After a change of dtype or "
+                    "device call optimizer.load_state_dict(optimizer.state_dict()); after a change of "
+                    "shape make a new optimizer."
                 )
 
     def _groups(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
