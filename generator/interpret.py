@@ -17,6 +17,7 @@ import numpy as np
 
 from generator import elementary, ir, summation
 from generator.ir import Branch, Lowered, Number, Operand, Repeat, State, Value
+from generator.shapes import FULL
 
 Numbers = Mapping[str, Any]
 
@@ -338,12 +339,9 @@ def _holds(e: ir.Expr, shape: tuple[int, ...]) -> Any:
     raise AssertionError(e)
 
 
-def kept_shape(s: State, shape: tuple[int, ...]) -> tuple[int, ...]:
+def kept_shape(s: State, shape: tuple[int, ...]) -> Sequence[int]:
     """The shape of a state of a parameter of this shape."""
-    if len(s.shape) != 2:
-        return shape if s.shape else ()
-    sizes = {"rows": shape[-2], "cols": shape[-1], "1": 1}
-    return (*shape[:-2], *(sizes[k] for k in s.shape))
+    return shape if s.shape == FULL else summation.sized(shape, s.shape)
 
 
 def start_number(s: State, hypers: Numbers) -> Any:

@@ -224,7 +224,7 @@ class _Lowerer:
     ) -> None:
         """What parameters of one shape go through, and the others instead."""
         condition = self.condition(fact[1])
-        self.regions(fact, here, there, Typed(condition, True, "bool"))
+        self.ways(fact, here, there, Typed(condition, True, "bool"))
 
     def when(self, s: ir.When) -> None:
         """What happens where a scalar says so, and what instead."""
@@ -236,9 +236,9 @@ class _Lowerer:
         ):
             raise self.missing("choices")
         condition = self.rename(condition, "happens")
-        self.regions(regions.fact("when", s.condition), s.body, s.otherwise, condition)
+        self.ways(regions.fact("when", s.condition), s.body, s.otherwise, condition)
 
-    def regions(
+    def ways(
         self,
         fact: Fact,
         here: Sequence[ir.Statement],

@@ -1,4 +1,4 @@
-"""Sums in one fixed order, so that they have the same bits on every backend.
+"""Sums in one fixed order, so that they have the same bits on every backend; what rows and columns are.
 
 In: arrays. Out: their sums over everything, along rows or along columns. Must not know: any framework;
 the text below is the one definition, run as it stands by interpret.py and copied into each backend's
@@ -53,6 +53,14 @@ def _halved(x: Any) -> Any:
         x = pairs if n == 2 * half else join([pairs, x[..., n - half : half]])
         n = half
     return x
+
+
+def sized(shape: Sequence[Any], sizes: Sequence[str | int]) -> list[int]:
+    """The shape of one number without sizes, else that of rows and columns, a parameter's last axes."""
+    if not sizes:
+        return []
+    ends = {"rows": shape[-2], "cols": shape[-1]}
+    return [int(k) for k in (*shape[:-2], *(ends.get(str(k), 1) for k in sizes))]
 
 
 def row_sum(x: Any) -> Any:

@@ -26,7 +26,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from backends.domains import Domain, check_all, check_relations
 from generator.elementary import cos, exp, log, real_power
-from generator.summation import tree_sum
+from generator.summation import sized, tree_sum
 
 try:
     from optax import GradientTransformationExtraArgs
@@ -243,10 +243,7 @@ def is_matrix(x: Any) -> bool:
 
 def kept(theta: Any, value: Any, *sizes: str | int) -> Any:
     """A state of another shape than its parameter's, filled: a number, rows, columns."""
-    lead = theta.shape[:-2] if sizes else ()
-    ends = {"rows": -2, "cols": -1}
-    inner = [theta.shape[ends[k]] if isinstance(k, str) else k for k in sizes]
-    return jnp.full((*lead, *inner), value, theta.dtype)
+    return jnp.full(sized(theta.shape, sizes), value, theta.dtype)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from backends.domains import Domain, check_all, check_relations
 from generator.elementary import cos, exp, log, real_power
-from generator.summation import tree_sum
+from generator.summation import sized, tree_sum
 
 Array = NDArray[Any]
 Scalar = Any  # numpy.float64 in step scope; a scalar of the compute dtype in a kernel
@@ -99,10 +99,7 @@ def is_matrix(x: Any) -> bool:
 
 def kept(theta: Array, value: Any, *sizes: str | int) -> Array:
     """A state of another shape than its parameter's, filled: a number, rows, columns."""
-    lead = theta.shape[:-2] if sizes else ()
-    ends = {"rows": -2, "cols": -1}
-    inner = [theta.shape[ends[k]] if isinstance(k, str) else k for k in sizes]
-    return np.full((*lead, *inner), value, theta.dtype)
+    return np.full(sized(theta.shape, sizes), value, theta.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------

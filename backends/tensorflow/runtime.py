@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from backends.domains import Domain, check_all, check_relations
 from generator.elementary import cos, exp, log, real_power
-from generator.summation import tree_sum
+from generator.summation import sized, tree_sum
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
@@ -306,10 +306,7 @@ def is_matrix(x: Tensor) -> bool:
 
 def kept(theta: Tensor, value: Any, *sizes: str | int) -> Tensor:
     """A state of another shape than its parameter's, filled: a number, rows, columns."""
-    lead = theta.shape[:-2] if sizes else []
-    ends = {"rows": -2, "cols": -1}
-    inner = [theta.shape[ends[k]] if isinstance(k, str) else k for k in sizes]
-    return tf.fill([*lead, *inner], tf.cast(_double(value), theta.dtype))
+    return tf.fill(sized(theta.shape, sizes), tf.cast(_double(value), theta.dtype))
 
 
 # ---------------------------------------------------------------------------------------------------

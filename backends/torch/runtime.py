@@ -29,7 +29,7 @@ from torch.optim.optimizer import ParamsT
 
 from backends.domains import Domain, Flag, check_relations
 from generator.elementary import cos, exp, log, real_power
-from generator.summation import col_sum, inverse, row_sum, tree_sum
+from generator.summation import col_sum, inverse, row_sum, sized, tree_sum
 
 try:
     import numpy as np
@@ -374,10 +374,7 @@ def is_matrix(x: Tensor) -> bool:
 
 def kept(theta: Tensor, value: Any, *sizes: str | int) -> Tensor:
     """A state of another shape than its parameter's, filled: a number, rows, columns."""
-    lead = theta.shape[:-2] if sizes else ()
-    ends = {"rows": -2, "cols": -1}
-    inner = [theta.shape[ends[k]] if isinstance(k, str) else k for k in sizes]
-    return full_like(theta.new_empty([*lead, *inner]), value)
+    return full_like(theta.new_empty(sized(theta.shape, sizes)), value)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -338,6 +338,14 @@ def _halved(x: Any) -> Any:
     return x
 
 
+def sized(shape: Sequence[Any], sizes: Sequence[str | int]) -> list[int]:
+    """The shape of one number without sizes, else that of rows and columns, a parameter's last axes."""
+    if not sizes:
+        return []
+    ends = {"rows": shape[-2], "cols": shape[-1]}
+    return [int(k) for k in (*shape[:-2], *(ends.get(str(k), 1) for k in sizes))]
+
+
 def row_sum(x: Any) -> Any:
     """The sum of each row; shape (..., rows, 1)."""
     lead = [int(k) for k in x.shape[:-1]]
@@ -734,10 +742,7 @@ def is_matrix(x: Tensor) -> bool:
 
 def kept(theta: Tensor, value: Any, *sizes: str | int) -> Tensor:
     """A state of another shape than its parameter's, filled: a number, rows, columns."""
-    lead = theta.shape[:-2] if sizes else ()
-    ends = {"rows": -2, "cols": -1}
-    inner = [theta.shape[ends[k]] if isinstance(k, str) else k for k in sizes]
-    return full_like(theta.new_empty([*lead, *inner]), value)
+    return full_like(theta.new_empty(sized(theta.shape, sizes)), value)
 
 
 # --------------------------------------------------------------------------------------------------
