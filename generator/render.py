@@ -22,7 +22,7 @@ import jinja2
 
 import backends
 from backends import Backend
-from generator import elementary, emit, ir, summation
+from generator import elementary, emit, ir, normal, summation, threefry
 from generator.equations import ascii_expr, ascii_lines
 from generator.errors import NotAvailable, SpecError
 from generator.ir import Lowered, Program
@@ -512,13 +512,17 @@ def _spaced(text: str) -> str:
     return "\n".join(made) + "\n"
 
 
+# What is copied as it stands; the words it is written in are the runtime's own.
+_TEXTS = (summation, threefry, normal)
+
+
 def runtime(backend: Backend) -> str:
     """The backend's runtime; what it imports from here is copied in, so that it stands alone."""
     text = (backend.folder / "runtime.py").read_text(encoding="utf-8")
     included = {
         "backends.domains": (Path(backends.__file__).parent / "domains.py").read_text(encoding="utf-8"),
         "generator.elementary": Path(elementary.__file__).read_text(encoding="utf-8"),
-        "generator.summation": Path(summation.__file__).read_text(encoding="utf-8"),
+        **{m.__name__: Path(m.__file__ or "").read_text(encoding="utf-8") for m in _TEXTS},
     }
     tree = ast.parse(text)
     imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
@@ -532,7 +536,7 @@ def runtime(backend: Backend) -> str:
         elif "elementary" in str(getattr(node, "module", "")):
             parts.append(_elementary(source, backend.elementary))
             merged.append(ast.Import([ast.alias("math")]))
-        elif "summation" in str(getattr(node, "module", "")):
+        elif "domains" not in str(getattr(node, "module", "")):
             parts.append(source.partition("# <text>\n")[2].strip("\n") + "\n")
         else:
             parts.append(_definitions(source))

@@ -26,7 +26,9 @@ from jax.custom_derivatives import SymbolicZero
 
 from backends.domains import Domain, check_all, check_relations
 from generator.elementary import cos, exp, log, real_power
+from generator.normal import normal as normal
 from generator.summation import sized, tree_sum
+from generator.threefry import in_stream, random_key
 
 try:
     from optax import GradientTransformationExtraArgs
@@ -227,6 +229,73 @@ def zeros(shape: Sequence[int], like: Any) -> Any:
 def turned(x: Any) -> Any:
     """The last two axes exchanged."""
     return jnp.swapaxes(x, -1, -2)
+
+
+# --------------------------------------------------------------------------------------------------
+# What random numbers are made of: words of 32 bits, as uint32
+
+
+def word(x: Any) -> Any:
+    """A word of an integer, modulo 2**32; with an axis."""
+    if isinstance(x, int):
+        return np.array([x & 0xFFFFFFFF], np.uint32)
+    return jnp.asarray(x).astype(jnp.uint32).reshape(1)
+
+
+def packed(words: Sequence[Any]) -> Any:
+    """Words as one array."""
+    return jnp.concatenate(words)
+
+
+def counted(count: int, like: Any) -> Any:
+    """The words 0, 1, ..., as many as there are numbers."""
+    return lax.iota(jnp.uint32, count)
+
+
+def added(a: Any, b: Any) -> Any:
+    """The sum modulo 2**32."""
+    return a + b
+
+
+def rotated(x: Any, k: int) -> Any:
+    """The bits of words moved up by k, those beyond the top to the bottom."""
+    return x << k | x >> (32 - k)
+
+
+def moved(x: Any, k: int) -> Any:
+    """The bits of integers moved down by k."""
+    return x >> k
+
+
+def number(x: Any, like: Any) -> Any:
+    """Integers as floats of the dtype of an array; those here have room in it."""
+    return x.astype(like.dtype)
+
+
+def bits_of(x: Any) -> Any:
+    """The bits of floats as signed integers."""
+    return _bits(x)
+
+
+def of_bits(bits: Any, like: Any) -> Any:
+    """Floats of their bits."""
+    return lax.bitcast_convert_type(bits, like.dtype)
+
+
+def double(like: Any) -> bool:
+    """Whether numbers are computed in float64; else in float32."""
+    return bool(like.dtype == jnp.float64)
+
+
+def shaped_like(x: Any, like: Any) -> Any:
+    """Numbers one after another in the shape of an array."""
+    return x.reshape(like.shape)
+
+
+guard, select = rounded, jnp.where
+
+# --------------------------------------------------------------------------------------------------
+# Regions and shapes
 
 
 def branch(condition: Any, here: Callable[[], Any], there: Callable[[], Any]) -> Any:

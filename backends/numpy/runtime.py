@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from backends.domains import Domain, check_all, check_relations
 from generator.elementary import cos, exp, log, real_power
+from generator.normal import normal as normal
 from generator.summation import sized, tree_sum
+from generator.threefry import in_stream, random_key
 
 Array = NDArray[Any]
 Scalar = Any  # numpy.float64 in step scope; a scalar of the compute dtype in a kernel
@@ -85,6 +87,76 @@ def zeros(shape: Sequence[int], like: Any) -> Array:
 def turned(x: Array) -> Array:
     """The last two axes exchanged."""
     return np.swapaxes(x, -1, -2)
+
+
+# ---------------------------------------------------------------------------------------------------
+# What random numbers are made of: words of 32 bits, as numpy.uint32
+
+
+def word(x: Any) -> Array:
+    """A word of an integer, modulo 2**32; with an axis, since scalars warn where they wrap around."""
+    return np.array([int(x) & 0xFFFFFFFF], np.uint32)
+
+
+def packed(words: Sequence[Array]) -> Array:
+    """Words as one array."""
+    return np.concatenate(words)
+
+
+def counted(count: int, like: Any) -> Array:
+    """The words 0, 1, ..., as many as there are numbers."""
+    return np.arange(count, dtype=np.uint32)
+
+
+def added(a: Array, b: Array) -> Array:
+    """The sum modulo 2**32."""
+    return a + b
+
+
+def rotated(x: Array, k: int) -> Array:
+    """The bits of words moved up by k, those beyond the top to the bottom."""
+    return x << k | x >> (32 - k)
+
+
+def moved(x: Array, k: int) -> Array:
+    """The bits of integers moved down by k."""
+    return x >> k
+
+
+def number(x: Array, like: Array) -> Array:
+    """Integers as floats of the dtype of an array; those here have room in it."""
+    return x.astype(like.dtype)
+
+
+def bits_of(x: Array) -> Array:
+    """The bits of floats as signed integers."""
+    return x.view(np.int64 if double(x) else np.int32)
+
+
+def of_bits(bits: Array, like: Array) -> Array:
+    """Floats of their bits."""
+    return bits.view(like.dtype)
+
+
+def double(like: Array) -> bool:
+    """Whether numbers are computed in float64; else in float32."""
+    return like.dtype == np.float64
+
+
+def shaped_like(x: Array, like: Array) -> Array:
+    """Numbers one after another in the shape of an array."""
+    return x.reshape(like.shape)
+
+
+def guard(like: Any) -> Callable[[Any], Any]:
+    """Return fl, the rounded operation: here each operation is rounded on its own."""
+    return lambda x: x
+
+
+sqrt, select = np.sqrt, np.where
+
+# ---------------------------------------------------------------------------------------------------
+# Regions and shapes
 
 
 def branch(condition: Any, here: Callable[[], Any], there: Callable[[], Any]) -> Any:

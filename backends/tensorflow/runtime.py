@@ -26,7 +26,9 @@ import tensorflow as tf
 
 from backends.domains import Domain, check_all, check_relations
 from generator.elementary import cos, exp, log, real_power
+from generator.normal import normal as normal
 from generator.summation import sized, tree_sum
+from generator.threefry import in_stream, random_key
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
@@ -290,6 +292,73 @@ def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
 def turned(x: Tensor) -> Tensor:
     """The last two axes exchanged."""
     return tf.linalg.matrix_transpose(x)
+
+
+# ---------------------------------------------------------------------------------------------------
+# What random numbers are made of: words of 32 bits, as uint32
+
+
+def word(x: Any) -> Tensor:
+    """A word of an integer, modulo 2**32; with an axis."""
+    if isinstance(x, int):
+        return tf.constant([x & 0xFFFFFFFF], tf.uint32)
+    return tf.reshape(tf.cast(x, tf.uint32), [1])
+
+
+def packed(words: Sequence[Tensor]) -> Tensor:
+    """Words as one tensor."""
+    return tf.concat(words, 0)
+
+
+def counted(count: int, like: Tensor) -> Tensor:
+    """The words 0, 1, ..., as many as there are numbers."""
+    return tf.cast(tf.range(tf.constant(count, tf.int64)), tf.uint32)
+
+
+def added(a: Tensor, b: Tensor) -> Tensor:
+    """The sum modulo 2**32."""
+    return a + b
+
+
+def rotated(x: Tensor, k: int) -> Tensor:
+    """The bits of words moved up by k, those beyond the top to the bottom."""
+    return tf.bitwise.left_shift(x, tf.constant(k, tf.uint32)) | moved(x, 32 - k)
+
+
+def moved(x: Tensor, k: int) -> Tensor:
+    """The bits of integers moved down by k."""
+    return tf.bitwise.right_shift(x, tf.constant(k, x.dtype))
+
+
+def number(x: Tensor, like: Tensor) -> Tensor:
+    """Integers as floats of the dtype of a tensor; those here have room in it."""
+    return tf.cast(x, like.dtype)
+
+
+def bits_of(x: Tensor) -> Tensor:
+    """The bits of floats as signed integers."""
+    return tf.bitcast(x, _BITS[x.dtype])
+
+
+def of_bits(bits: Tensor, like: Tensor) -> Tensor:
+    """Floats of their bits."""
+    return tf.bitcast(bits, like.dtype)
+
+
+def double(like: Tensor) -> bool:
+    """Whether numbers are computed in float64; else in float32."""
+    return bool(like.dtype == tf.float64)
+
+
+def shaped_like(x: Tensor, like: Tensor) -> Tensor:
+    """Numbers one after another in the shape of a tensor."""
+    return tf.reshape(x, like.shape)
+
+
+guard, select = rounded, tf.where
+
+# ---------------------------------------------------------------------------------------------------
+# Regions and shapes
 
 
 def branch(condition: Any, here: Function, there: Function) -> Any:

@@ -29,7 +29,9 @@ from torch.optim.optimizer import ParamsT
 
 from backends.domains import Domain, Flag, check_relations
 from generator.elementary import cos, exp, log, real_power
+from generator.normal import normal
 from generator.summation import col_sum, inverse, row_sum, sized, tree_sum
+from generator.threefry import in_stream, random_key, random_words
 
 try:
     import numpy as np
@@ -134,6 +136,8 @@ def _traced_root(x: Tensor) -> Tensor:
 def sqrt(x: Any) -> Any:
     """The square root, correctly rounded; NaN below 0. Its derivative at 0 is taken as 0."""
     if not isinstance(x, Tensor):
+        if np is not None and isinstance(x, np.ndarray):
+            return np.sqrt(x)
         return math.nan if x < 0 else math.sqrt(x)
     if torch.compiler.is_compiling():
         return _traced_root(x)
@@ -351,6 +355,134 @@ def inverse(x: Tensor, axis: int) -> Any:  # type: ignore[no-redef]
     if torch.compiler.is_compiling():
         return _opaque_inverse(x.detach(), axis)
     return _inverse(x, axis)
+
+
+# --------------------------------------------------------------------------------------------------
+# What random numbers are made of: words of 32 bits, in int64 since torch has no arithmetic of uint32;
+# Python's integers in step scope, and numpy.uint32 where tensors are taken by their memory.
+
+
+def word(x: int) -> int:
+    """A word of an integer, modulo 2**32."""
+    return x & 0xFFFFFFFF
+
+
+def packed(words: Sequence[Any]) -> Tensor:
+    """Words as one tensor."""
+    return torch.cat([w if isinstance(w, Tensor) else torch.tensor([w], device="cpu") for w in words])
+
+
+def counted(count: int, like: Any) -> Any:
+    """The words 0, 1, ..., as many as there are numbers."""
+    if isinstance(like, Tensor):
+        return torch.arange(count, device=like.device)
+    return np.arange(count, dtype=np.uint32)
+
+
+def added(a: Any, b: Any) -> Any:
+    """The sum modulo 2**32."""
+    return (a + b) & 0xFFFFFFFF
+
+
+def rotated(x: Any, k: int) -> Any:
+    """The bits of words moved up by k, those beyond the top to the bottom."""
+    return (x << k | x >> (32 - k)) & 0xFFFFFFFF
+
+
+def moved(x: Any, k: int) -> Any:
+    """The bits of integers moved down by k."""
+    return x >> k
+
+
+def number(x: Any, like: Any) -> Any:
+    """Integers as floats of the dtype of a tensor; those here have room in it."""
+    return x.to(like.dtype) if isinstance(x, Tensor) else x.astype(like.dtype)
+
+
+def bits_of(x: Any) -> Any:
+    """The bits of floats as signed integers."""
+    if isinstance(x, Tensor):
+        return x.view(torch.int64 if double(x) else torch.int32)
+    return x.view(np.int64 if double(x) else np.int32)
+
+
+def of_bits(bits: Any, like: Any) -> Any:
+    """Floats of their bits."""
+    return bits.view(like.dtype)
+
+
+def double(like: Any) -> bool:
+    """Whether numbers are computed in float64; else in float32."""
+    return bool(like.dtype.itemsize == 8)
+
+
+def shaped_like(x: Any, like: Any) -> Any:
+    """Numbers one after another in the shape of a tensor."""
+    return x.reshape(like.shape)
+
+
+def select(condition: Any, a: Any, b: Any) -> Any:
+    """One of two, element by element."""
+    whole = isinstance(condition, Tensor)
+    return torch.where(condition, a, b) if whole else np.where(condition, a, b)
+
+
+def guard(like: Any) -> Callable[[Any], Any]:
+    """Return fl, the rounded operation: here each operation is rounded on its own."""
+    return lambda x: x
+
+
+# Inlined, a number's 200 operations take torch.compile a quarter of a minute: it sees one.
+
+
+@torch.library.custom_op(f"{_HERE}::random_words", mutates_args=())  # type: ignore[untyped-decorator]
+def _opaque_words(key: Tensor, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    if _by_memory(like):
+        made = _random_words(key.numpy().astype(np.uint32), count, like.numpy())
+        return torch.from_numpy(made[0].astype(np.int64)), torch.from_numpy(made[1].astype(np.int64))
+    return _random_words(key.to(like.device), count, like)
+
+
+@_opaque_words.register_fake  # type: ignore[untyped-decorator]
+def _(key: Tensor, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    words = like.new_empty([count], dtype=torch.int64)
+    return words, words.clone()
+
+
+@torch.library.custom_op(f"{_HERE}::normal", mutates_args=())  # type: ignore[untyped-decorator]
+def _opaque_normal(key: Tensor, like: Tensor) -> Tensor:
+    if _by_memory(like):
+        return torch.from_numpy(np.asarray(_normal(key.numpy().astype(np.uint32), like.numpy())))
+    return _normal(key, like)
+
+
+@_opaque_normal.register_fake  # type: ignore[untyped-decorator]
+def _(key: Tensor, like: Tensor) -> Tensor:
+    return like.new_empty(like.shape)
+
+
+def _by_memory(x: Tensor) -> bool:
+    """Whether NumPy, which is faster at these, can stand in; a subclass has no memory of its own."""
+    return np is not None and x.is_cpu and type(x) is Tensor
+
+
+_random_words, _normal = random_words, normal
+
+
+def random_words(key: Tensor, count: int, like: Any) -> Any:  # type: ignore[no-redef]
+    """Two random words for each of as many numbers, in the place of a tensor; int64."""
+    whole = isinstance(like, Tensor)
+    return _opaque_words(key, count, like.detach()) if whole else _random_words(key, count, like)
+
+
+def normal(key: Tensor, like: Tensor) -> Tensor:  # type: ignore[no-redef]
+    """Standard normal numbers in the shape and dtype of a tensor, float32 or float64."""
+    made: Tensor = _opaque_normal(key, like.detach())
+    return made
+
+
+# --------------------------------------------------------------------------------------------------
+# Regions and shapes
 
 
 def branch(condition: Any, here: Callable[[], Any], there: Callable[[], Any]) -> Any:
