@@ -48,6 +48,19 @@ OPERATORS: Table = {
     **{op: op for op in ("row_sum", "row_mean", "col_sum", "col_mean")},
     "sum": "tree_sum",
     "mean": "tree_mean",
+    "matmul": "@",
+    "transpose": "transposed",
+    "size_rows": "rows_of",
+    "size_cols": "cols_of",
+    "size_add": "+",
+    "size_sub": "-",
+    "size_mul": "*",
+    "size_neg": "-{0}",
+    "size_div": "size_ratio",
+    "size_sqrt": "size_root",
+    "size_maximum": "larger_size",
+    "size_minimum": "smaller_size",
+    "size_rounded": "rounded_size",
     "fl": "fl",
 }
 
@@ -58,6 +71,7 @@ WIDEST: Table = {
     **{op: f"torch.{op}" for op in ("sqrt", "abs", "floor", "where")},
     **{op: op for op in ("sign", "minimum", "maximum")},
     "not": "torch.logical_not",
+    "matmul": "matmul",
     "fill": "full_like",
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,6 +112,17 @@ def check_all(
         entries = value if domain.many and isinstance(value, (tuple, list)) else (value,)
         if not any(unchecked(entry) for entry in entries):
             domain.check(owner, name, value)
+
+
+def check_shape(owner: str, only: str, called: str, shape: Sequence[int]) -> None:
+    """Refuse a parameter that an algorithm is not for: `only` is matrix, vector or empty."""
+    if only and (len(shape) >= 2) != (only == "matrix"):
+        whom = {"matrix": "with two axes or more", "vector": "with fewer than two axes"}[only]
+        raise ValueError(
+            f"{owner}: {called} has the shape {tuple(shape)}; {owner} is for parameters {whom} only. "
+            "Pass this one to another optimizer, or use one that does both, as "
+            'python -m generator build --chain "muon | adamw" makes it.'
+        )
 
 
 def check_relations(

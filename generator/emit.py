@@ -55,13 +55,13 @@ class _Printer:
         how = self.table[v.op]
         texts = [self.operand(a) for a in v.args]
         if "{0}" in how:
-            level = _LEVEL.get(v.op, _ATOM)
+            level = _LEVEL.get(v.op.removeprefix("size_"), _ATOM)
             return how.format(*(_wrap(t, level) if level < _ATOM else t[0] for t in texts)), level
         if how[0].isalpha() or how[0] == "_":
             if not v.args:
                 return how, _ATOM
             return f"{how}({', '.join(t[0] for t in texts)})", _ATOM
-        level = _LEVEL[v.op]
+        level = _LEVEL[v.op.removeprefix("size_")]
         return f"{_wrap(texts[0], level + (level == 1))} {how} {_wrap(texts[1], level + 1)}", level
 
     def item(self, v: Value) -> str:
@@ -199,7 +199,7 @@ def broken(text: str, width: int) -> list[str]:
     depth, outer = 0, []
     for k, c in enumerate(text):
         depth += (c in "([") - (c in ")]")
-        operator = text[k : k + 3] in (" + ", " - ", " * ", " / ", " & ", " | ")
+        operator = text[k : k + 3] in (" + ", " - ", " * ", " / ", " @ ", " & ", " | ")
         operator = operator or text[k : k + 4] in (" == ", " != ", " <= ", " >= ")
         if operator or text[k : k + 3] in (" < ", " > "):
             outer.append((depth, k))

@@ -241,7 +241,7 @@ _SYMBOLS = {
 }
 _ACCENTS = {"hat": r"\hat", "bar": r"\bar", "tilde": r"\tilde"}
 _INDICES = {"inf": r"\infty", "min": r"\min", "max": r"\max"}
-_RELATION = {"lt": "<", "le": r"\le", "gt": ">", "ge": r"\ge", "eq": "=", "ne": r"\ne"}
+_RELATION = {"lt": "<", "le": r"\leq", "gt": ">", "ge": r"\geq", "eq": "=", "ne": r"\ne"}
 _JOINED = {
     "or": (r"\vee", 2),
     "and": (r"\wedge", 3),

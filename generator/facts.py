@@ -10,12 +10,11 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from generator import check, ir
+from generator import check, ir, shapes
 from generator.catalogue import Entry
 from generator.equations import ascii_expr
 
 _SIZE = 4  # bytes of a float32, the narrowest dtype in which states are kept
-_ONE_A = {(): "tensor", ("rows", "1"): "row", ("1", "cols"): "column"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def _info(entry: Entry, s: ir.State) -> check.Info:
 
 
 def _unit(entry: Entry, s: ir.State) -> str:
-    return _ONE_A.get(_info(entry, s).shape, "parameter")
+    return shapes.UNITS.get(_info(entry, s).shape, "parameter")
 
 
 def _memory(entry: Entry, s: ir.State) -> str:

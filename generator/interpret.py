@@ -71,6 +71,10 @@ _COMMON: dict[str, Callable[..., Any]] = {
     "rows": lambda x: np.shape(x)[-2],
     "cols": lambda x: np.shape(x)[-1],
     "fill": np.full_like,
+    "size_add": lambda a, b: a + b,
+    "size_sub": lambda a, b: a - b,
+    "size_mul": lambda a, b: a * b,
+    "size_neg": lambda a: -a,
 }
 
 EXACT: dict[str, Callable[..., Any]] = {
@@ -94,6 +98,15 @@ EXACT: dict[str, Callable[..., Any]] = {
     "mean": lambda x: summation.tree_mean(x)[()],
     "row_sum": summation.row_sum,
     "row_mean": summation.row_mean,
+    "matmul": np.matmul,
+    "transpose": summation.transposed,
+    "size_rows": summation.rows_of,
+    "size_cols": summation.cols_of,
+    "size_div": summation.size_ratio,
+    "size_sqrt": summation.size_root,
+    "size_maximum": summation.larger_size,
+    "size_minimum": summation.smaller_size,
+    "size_rounded": lambda x, like: like.dtype.type(x),
     "col_sum": summation.col_sum,
     "col_mean": summation.col_mean,
 }
@@ -158,6 +171,13 @@ _AXES = {"": None, "row_": -1, "col_": -2}
 ORACLE_TENSORS: dict[str, Callable[..., Any]] = {
     **{op: _elementwise(function) for op, function in ORACLE.items()},
     **{op: _COMMON[op] for op in ("matrix", "rows", "cols", "fill")},
+    **{op: _COMMON[op] for op in ("size_add", "size_sub", "size_mul", "size_neg")},
+    **{f"size_{op}": ORACLE[op] for op in ("div", "sqrt", "maximum", "minimum")},
+    "size_rows": lambda x: mpmath.mpf(x.shape[-2]),
+    "size_cols": lambda x: mpmath.mpf(x.shape[-1]),
+    "size_rounded": lambda x, like: x,
+    "matmul": lambda a, b: (a[..., :, :, None] * b[..., None, :, :]).sum(-2),
+    "transpose": summation.transposed,
     **{f"{a}sum": _fsum(axis, mean=False) for a, axis in _AXES.items()},
     **{f"{a}mean": _fsum(axis, mean=True) for a, axis in _AXES.items()},
 }
@@ -174,9 +194,13 @@ def evaluate(
     def operand(o: Operand) -> Any:
         return literal(o.value) if isinstance(o, Number) else names[o]
 
+    def exact_operand(o: Operand) -> Any:
+        return o.value if isinstance(o, Number) else names[o]
+
     for v in values:
         if isinstance(v, Value):
-            names[v.name] = operations[v.op](*map(operand, v.args))
+            given = map(exact_operand if v.op in ir.SIZED else operand, v.args)
+            names[v.name] = operations[v.op](*given)
             continue
         if isinstance(v, Branch):
             way = 1 if operand(v.condition) else 2
@@ -205,6 +229,7 @@ class Exact:
     t: int = 0
     dtype: Any = np.float32  # the compute dtype
     subnormal: Any = False  # where a value on the way was subnormal; such are flushed by some
+    operations: Mapping[str, Callable[..., Any]] = field(default_factory=lambda: EXACT)
 
     def start(self, hypers: Numbers) -> None:
         """The states before the first step."""
@@ -233,7 +258,7 @@ class Exact:
 
     def finish(self, tensors: dict[str, Any]) -> None:
         """The step itself, once everything that it reads is known."""
-        evaluate(self.lowered.step, tensors, EXACT, self.literal)
+        evaluate(self.lowered.step, tensors, self.operations, self.literal)
         self.subnormal = self.subnormal | self.flushed(tensors.values())
         for name, value in self.lowered.new_states:
             self.state[name] = tensors[str(value)]
@@ -246,8 +271,11 @@ class Exact:
         for x in values:
             number = isinstance(x, np.ndarray | np.generic) and x.dtype == self.dtype
             size = np.abs(x) if number else np.float64(0)
-            if np.ndim(size) <= found.ndim and (size < tiny).any() and ((size > 0) & (size < tiny)).any():
-                found |= (size > 0) & (size < tiny)
+            if (size < tiny).any() and ((size > 0) & (size < tiny)).any():
+                where = (size > 0) & (size < tiny)
+                alike = all(n in (1, k) for n, k in zip(size.shape[::-1], found.shape[::-1], strict=False))
+                # What has another shape is a factor of products, and anywhere in what follows.
+                found |= where if alike and np.ndim(size) <= found.ndim else True
         return found
 
     def wait(self, hypers: Numbers, t: int) -> None:
@@ -286,7 +314,7 @@ def step(
         for p in moving[0][0].lowered.passes if moving else ():
             sums: dict[str, list[Any]] = {name: [] for name, _ in p.sums}
             for r, names in known:
-                evaluate(p.partials, names, EXACT, r.literal)
+                evaluate(p.partials, names, r.operations, r.literal)
                 for name, operand in p.sums:
                     sums[name].append(names[str(operand)])
             totals = {f"total.{name}": total(parts) for name, parts in sums.items()}

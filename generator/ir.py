@@ -213,6 +213,9 @@ class Parameter:
 REQUIRED = "required"
 
 
+_SHAPES = (Call("matrix", ()), Call("vector", ()))
+
+
 @dataclass(frozen=True)
 class Program:
     """A spec, frozen: equations as written and everything that its signature and docstring say."""
@@ -234,6 +237,17 @@ class Program:
     def parameter(self, name: str) -> Parameter:
         """The hyperparameter of this name."""
         return next(p for p in self.parameters if p.name == name)
+
+    @property
+    def only(self) -> str:
+        """The parameters that it is for where it is not for all: `matrix` or `vector`."""
+        shapes = (e.op for e, _ in self.requires if isinstance(e, Call))
+        return next((op for op in shapes if op in ("matrix", "vector")), "")
+
+    @property
+    def relations(self) -> tuple[tuple[Expr, int], ...]:
+        """What is required of hyperparameters, without what is required of parameters."""
+        return tuple((e, line) for e, line in self.requires if e not in _SHAPES)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -325,6 +339,11 @@ REDUCTIONS = frozenset(
     name for name, op in OPERATIONS.items() if op.shape in ("reduce", "rows", "cols")
 )
 GLOBAL = frozenset({"global_sum", "global_norm"})
+
+# Lowered, what follows from a parameter's sizes alone is in double, and rounded once where it ends.
+SIZED = frozenset(
+    f"size_{op}" for op in "rows cols add sub mul div neg sqrt minimum maximum rounded".split()
+)
 
 
 def children(expr: Expr) -> tuple[Expr, ...]:
@@ -496,7 +515,7 @@ class Lowered:
     def elementwise(self) -> bool:
         """Whether every number of a parameter goes its own way, so that parameters can be joined."""
         return not self.passes and all(
-            v.op not in OPERATIONS or OPERATIONS[v.op].shape == "elementwise"
+            OPERATIONS[v.op].shape == "elementwise" if v.op in OPERATIONS else v.op not in SIZED
             for v in values_of(self.step)
         )
 

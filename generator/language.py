@@ -479,7 +479,9 @@ def iterate(*operands: Any) -> Iterator[sp.Symbol]:
 _GENERATED = frozenset(
     """s state store fl theta_next np torch jnp tf jax math keras div real_power
     to_float rounded logical_and logical_or logical_not full_like len range float int bool str
-    tuple dict list super isinstance tree_sum tree_mean is_matrix kept branch here there happens""".split()
+    tuple dict list super isinstance tree_sum tree_mean is_matrix kept branch here there happens
+    matmul transposed rows_of cols_of size_ratio size_root larger_size smaller_size
+    rounded_size""".split()
 )
 RESERVED = frozenset(__all__) | _GENERATED
 

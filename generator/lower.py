@@ -5,6 +5,7 @@ names derived from the spec. Must not know: any backend.
 
 The rules (each defines bits):
 - the largest expressions of clocks and hyperparameters alone are scalars, evaluated in double;
+- what follows from a parameter's rows and columns alone is computed in double, too, and rounded once;
 - what is divided by something of smaller shape is multiplied by its reciprocal;
 - norm(x) is the root of the sum of x*x, rms(x) of the mean; a sum over all parameters is the sum of
   the sums over each;
@@ -21,6 +22,7 @@ from typing import Any, Literal
 
 from generator import ir, passes, regions, shapes
 from generator.check import Checked
+from generator.equations import ascii_expr
 from generator.errors import NotAvailable
 from generator.ir import Branch, Lowered, Number, Operand, Repeat, State, Step, Value
 from generator.regions import EVERYWHERE, Fact, Region
@@ -28,7 +30,8 @@ from generator.shapes import FULL, MATRIX, Shape
 
 Type = Literal["float", "int", "bool"]
 ADDITIVE = ("add", "sub")
-_KEPT = ((), ("rows", "1"), ("1", "cols"), MATRIX)  # shapes that a state may have, beside full
+_KEPT = {"rows", "cols", "1"}  # sizes that a state's axes may have
+_OF_SIZES = ("add", "sub", "mul", "div", "neg", "sqrt", "minimum", "maximum")
 _CONDITIONS = ("gt", "lt", "ge", "le", "eq", "and", "or", "not")
 
 
@@ -40,6 +43,7 @@ class Typed:
     tensor: bool  # computed for each parameter, not of step scope
     type: Type
     shape: Shape = ()
+    size: bool = False  # a double that follows from a parameter's rows and columns
 
 
 def lower(checked: Checked) -> Lowered:
@@ -67,6 +71,7 @@ class _Lowerer:
         self.target = ""
         self.line = 0
         self.indices: dict[str, int] = {}  # of loops that are being unrolled
+        self.either: dict[str, Fact] = {}  # the condition behind each size "a|b"
 
     def missing(self, what: str) -> NotAvailable:
         return NotAvailable(f"{self.program.name} needs {what}, for which no code is generated yet")
@@ -82,9 +87,8 @@ class _Lowerer:
                 f"{program.name} wraps an optimizer and has no code of its own. Chain it: "
                 f'"adamw > {program.name}"'
             )
-        for relation, _ in program.requires:
-            if any(isinstance(e, ir.Call) and e.op in ("matrix", "vector") for e in ir.walk(relation)):
-                raise self.missing("a shape that is required of parameters")
+        if program.only:
+            self.region = frozenset({regions.fact("case", ir.Call(program.only, ()))})
         states = list(checked.states)
         if checked.gradients == 1:
             self.parameter = "point"
@@ -96,7 +100,7 @@ class _Lowerer:
             name = f"{s.name}_prev" if s.scalar else f"state.{s.name}"
             if checked.info[s.name].scope == "global":
                 raise self.missing(f"a state of all parameters ({s.name})")
-            if len(s.shape) != len(FULL) and s.shape not in _KEPT:
+            if s.shape != FULL and not set(s.shape) <= _KEPT:
                 raise self.missing(f"a state of shape ({', '.join(s.shape)})")
             self.old[s.name] = Typed(name, not s.scalar, "float", s.shape)
             self.types[name] = "float"
@@ -119,7 +123,7 @@ class _Lowerer:
             if not s.scalar:
                 if not value.tensor:
                     raise self.missing(f"{s.name} as a constant tensor")
-                new_states.append((s.name, value.operand))
+                new_states.append((s.name, self.entered(value).operand))
         result = self.result(point)
         lowered = Lowered(
             program=program,
@@ -257,6 +261,9 @@ class _Lowerer:
             scalars = {v.name for v in ir.values_of(self.into)}
             names, self.taken = self.taken, taken | scalars
             self.block(body)
+            for name, x in self.now.items():
+                if x.size and x != outside[3].get(name):
+                    self.now[name] = self.entered(x)
             ways.append((self.region, self.step, self.now))
             self.taken |= names
         self.step, self.known, self.region, self.now = outside
@@ -279,15 +286,20 @@ class _Lowerer:
             if mark in taken:
                 merged = self.fresh(name)
             self.taken |= {mark, merged}
-            shape: Shape = ()
-            for x in some:
-                shape = shapes.either(shape, FULL if x.shape == MATRIX else x.shape) or shape
+            shape = self.either_shape([x.shape for x in some], fact)
             self.now[name] = Typed(merged, True, some[0].type, shape)
             self.types[merged] = some[0].type
             carried.append((merged, *operands))
         if carried:
             asked, (one, other) = self.entering(condition), (tuple(w[1]) for w in ways)
             self.step.append(Branch(asked, one, other, tuple(carried), condition.tensor))  # type: ignore[arg-type]
+
+    def either_shape(self, given: Sequence[Shape], fact: Fact) -> Shape:
+        """The shape of what has the first where a fact holds, and the second where it does not."""
+        a, b = (FULL if x == MATRIX else x for x in (given[0], given[-1]))
+        shape = shapes.either(a, b) if fact[2] else shapes.either(b, a)
+        self.either |= {x: (*fact[:2], True) for x in shape or () if "|" in x}
+        return shape or a
 
     def chosen(self, name: str, condition: Typed, values: list[Typed]) -> None:
         """A name of step scope after regions that a scalar decides on."""
@@ -321,7 +333,7 @@ class _Lowerer:
                 raise self.missing("a shape that is compared with more than sizes")
         key = (e.op, *map(repr, given))
         if key not in self.known:
-            name = self.fresh("is_matrix" if e.op == "matrix" else f"{e.op}_of_theta")
+            name = self.fresh(_question(e))
             kind: Type = "int" if e.op in ("rows", "cols") else "bool"
             self.step.append(Value(name, e.op, given, kind, line=self.line))
             self.types[name] = kind
@@ -387,7 +399,8 @@ class _Lowerer:
 
     def unrolled(self, s: ir.Loop) -> None:
         if not isinstance(s.count, Number):
-            raise self.missing("a loop over tensors whose length is not a literal")
+            what = f"a loop over tensors, iterate({ascii_expr(s.count)}), whose length is no number"
+            raise self.missing(what)
         outer = dict(self.old)
         for k in range(1, int(s.count.value) + 1):
             for x in [x.target for x in ir.statements(s.body) if isinstance(x, ir.Assign)]:
@@ -418,18 +431,22 @@ class _Lowerer:
                     "item", [Typed(name, False, "float"), at], "int" if kind == "int" else "float"
                 )
             case ir.Ref(name, lag):
-                return self.old[name] if lag else self.now[name]
+                x = self.old[name] if lag else self.now[name]
+                return replace(x, shape=self.local(x.shape))
         assert isinstance(e, ir.Call)
         return self.call(e)
 
     def call(self, e: ir.Call) -> Typed:
         operation = ir.OPERATIONS[e.op]
         if operation.shape in ("matmul", "transpose"):
-            raise self.missing(e.op)
+            return self.product(e.op, [self.expr(a) for a in e.args])
         if e.op in ir.REDUCTIONS:
             return self.reduction(e.op, self.as_float(self.expr(e.args[0])))
-        if e.op in ("rows", "cols", "matrix", "vector"):
-            raise self.missing(e.op)
+        if e.op in ("rows", "cols"):
+            of = Typed(self.parameter, True, "float", FULL)
+            return self.make(f"size_{e.op}", [of], "float", ())
+        if e.op in ("matrix", "vector"):
+            raise self.missing(f"where({e.op}, ...) in place of `with case({e.op}):`")
         if e.op == "length":
             return self.make("length", [Typed(e.text, False, "float")], "int")
         if e.op in ("eq", "ne") and any(isinstance(a, ir.Call) and a.op == "word" for a in e.args):
@@ -464,6 +481,12 @@ class _Lowerer:
             result = "int"
         return self.make(e.op, given, result)
 
+    def product(self, op: str, given: Sequence[Typed]) -> Typed:
+        """A matrix product, or a matrix whose rows are columns."""
+        sizes = [self.local(x.shape) for x in given]
+        shape = (sizes[0][0], sizes[1][1]) if op == "matmul" else sizes[0][::-1]
+        return self.make(op, given, "float", shape)
+
     def reduction(self, op: str, x: Typed) -> Typed:
         """A sum, or what is made of one."""
         match op:
@@ -474,11 +497,13 @@ class _Lowerer:
             case "global_sum":
                 own = self.make("sum", [x], "float", ()) if x.shape else x
                 return self.make("global_sum", [own], "float", ())
-        rows, cols = x.shape if len(x.shape) == 2 else MATRIX
+        rows, cols = self.local(x.shape) if len(self.local(x.shape)) == 2 else MATRIX
         shape = {"row": (rows, "1"), "col": ("1", cols)}.get(op[:3], ())
         return self.make(op, [x], "float", shape)
 
     def divide(self, a: Typed, b: Typed) -> Typed:
+        if self.sizes([a, b]):
+            return self.make("div", [a, b], "float")
         smaller = a.tensor and (not b.tensor or self.together([a, b]) != self.local(b.shape))
         if smaller:
             return self.make("mul", [a, self.reciprocal(b)], "float")
@@ -536,7 +561,29 @@ class _Lowerer:
     def local(self, shape: Shape) -> Shape:
         """A shape in the region at hand, where a matrix has rows and columns."""
         inside = ("case", ir.Call("matrix", ()), True) in self.region
-        return MATRIX if inside and shape == FULL else shape
+        if inside and shape == FULL:
+            return MATRIX
+        sizes = []
+        for size in shape:
+            fact = self.either.get(size)
+            if fact in self.region:
+                size = size.split("|")[0]
+            elif fact is not None and regions.opposite(fact) in self.region:
+                size = size.split("|")[1]
+            sizes.append(size)
+        return tuple(sizes)
+
+    def sizes(self, args: Sequence[Typed]) -> bool:
+        """Whether an operation is of rows, columns and numbers alone, and therefore in double."""
+        alone = all(a.size or isinstance(a.operand, Number) for a in args)
+        return alone and any(a.size for a in args)
+
+    def entered(self, x: Typed) -> Typed:
+        """What follows from sizes as it meets tensors: rounded once to the compute dtype."""
+        if not x.size:
+            return x
+        like = Typed(self.parameter, True, "float", FULL)
+        return self.make("size_rounded", [replace(x, size=False), like], "float", ())
 
     def together(self, args: Sequence[Typed]) -> Shape:
         """The shape of an elementwise operation."""
@@ -549,8 +596,13 @@ class _Lowerer:
         self, op: str, args: Sequence[Typed], result: Type, shape: Shape | None = None
     ) -> Typed:
         """The value of an operation; the same operation on the same operands is computed once."""
+        size = self.sizes(args)
+        if size and op not in _OF_SIZES:
+            raise self.missing(f"{op} of rows and columns")
+        op = f"size_{op}" if size else op
+        args = [self.as_float(a) for a in args] if size else [self.entered(a) for a in args]
         tensor = any(a.tensor for a in args)
-        operands = tuple(self.entering(a) if tensor else a.operand for a in args)
+        operands = tuple(self.entering(a) if tensor and not size else a.operand for a in args)
         key = (op, tuple(map(repr, operands)), tensor)  # repr: -0.0 is not 0.0
         if key in self.known:
             return self.known[key]
@@ -559,13 +611,14 @@ class _Lowerer:
         (self.step if tensor else self.into).append(value)
         self.types[name] = result
         shape = self.together(args) if shape is None else shape
-        made = self.known[key] = Typed(name, tensor, result, shape)
+        size = size or op in ("size_rows", "size_cols")
+        made = self.known[key] = Typed(name, tensor, result, shape, size)
         return made
 
     def entering(self, x: Typed) -> Operand:
         """An operand of a tensor operation: scalars come in through the exports, literals do not."""
         if x.tensor:
-            return x.operand
+            return self.entered(x).operand
         x = self.as_float(x)
         if isinstance(x.operand, Number):
             return Number(float(x.operand.value))
@@ -615,6 +668,14 @@ _LONGEST = 32
 _WORDS = {0.0: "zero", 0.5: "half", 1.0: "one", 2.0: "two", 3.0: "three", 4.0: "four"}
 
 
+def _question(e: ir.Call) -> str:
+    """What to call a condition on a parameter's shape, or a part of one: `rows_gt_cols`."""
+    if not e.args:
+        return "is_matrix" if e.op == "matrix" else f"{e.op}_of_theta"
+    plain = [a.op for a in e.args if isinstance(a, ir.Call) and not a.args]
+    return f"_{e.op}_".join(plain) if len(plain) == len(e.args) > 1 else f"{e.op}_of_theta"
+
+
 def _describe(op: str, args: tuple[Operand, ...]) -> str:
     """What people would call this value: `one_minus_beta1`; empty where that gets too long."""
     words = []
@@ -648,6 +709,8 @@ def _describe(op: str, args: tuple[Operand, ...]) -> str:
             text = f"sum_{x}"
         case "mean", [x]:
             text = f"mean_{x}"
+        case "size_rounded", [x, _]:
+            text = f"{x}_rounded"
         case ("sqrt" | "abs" | "sign" | "floor" | "exp" | "log" | "cos"), [x]:
             text = f"{op}_{x}"
         case _:

@@ -22,7 +22,7 @@ import jinja2
 
 import backends
 from backends import Backend
-from generator import elementary, emit, ir, normal, summation, threefry
+from generator import elementary, emit, ir, normal, shapes, summation, threefry
 from generator.equations import ascii_expr, ascii_lines
 from generator.errors import NotAvailable, SpecError
 from generator.ir import Lowered, Program
@@ -130,6 +130,7 @@ class View:
     related: tuple[str, ...]  # the hyperparameters among which it must hold
     uses_theta: bool  # whether anything reads the parameter but the sum that ends the step
     elementwise: bool
+    only: str  # the parameters that it is for, matrix or vector; empty: all
     passes: tuple[emit.PassText, ...]
     shared: tuple[str, ...]  # what the passes leave to the step: fields
 
@@ -210,12 +211,12 @@ def view(lowered: Lowered, backend: Backend) -> View:
         public=program.name if program.kind in backend.functions else program.class_name,
         relations=tuple(
             (ascii_expr(e), _python(e, program).removeprefix("(").removesuffix(")"))
-            for e, _ in program.requires
+            for e, _ in program.relations
         ),
         related=tuple(
             dict.fromkeys(
                 x.name if isinstance(x, ir.Hyper) else x.text
-                for e, _ in program.requires
+                for e, _ in program.relations
                 for x in ir.walk(e)
                 if isinstance(x, ir.Hyper) or (isinstance(x, ir.Call) and x.op == "length")
             )
@@ -226,6 +227,7 @@ def view(lowered: Lowered, backend: Backend) -> View:
             if lowered.delta is None or v.name != lowered.result
         ),
         elementwise=lowered.elementwise,
+        only=program.only,
         passes=passes,
         shared=tuple(e for p in lowered.passes for e, _ in p.exports),
     )
@@ -262,6 +264,7 @@ def digest(program: Program) -> str:
     """A hash of what the program means; comments and formatting of the spec do not change it."""
     parts = [program.kind, program.name, program.class_name, *ascii_lines(program)]
     parts += [f"{p.name} {p.domain.phrase} {p.default!r}" for p in program.parameters]
+    parts += [f"only {program.only}"] if program.only else []
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
@@ -341,7 +344,7 @@ def _memory(lowered: Lowered) -> str:
         here = [s for s in states if s.home == home]
         full = sum(len(s.shape) == 1 for s in here)
         parts = [f"{4 * full} bytes a parameter"] if full else []
-        for shape, word in ((("rows", "1"), "row"), (("1", "cols"), "column"), ((), "tensor")):
+        for shape, word in shapes.UNITS.items():
             if count := sum(s.shape == shape for s in here):
                 parts.append(f"{4 * count} bytes a {word}")
         where = {True: "of a matrix", False: "of other parameters"}[home[0][1]] if home else ""

@@ -19,6 +19,18 @@ SHAPES: Mapping[str, Shape] = {
     "column": ("1", "cols"),
     "scalar": (),
 }
+# What a state of a shape costs is so much a ...
+UNITS: Mapping[Shape, str] = {
+    ("rows", "1"): "row",
+    ("1", "cols"): "column",
+    (): "tensor",
+    ("rows", "rows"): "pair of rows",
+    ("cols", "cols"): "pair of columns",
+    ("cols", "rows"): "entry of a transposed matrix",
+    ("1", "1"): "matrix",
+    ("cols", "1"): "column",
+    ("1", "rows"): "row",
+}
 
 
 def describe(shape: Shape) -> str:

@@ -1,8 +1,9 @@
 """Sums in one fixed order, so that they have the same bits on every backend; what rows and columns are.
 
-In: arrays. Out: their sums over everything, along rows or along columns. Must not know: any framework;
+In: arrays. Out: their sums over everything, along rows or along columns; numbers that follow from their
+rows and columns, as Python's own, without its exceptions. Must not know: any framework;
 the text below is the one definition, run as it stands by interpret.py and copied into each backend's
-runtime by render.py, where `join`, `reshape`, `zeros` and `turned` are the framework's own words.
+runtime by render.py, where `join`, `reshape`, `zeros` and `transposed` are the framework's own words.
 
 The order: an axis is cut into aligned blocks of 2**16 numbers, the last one as long as it is. In a
 block the second half is added to the first, the halves of a power of two, until one number is left;
@@ -12,6 +13,7 @@ devices, and a short axis costs what it is long.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +35,7 @@ def zeros(shape: Sequence[int], like: Any) -> Any:
     return np.zeros(shape, like.dtype)
 
 
-def turned(x: Any) -> Any:
+def transposed(x: Any) -> Any:
     """The last two axes exchanged."""
     return np.swapaxes(x, -1, -2)
 
@@ -63,6 +65,38 @@ def sized(shape: Sequence[Any], sizes: Sequence[str | int]) -> list[int]:
     return [int(k) for k in (*shape[:-2], *(ends.get(str(k), 1) for k in sizes))]
 
 
+def rows_of(x: Any) -> Any:
+    """How many rows a matrix has, as a double."""
+    return float(x.shape[-2])
+
+
+def cols_of(x: Any) -> Any:
+    """How many columns a matrix has, as a double."""
+    return float(x.shape[-1])
+
+
+def size_ratio(a: Any, b: Any) -> Any:
+    """The quotient of doubles; infinite or NaN where b is 0."""
+    if b:
+        return a / b
+    return math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1.0, b)
+
+
+def size_root(x: Any) -> Any:
+    """The square root of a double; NaN below 0."""
+    return math.sqrt(x) if x >= 0 else math.nan
+
+
+def larger_size(a: Any, b: Any) -> Any:
+    """The larger of two doubles; NaN if either is NaN."""
+    return a if a > b or a != a else b
+
+
+def smaller_size(a: Any, b: Any) -> Any:
+    """The smaller of two doubles; NaN if either is NaN."""
+    return a if a < b or a != a else b
+
+
 def row_sum(x: Any) -> Any:
     """The sum of each row; shape (..., rows, 1)."""
     lead = [int(k) for k in x.shape[:-1]]
@@ -82,7 +116,7 @@ def col_sum(x: Any) -> Any:
     """The sum of each column; shape (..., 1, cols)."""
     n = x.shape[-2]
     if n == 0 or n > BLOCK:
-        return turned(row_sum(turned(x)))
+        return transposed(row_sum(transposed(x)))
     while n > 1:  # as _halved, along memory
         half = 1 << ((n - 1).bit_length() - 1)
         pairs = x[..., : n - half, :] + x[..., half:, :]

@@ -31,13 +31,14 @@ import numpy as np
 import backends
 from backends import Backend
 from backends.running import Outcome, Policy, Run
-from generator import catalogue, interpret, render
+from generator import catalogue, interpret, products, render
 from generator.catalogue import Entry
 from generator.errors import NotAvailable
 from generator.interpret import Exact, Oracle, schedule_value
 from generator.ir import REQUIRED, Lowered, Program
 
 SHAPES = ((), (1,), (7,), (64, 33), (3, 3, 8, 16), (0, 4))
+ONLY = {"": SHAPES, "vector": SHAPES[:3], "matrix": ((5, 1), (1, 7), (20, 48), *SHAPES[3:])}
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 SCHEDULE = "warmup_cosine"
 ORACLE_SHAPE = (8, 8)
@@ -69,6 +70,8 @@ class Row:
     error: str = ""
     cases: int = 0
     subnormal: int = 0  # entries that differ only below the smallest normal number, which XLA flushes
+    products: float = 0.0  # distance after matrix products, in units of the largest entry's last place
+    allowed: float = 0.0  # how large it may be where it is; see products.py
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -96,18 +99,19 @@ def cases(
     tests, which compile each case: float32 has all of them, float64 and the others the first.
     """
     default = defaults(program)
-    yield _case("default", dtype, steps, seed, default)
+    shapes = ONLY[program.only]
+    yield _case("default", dtype, steps, seed, default, shapes)
     if brief and dtype != "float32":
         return
     if "lr" in default:
         total = max(steps - 2, 2)
         rate = {"base_lr": 10 * default["lr"], "warmup": min(5, total // 2), "total": total}
         scheduled = (SCHEDULE, {**rate, "lr_min": default["lr"] / 10})
-        yield _case("schedule", dtype, steps, seed + 1, default, scheduled)
+        yield _case("schedule", dtype, steps, seed + 1, default, shapes, scheduled)
     if dtype in ("bfloat16", "float16") or (brief and steps > 100):
         return
-    yield _case("low", dtype, steps, seed + 2, _extreme(program, low=True))
-    yield _case("high", dtype, steps, seed + 3, _extreme(program, low=False))
+    yield _case("low", dtype, steps, seed + 2, _extreme(program, low=True), shapes)
+    yield _case("high", dtype, steps, seed + 3, _extreme(program, low=False), shapes)
 
 
 def defaults(program: Program) -> dict[str, Any]:
@@ -142,6 +146,7 @@ def _case(
     steps: int,
     seed: int,
     hypers: dict[str, Any],
+    shapes: Sequence[tuple[int, ...]],
     schedule: tuple[str, dict[str, Any]] | None = None,
 ) -> Case:
     rng = np.random.default_rng(seed)
@@ -153,12 +158,12 @@ def _case(
         values = rng.standard_normal(shape) * 10.0**decades
         return np.asarray(np.where(rng.random(shape) < 0.1, 0.0, values)).astype(kind)
 
-    params = [np.asarray(rng.standard_normal(s)).astype(kind) for s in SHAPES]
+    params = [np.asarray(rng.standard_normal(s)).astype(kind) for s in shapes]
     grads: list[list[Any]] = []
     for step in range(steps):
-        made: list[Any] = [gradient(s) for s in SHAPES]
+        made: list[Any] = [gradient(s) for s in shapes]
         if step % 3 == 2:
-            made[1] = made[3] = None
+            made[1:4:2] = [None for _ in made[1:4:2]]
         grads.append(made)
     return Case(name, params, grads, hypers, schedule)
 
@@ -168,11 +173,16 @@ def _case(
 
 
 def reference(
-    lowered: Lowered, schedule: Lowered | None, case: Case, dtype: str, policy: Policy
+    lowered: Lowered,
+    schedule: Lowered | None,
+    case: Case,
+    dtype: str,
+    policy: Policy,
+    operations: products.Operations = interpret.EXACT,
 ) -> Outcome:
     """The lowered program, node by node in NumPy, under an ecosystem's contract."""
     kind = compute_dtype(dtype)
-    runs = [Exact(lowered, np.array(p), dtype=kind) for p in case.params]
+    runs = [Exact(lowered, np.array(p), dtype=kind, operations=operations) for p in case.params]
     hypers = {k: _counted(k, v, policy) for k, v in case.hypers.items()}
     for r in runs:
         r.start(hypers)
@@ -186,6 +196,17 @@ def reference(
                 r.wait(hypers, clock)
     subnormal = [r.subnormal for r in runs] if policy.flushes else [False for _ in runs]
     return Outcome([r.theta for r in runs], [r.state for r in runs], subnormal)
+
+
+def allowed(
+    lowered: Lowered, schedule: Lowered | None, case: Case, dtype: str, policy: Policy, want: Outcome
+) -> Outcome | None:
+    """How far from the reference matrix products may lead; None where there are none."""
+    if not products.used(lowered):
+        return None
+    return products.tolerances(
+        lambda operations: reference(lowered, schedule, case, dtype, policy, operations), want
+    )
 
 
 def _counted(name: str, value: Any, policy: Policy) -> Any:
@@ -222,13 +243,23 @@ class Gap:
     ulp: float = 0.0
     where: str = ""
     subnormal: int = 0
+    products: float = 0.0
+    allowed: float = 0.0
 
-    def add(self, want: Any, got: Any, where: str, subnormal: Any = False) -> None:
+    def add(
+        self, want: Any, got: Any, where: str, subnormal: Any = False, tolerance: float = 0.0
+    ) -> None:
         """Take in two arrays; what differs since a subnormal number was flushed is counted apart.
 
         `subnormal` says where a number on the way was one; False: nothing is flushed. A number that is
-        one itself may become a zero, or another such number, and nothing else.
+        one itself may become a zero, or another such number, and nothing else. With a `tolerance`
+        matrix products have led here, and what is within it is no distance.
         """
+        if tolerance and (apart := products.distance(want, got)) <= tolerance:
+            units = apart / (products.unit(want) or 1.0)
+            if units > self.products:
+                self.products, self.allowed = units, tolerance / (products.unit(want) or 1.0)
+            return
         gap = distance(want, got)
         if gap > 0 and subnormal is not False and (want.shape, want.dtype) == (got.shape, got.dtype):
             tiny = np.finfo(compute_dtype(want.dtype.name)).tiny
@@ -242,17 +273,18 @@ class Gap:
             self.ulp, self.where = gap, where
 
 
-def compared(want: Outcome, got: Outcome, kind: Any) -> Gap:
-    """The distance over all parameters and states."""
+def compared(want: Outcome, got: Outcome, kind: Any, allowed: Outcome | None = None) -> Gap:
+    """The distance over all parameters and states; `allowed` says what matrix products may do."""
     gap = Gap()
     for i, (p, q) in enumerate(zip(want.params, got.params, strict=True)):
         apart = want.subnormal[i] if want.subnormal else False
-        gap.add(p, q, f"theta{list(np.shape(p))}", apart)
+        gap.add(p, q, f"theta{list(np.shape(p))}", apart, allowed.params[i] if allowed else 0.0)
         for name, value in want.states[i].items():
             if name in got.states[i]:
                 mine = np.asarray(value, kind)
                 theirs = np.asarray(got.states[i][name]).astype(kind).reshape(mine.shape)
-                gap.add(mine, theirs, f"{name}{list(np.shape(p))}", apart)
+                tolerance = allowed.states[i][name] if allowed else 0.0
+                gap.add(mine, theirs, f"{name}{list(np.shape(p))}", apart, tolerance)
     return gap
 
 
@@ -352,6 +384,7 @@ def _rows(
             full = [[_given(g, p) for g, p in zip(gs, case.params, strict=True)] for gs in case.grads]
             case = Case(case.name, case.params, full, case.hypers, case.schedule)
         want = reference(lowered, schedule, case, dtype, policy)
+        bounds = allowed(lowered, schedule, case, dtype, policy, want)
         for mode, row in rows.items():
             if mode in policy.additive and (
                 lowered.delta is None or dtype not in ("float32", "float64")
@@ -368,12 +401,14 @@ def _rows(
                 case.schedule, device,
             )  # fmt: skip
             try:
-                gap = compared(want, runner.trajectory(run, mode), compute_dtype(dtype))
+                gap = compared(want, runner.trajectory(run, mode), compute_dtype(dtype), bounds)
             except Exception as error:  # a mode that fails is a result, too
                 row.ulp, row.error = math.inf, f"{type(error).__name__}: {error}"[:300]
                 continue
             row.cases += 1
             row.subnormal += gap.subnormal
+            if gap.products > row.products:
+                row.products, row.allowed = gap.products, gap.allowed
             if gap.ulp > row.ulp:
                 row.ulp, row.where = gap.ulp, f"{case.name}: {gap.where}"
     if dtype == "float32" and rows:
@@ -487,8 +522,9 @@ def _transform_rows(
     rng = np.random.default_rng(5)
     for dtype in dtypes:
         kind = numpy_dtype(dtype)
-        g = [np.asarray(rng.standard_normal(s) * 3).astype(kind) for s in SHAPES]
-        theta = [np.asarray(rng.standard_normal(s)).astype(kind) for s in SHAPES]
+        shapes = ONLY[program.only]
+        g = [np.asarray(rng.standard_normal(s) * 3).astype(kind) for s in shapes]
+        theta = [np.asarray(rng.standard_normal(s)).astype(kind) for s in shapes]
         hypers = {p.name: 0.37 for p in program.parameters}
         runs = [Exact(entry.lowered, np.array(p), dtype=compute_dtype(dtype)) for p in theta]
         interpret.step(runs, g, hypers)
@@ -680,6 +716,8 @@ def show(rows: Sequence[dict[str, Any]], steps: int, console: Any) -> None:
         _aligned(console, lines, 1)
     if any(r["subnormal"] for r in rows):
         console.print(SUBNORMAL, highlight=False)
+    if any(r.get("products") for r in rows):
+        console.print(PRODUCTS, highlight=False)
     distances = [r for r in rows if not math.isnan(r["ours"])]
     if distances:
         lines = [["spec", "framework", "ours", "its own"]]
@@ -729,11 +767,21 @@ def _aligned(console: Any, lines: Sequence[Sequence[str]], words: int) -> None:
 
 
 GAP = 2  # between columns
+PRODUCTS = (
+    "~ after matrix products, which each library adds up in its own order: in units of the last place of "
+    "the largest entry; within what any order may lead to"
+)
 SUBNORMAL = "* but for numbers below the smallest normal one, which XLA flushes to zero"
 
 
 def entry(rows: Sequence[dict[str, Any]]) -> str:
-    """The largest distance over some rows; a star where flushed subnormal numbers were left apart."""
+    """The largest distance over some rows.
+
+    A star where flushed subnormal numbers were left apart; after ~, where there are matrix products, how
+    far apart they lead, unless something is farther than that allows.
+    """
     shown = [r for r in rows if r["cases"] or r["ulp"]]
+    if not any(r["ulp"] for r in shown) and any(r.get("products") for r in shown):
+        return f"~{max(r['products'] for r in shown):.2g}"
     star = "*" if any(r["subnormal"] for r in shown) else ""
     return f"{max(r['ulp'] for r in shown):g}{star}" if shown else "-"

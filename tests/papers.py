@@ -27,6 +27,7 @@ Sources of the optimizers:
     lion                Chen et al., NeurIPS 2023, Algorithm 2, arXiv:2302.06675
     adan                Xie et al., TPAMI 2024, arXiv:2208.06677, as in the authors' code
     signum              Bernstein et al., ICML 2018, Algorithm 2, arXiv:1802.04434
+    muon                Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/
     lars                You et al., 2017, Algorithm 1, arXiv:1708.03888
     lamb                You et al., ICLR 2020, Algorithm 2, arXiv:1904.00962
     adafactor           Shazeer & Stern, ICML 2018, Algorithms 4 to 6, arXiv:1804.04235
@@ -351,6 +352,21 @@ def lamb(
         r = m / (np.sqrt(v) + eps) + weight_decay * theta
         w, d = np.linalg.norm(theta.ravel()), np.linalg.norm(r.ravel())
         theta = theta - lr * (w / d if w > 0 and d > 0 else 1.0) * r
+        path.append(theta)
+    return path
+
+
+def muon(theta: Array, grads: Sequence[Array], *, lr: float, mu: float) -> list[Array]:
+    """Momentum with a look-ahead; its singular values, of norm 1, through an odd polynomial five times."""
+    m, path = np.zeros_like(theta), []
+    rows, cols = theta.shape[-2:]
+    for g in grads:
+        m = mu * m + g
+        left, s, right = np.linalg.svd(g + mu * m, full_matrices=False)
+        s = s / (np.linalg.norm(s, axis=-1, keepdims=True) + 1e-7)
+        for _ in range(5):
+            s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+        theta = theta - lr * np.sqrt(max(1.0, rows / cols)) * (left * s[..., None, :]) @ right
         path.append(theta)
     return path
 

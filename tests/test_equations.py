@@ -341,7 +341,7 @@ def test_names(name: str, latex: str) -> None:
         ),
         (
             Call("where", (Call("lt", (t, z)), x, Call("where", (Call("ge", (t, z)), y, z)))),
-            r"\begin{cases} x_{t} & \text{if } t < z \\ y_{t-1} & \text{if } t \ge z \\ "
+            r"\begin{cases} x_{t} & \text{if } t < z \\ y_{t-1} & \text{if } t \geq z \\ "
             r"z & \text{otherwise} \end{cases}",
         ),
     ],

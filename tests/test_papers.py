@@ -36,7 +36,18 @@ def hypers_of(entry, ordinary):
     }
 
 
-SHAPES = [(n, s) for n in OPTIMIZERS for s in [(50,), (5, 10)][: 1 + (not ENTRIES[n].lowered.elementwise)]]
+
+
+def shapes(entry):
+    """Shapes on which an optimizer may take other ways."""
+    if entry.lowered.elementwise:
+        return [(50,)]
+    if entry.program.only == "matrix":
+        return [(5, 10), (10, 5), (2, 4, 3)]
+    return [(50,), (5, 10)]
+
+
+SHAPES = [(n, s) for n in OPTIMIZERS for s in shapes(ENTRIES[n])]
 
 
 def paper(name):

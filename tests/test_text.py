@@ -17,9 +17,11 @@ ENTRIES = {e.program.name: e for e in catalogue.entries() if e.program.kind != "
 KERNELS = [n for n, e in ENTRIES.items() if e.program.kind in ("optimizer", "transform")]
 SIGNS = {
     **{"Add": "add", "Sub": "sub", "Mult": "mul", "Div": "div", "BitAnd": "and", "BitOr": "or"},
-    **{"FloorDiv": "floordiv", "Mod": "mod", "USub": "neg", "Invert": "not"},
+    **{"MatMult": "matmul", "FloorDiv": "floordiv", "Mod": "mod", "USub": "neg", "Invert": "not"},
     **{"Lt": "lt", "LtE": "le", "Gt": "gt", "GtE": "ge", "Eq": "eq", "NotEq": "ne"},
 }
+# Of rows and columns alone, and written as the same operations of tensors are.
+SIZES = {f"size_{op}": op for op in ("add", "sub", "mul", "neg")}
 
 
 def tree_of(values, outputs, renamed):
@@ -45,7 +47,7 @@ def tree_of(values, outputs, renamed):
                     made[c[0]] = ("if", condition, here, there)
             else:
                 assert isinstance(v, Value), v
-                made[v.name] = (v.op, *map(operand, v.args))
+                made[v.name] = (SIZES.get(v.op, v.op), *map(operand, v.args))
 
     block(values)
     return [operand(o) for o in outputs]
@@ -115,6 +117,8 @@ class Reader:
             case ast.Attribute():
                 whole = ast.unparse(e)
                 return (self.words[whole],) if whole in self.words else ("name", whole)
+            case ast.Subscript(ast.Attribute(x, "shape"), ast.UnaryOp(_, ast.Constant(axis))):
+                return ({1: "cols", 2: "rows"}[axis], self.expr(x))
             case ast.Constant(None):
                 return ("none",)
             case ast.Constant(value):
@@ -219,4 +223,6 @@ class Unguarded(ast.NodeTransformer):
                 return node.args[0]
             case "quotient":
                 return ast.BinOp(node.args[0], ast.Div(), node.args[1])
+            case "matmul":
+                return ast.BinOp(node.args[0], ast.MatMult(), node.args[1])
         return node

@@ -21,7 +21,7 @@ backend = Backend(
     name="jax",
     title="JAX",
     folder=Path(__file__).parent,
-    tensor={**OPERATORS, **_FUNCTIONS, "fill": "jnp.full_like"},
+    tensor={**OPERATORS, **_FUNCTIONS, "fill": "jnp.full_like", "matmul": "matmul"},
     scalar={
         **OPERATORS,
         **_FUNCTIONS,

@@ -86,6 +86,7 @@ DIFFERENT: dict[str, str] = {
     "lars": "takes the norm of the decayed gradient, the spec the sum of two norms",
     "schedule_free_sgd": "finds x again from y and z, which loses bits; the spec keeps it",
     "schedule_free_adamw": "finds x again from y and z, which loses bits; the spec keeps it",
+    "muon": "corrects the momentum's bias before the gradient joins it, the spec has a plain sum",
     "adan": "mixes differences in with 1 - beta2, the spec with beta2; adds the decay to the step",
 }
 

@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from backends.domains import Domain, check_all, check_relations
+from backends.domains import Domain, check_all, check_relations, check_shape
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal as normal
 from generator.summation import sized, tree_sum
@@ -226,9 +226,19 @@ def zeros(shape: Sequence[int], like: Any) -> Any:
     return jnp.zeros(shape, like.dtype)
 
 
-def turned(x: Any) -> Any:
+def transposed(x: Any) -> Any:
     """The last two axes exchanged."""
     return jnp.swapaxes(x, -1, -2)
+
+
+def matmul(a: Any, b: Any) -> Any:
+    """The matrix product in full precision, which is not the default on every device."""
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def rounded_size(x: float, like: Any) -> Any:
+    """A double that follows from rows and columns, rounded once to the dtype of an array."""
+    return _literal(x, like)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -332,6 +342,7 @@ class Method:
     update: Any = None  # (theta, g, state, s[, shared]) -> (u, state); theta + u has the bits of step
     reads_theta: bool = True  # whether `update` does, or the `step` of a transform
     elementwise: bool = True  # whether every number goes its own way
+    only: str = ""  # the parameters that it is for, matrix or vector; empty: all
     # Over all parameters, before the step:
     # (theta, g, state, s[, shared]) -> sums; (totals, s[, shared]) -> shared.
     passes: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = ()
@@ -936,6 +947,9 @@ class _Shell:
         method = self.method
         with _wide_enough(params):
             arrays = _arrays(method.name, "parameter", params)
+            for i, theta in enumerate(arrays):
+                if method.only:
+                    check_shape(method.name, method.only, f"parameter {_path(params, i)}", theta.shape)
             slots, scalars = [], {}
             for theta in arrays:
                 dtype = compute_dtype(theta.dtype)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.domains import Domain, check_all, check_relations
+from backends.domains import Domain, check_all, check_relations, check_shape
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal as normal
 from generator.summation import sized, tree_sum
@@ -84,9 +84,14 @@ def zeros(shape: Sequence[int], like: Any) -> Array:
     return np.zeros(shape, like.dtype)
 
 
-def turned(x: Array) -> Array:
+def transposed(x: Array) -> Array:
     """The last two axes exchanged."""
     return np.swapaxes(x, -1, -2)
+
+
+def rounded_size(x: Any, like: Any) -> Any:
+    """A double that follows from rows and columns, rounded once to the dtype of an array."""
+    return like.dtype.type(x)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -187,6 +192,7 @@ class Method(NamedTuple):
     scalars: Callable[..., Any]  # (t, **hypers) -> the step's scalars in double
     step: Callable[..., Any]  # (theta, g, state, s[, shared]) -> (theta, state)
     elementwise: bool = True  # whether every number goes its own way
+    only: str = ""  # the parameters that it is for, matrix or vector; empty: all
     # Over all parameters, before the step:
     # (theta, g, state, s[, shared]) -> sums; (totals, s[, shared]) -> shared.
     passes: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = ()
@@ -352,6 +358,7 @@ class Optimizer:
         for path, p in self._arrays.items():
             _check_array(self.name, "parameter", path, p)
             _check_writeable(self.name, path, p)
+            check_shape(self.name, self.method.only, f"parameter {path or 'array'}", p.shape)
             if id(p) in seen:
                 raise ValueError(f"{self.name}: {seen[id(p)]} and {path} are the same array.")
             seen[id(p)] = path
@@ -605,6 +612,7 @@ def transformed(
             _check_array(owner, "the gradient of", path, g)
             theta = at.get(path, g)
             _check_gradient(owner, path, theta, g)
+            check_shape(owner, method.only, f"the gradient {path or 'array'}", g.shape)
             dtype = compute_dtype(g.dtype)
             if dtype not in scalars:
                 scalars[dtype] = _rounded(method.scalars(1, **exact), dtype)

@@ -55,6 +55,10 @@ NATIVE: dict[str, Callable[[Hypers], Any]] = {
     ),
     # see DIFFERENT
     "lamb": lambda h: keras.optimizers.Lamb(**_adam(h), weight_decay=h["weight_decay"]),
+    # no factor for shapes, which is 1 unless there are more rows than columns
+    "muon": lambda h: keras.optimizers.Muon(
+        h["lr"], momentum=h["mu"], weight_decay=None, rms_rate=None
+    ),
     # the same means, quotient first
     "adafactor": lambda h: keras.optimizers.Adafactor(
         h["lr"], epsilon_1=h["eps1"], epsilon_2=h["eps2"], clip_threshold=h["clip"]

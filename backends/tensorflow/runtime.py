@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 import keras
 import tensorflow as tf
 
-from backends.domains import Domain, check_all, check_relations
+from backends.domains import Domain, check_all, check_relations, check_shape
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal as normal
 from generator.summation import sized, tree_sum
@@ -289,9 +289,14 @@ def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
     return tf.zeros(shape, like.dtype)
 
 
-def turned(x: Tensor) -> Tensor:
+def transposed(x: Tensor) -> Tensor:
     """The last two axes exchanged."""
     return tf.linalg.matrix_transpose(x)
+
+
+def rounded_size(x: float, like: Tensor) -> Tensor:
+    """A double that follows from rows and columns, rounded once to the dtype of a tensor."""
+    return rounded(like)(tf.constant(x, like.dtype))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -428,6 +433,7 @@ class Method:
     scalars: Function  # (t, **hypers) -> the step's scalars in double
     step: Function  # (theta, g, state, s[, shared]) -> (theta, state)
     elementwise: bool = True  # whether every number goes its own way
+    only: str = ""  # the parameters that it is for, matrix or vector; empty: all
     # Over all parameters, before the step:
     # (theta, g, state, s[, shared]) -> sums; (totals, s[, shared]) -> shared.
     passes: tuple[tuple[Function, Function], ...] = ()
@@ -1039,6 +1045,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         for variable in variables:
             if not self._overwrite_variable_with_gradient(variable):
                 _check_parameter(type(self).__name__, variable)
+                called = f"parameter {_path(variable)}"
+                check_shape(type(self).__name__, self.method.only, called, _native(variable).shape)
         super().build(variables)
         numbers = _respelled({k: getattr(self, k) for k in self.domains}, self.spelling)
         init = {name: numbers[name] for name in self.method.init_hypers}
@@ -1565,6 +1573,8 @@ def transformed(
             grads[i] = tf.convert_to_tensor(g)
         if not method.elementwise:
             grads[i] = _sized(owner, i, grads[i], _native(at[i] if params is not None else grads[i]))
+        if method.only:
+            check_shape(owner, method.only, f"gradient {i}", grads[i].shape)
         compute = compute_dtype(grads[i].dtype if params is None else _native(at[i]).dtype)
         groups.setdefault((grads[i].dtype, compute), []).append(i)
     calls = []

@@ -44,6 +44,8 @@ NATIVE: dict[str, Callable[[list[Any], Hypers], Any]] = {
     "adamax": lambda p, h: torch.optim.Adamax(p, **_adam(h)),
     # momentum_decay is psi; eps is added to the corrected root
     "nadam": lambda p, h: torch.optim.NAdam(p, **_adam(h), momentum_decay=h["psi"]),
+    # see DIFFERENT; an average is the sum times 1 - mu, which the norm takes out again
+    "muon": lambda p, h: torch.optim.Muon(p, lr=h["lr"], momentum=h["mu"], weight_decay=0.0),
     # see DIFFERENT
     "adafactor": lambda p, h: torch.optim.Adafactor(
         p, lr=h["lr"], eps=(h["eps1"], h["eps2"]), d=h["clip"]
@@ -62,6 +64,7 @@ DIFFERENT: dict[str, str] = {
     "signum": "torch has none",
     "lars": "torch has none",
     "lamb": "torch has none",
+    "muon": "multiplies matrices in bfloat16, the spec in the parameter's precision",
     "adafactor": "bounds the second moment by eps1, the spec adds eps1 to the squared gradient",
     "schedule_free_sgd": "torch has none",
     "schedule_free_adamw": "torch has none",

@@ -27,10 +27,22 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
-from backends.domains import Domain, Flag, check_relations
+from backends.domains import Domain, Flag, check_relations, check_shape
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal
-from generator.summation import col_sum, inverse, row_sum, sized, tree_sum
+from generator.summation import (
+    col_sum,
+    cols_of,
+    inverse,
+    larger_size,
+    row_sum,
+    rows_of,
+    size_ratio,
+    size_root,
+    sized,
+    smaller_size,
+    tree_sum,
+)
 from generator.threefry import in_stream, random_key, random_words
 
 try:
@@ -289,7 +301,7 @@ def zeros(shape: Sequence[int], like: Any) -> Any:
     return like.new_zeros(list(shape)) if isinstance(like, Tensor) else np.zeros(shape, like.dtype)
 
 
-def turned(x: Any) -> Any:
+def transposed(x: Any) -> Any:
     """The last two axes exchanged."""
     return x.transpose(-1, -2) if isinstance(x, Tensor) else np.swapaxes(x, -1, -2)
 
@@ -323,6 +335,42 @@ def _(x: Tensor, axis: int) -> Tensor:
     return x.new_empty([])
 
 
+@torch.library.custom_op(f"{_HERE}::size", mutates_args=())  # type: ignore[untyped-decorator]
+def _opaque_size(x: Tensor, axis: int) -> Tensor:
+    return x.new_tensor(x.shape[axis], dtype=torch.float64)
+
+
+@_opaque_size.register_fake  # type: ignore[untyped-decorator]
+def _(x: Tensor, axis: int) -> Tensor:
+    return x.new_empty([], dtype=torch.float64)
+
+
+_rows_of, _cols_of = rows_of, cols_of
+
+
+def rows_of(x: Tensor) -> Scalar:  # type: ignore[no-redef]
+    """How many rows a matrix has, as a double."""
+    return _opaque_size(x.detach(), -2) if torch.compiler.is_compiling() else _rows_of(x)
+
+
+def cols_of(x: Tensor) -> Scalar:  # type: ignore[no-redef]
+    """How many columns a matrix has, as a double."""
+    return _opaque_size(x.detach(), -1) if torch.compiler.is_compiling() else _cols_of(x)
+
+
+def rounded_size(x: Scalar, like: Tensor) -> Tensor:
+    """A double that follows from rows and columns, rounded once to the dtype of a tensor."""
+    return _entering(x, like.dtype)
+
+
+def _sizes(of_floats: Callable[..., Any], of_tensors: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of sizes, which are floats, and tensors in a compiled kernel."""
+    return lambda *x: (of_tensors if any(isinstance(v, Tensor) for v in x) else of_floats)(*x)
+
+
+size_ratio, size_root = _sizes(size_ratio, div), _sizes(size_root, sqrt)
+larger_size, smaller_size = _sizes(larger_size, maximum), _sizes(smaller_size, minimum)
+
 _row_sum, _col_sum, _inverse = row_sum, col_sum, inverse
 
 
@@ -334,7 +382,7 @@ def row_sum(x: Tensor) -> Tensor:  # type: ignore[no-redef]
 def col_sum(x: Tensor) -> Tensor:  # type: ignore[no-redef]
     """The sum of each column; shape (..., 1, cols)."""
     if torch.compiler.is_compiling():
-        return turned(_opaque_row_sum(turned(x)))
+        return transposed(_opaque_row_sum(transposed(x)))
     return _on_memory(_col_sum, x)
 
 
@@ -680,6 +728,7 @@ class Method(NamedTuple):
     scalars: Callable[..., Any]  # (t, **hypers) -> the step's scalars in double
     step: Callable[..., Any]  # (theta, g, state, s[, shared]) -> (theta, state)
     elementwise: bool = True  # whether every number goes its own way
+    only: str = ""  # the parameters that it is for, matrix or vector; empty: all
     # Over all parameters, before the step:
     # (theta, g, state, s[, shared]) -> sums; (totals, s[, shared]) -> shared.
     passes: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = ()
@@ -803,6 +852,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             for i, p in enumerate(group["params"]):
                 if p.dtype not in _PARAMETERS:
                     raise self._not_a_parameter(p, index, i)
+                check_shape(self._name, self.method.only, self._called(index, i), p.shape)
         except Exception:
             self.param_groups.pop()
             raise
@@ -825,6 +875,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         """Refuse a parameter, a gradient or a state that does not fit, with the remedy."""
         if p.dtype not in _PARAMETERS:
             raise self._not_a_parameter(p, index, i)
+        check_shape(self._name, self.method.only, self._called(index, i), p.shape)
         wide = compute_dtype(p.dtype)
         if g.layout != torch.strided:
             raise TypeError(
@@ -1303,6 +1354,7 @@ def transformed(
     for path, g in given:
         if g is not None:
             _check_leaf(owner, path, g, at.get(path))
+            check_shape(owner, method.only, f"the gradient {path}".rstrip(), g.shape)
     groups: dict[Any, list[Any]] = {}
     for path, g in given:
         if g is not None:

@@ -35,6 +35,7 @@ _WHERE = {
     "lars": "optimizers.lars",
     "lion": "optimizers.lion",
     "momentum": "optimizers.momentum",
+    "muon": "optimizers.muon",
     "nadam": "optimizers.nadam",
     "nesterov": "optimizers.nesterov",
     "radam": "optimizers.radam",
@@ -85,6 +86,7 @@ _BY_NAME = {
     "lars": "lars",
     "lion": "lion",
     "momentum": "momentum",
+    "muon": "muon",
     "nadam": "nadam",
     "nesterov": "nesterov",
     "radam": "radam",
@@ -178,6 +180,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "b2": "beta2",
     },
     "momentum": {
+        "learning_rate": "lr",
+    },
+    "muon": {
         "learning_rate": "lr",
     },
     "nadam": {

@@ -15,6 +15,7 @@ from .optimizers.lamb import lamb as lamb
 from .optimizers.lars import lars as lars
 from .optimizers.lion import lion as lion
 from .optimizers.momentum import momentum as momentum
+from .optimizers.muon import muon as muon
 from .optimizers.nadam import nadam as nadam
 from .optimizers.nesterov import nesterov as nesterov
 from .optimizers.radam import radam as radam

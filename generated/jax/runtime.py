@@ -128,6 +128,17 @@ def check_all(
             domain.check(owner, name, value)
 
 
+def check_shape(owner: str, only: str, called: str, shape: Sequence[int]) -> None:
+    """Refuse a parameter that an algorithm is not for: `only` is matrix, vector or empty."""
+    if only and (len(shape) >= 2) != (only == "matrix"):
+        whom = {"matrix": "with two axes or more", "vector": "with fewer than two axes"}[only]
+        raise ValueError(
+            f"{owner}: {called} has the shape {tuple(shape)}; {owner} is for parameters {whom} only. "
+            "Pass this one to another optimizer, or use one that does both, as "
+            'python -m generator build --chain "muon | adamw" makes it.'
+        )
+
+
 def check_relations(
     owner: str, requires: Callable[..., Mapping[str, Any]] | None, values: Mapping[str, Any]
 ) -> None:
@@ -453,6 +464,38 @@ def sized(shape: Sequence[Any], sizes: Sequence[str | int]) -> list[int]:
     return [int(k) for k in (*shape[:-2], *(ends.get(str(k), 1) for k in sizes))]
 
 
+def rows_of(x: Any) -> Any:
+    """How many rows a matrix has, as a double."""
+    return float(x.shape[-2])
+
+
+def cols_of(x: Any) -> Any:
+    """How many columns a matrix has, as a double."""
+    return float(x.shape[-1])
+
+
+def size_ratio(a: Any, b: Any) -> Any:
+    """The quotient of doubles; infinite or NaN where b is 0."""
+    if b:
+        return a / b
+    return math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1.0, b)
+
+
+def size_root(x: Any) -> Any:
+    """The square root of a double; NaN below 0."""
+    return math.sqrt(x) if x >= 0 else math.nan
+
+
+def larger_size(a: Any, b: Any) -> Any:
+    """The larger of two doubles; NaN if either is NaN."""
+    return a if a > b or a != a else b
+
+
+def smaller_size(a: Any, b: Any) -> Any:
+    """The smaller of two doubles; NaN if either is NaN."""
+    return a if a < b or a != a else b
+
+
 def row_sum(x: Any) -> Any:
     """The sum of each row; shape (..., rows, 1)."""
     lead = [int(k) for k in x.shape[:-1]]
@@ -472,7 +515,7 @@ def col_sum(x: Any) -> Any:
     """The sum of each column; shape (..., 1, cols)."""
     n = x.shape[-2]
     if n == 0 or n > BLOCK:
-        return turned(row_sum(turned(x)))
+        return transposed(row_sum(transposed(x)))
     while n > 1:  # as _halved, along memory
         half = 1 << ((n - 1).bit_length() - 1)
         pairs = x[..., : n - half, :] + x[..., half:, :]
@@ -735,9 +778,19 @@ def zeros(shape: Sequence[int], like: Any) -> Any:
     return jnp.zeros(shape, like.dtype)
 
 
-def turned(x: Any) -> Any:
+def transposed(x: Any) -> Any:
     """The last two axes exchanged."""
     return jnp.swapaxes(x, -1, -2)
+
+
+def matmul(a: Any, b: Any) -> Any:
+    """The matrix product in full precision, which is not the default on every device."""
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def rounded_size(x: float, like: Any) -> Any:
+    """A double that follows from rows and columns, rounded once to the dtype of an array."""
+    return _literal(x, like)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -841,6 +894,7 @@ class Method:
     update: Any = None  # (theta, g, state, s[, shared]) -> (u, state); theta + u has the bits of step
     reads_theta: bool = True  # whether `update` does, or the `step` of a transform
     elementwise: bool = True  # whether every number goes its own way
+    only: str = ""  # the parameters that it is for, matrix or vector; empty: all
     # Over all parameters, before the step:
     # (theta, g, state, s[, shared]) -> sums; (totals, s[, shared]) -> shared.
     passes: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = ()
@@ -1445,6 +1499,9 @@ class _Shell:
         method = self.method
         with _wide_enough(params):
             arrays = _arrays(method.name, "parameter", params)
+            for i, theta in enumerate(arrays):
+                if method.only:
+                    check_shape(method.name, method.only, f"parameter {_path(params, i)}", theta.shape)
             slots, scalars = [], {}
             for theta in arrays:
                 dtype = compute_dtype(theta.dtype)

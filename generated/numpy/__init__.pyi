@@ -15,6 +15,7 @@ from .optimizers.lamb import LAMB as LAMB
 from .optimizers.lars import LARS as LARS
 from .optimizers.lion import Lion as Lion
 from .optimizers.momentum import Momentum as Momentum
+from .optimizers.muon import Muon as Muon
 from .optimizers.nadam import NAdam as NAdam
 from .optimizers.nesterov import Nesterov as Nesterov
 from .optimizers.radam import RAdam as RAdam

@@ -121,6 +121,17 @@ def check_all(
             domain.check(owner, name, value)
 
 
+def check_shape(owner: str, only: str, called: str, shape: Sequence[int]) -> None:
+    """Refuse a parameter that an algorithm is not for: `only` is matrix, vector or empty."""
+    if only and (len(shape) >= 2) != (only == "matrix"):
+        whom = {"matrix": "with two axes or more", "vector": "with fewer than two axes"}[only]
+        raise ValueError(
+            f"{owner}: {called} has the shape {tuple(shape)}; {owner} is for parameters {whom} only. "
+            "Pass this one to another optimizer, or use one that does both, as "
+            'python -m generator build --chain "muon | adamw" makes it.'
+        )
+
+
 def check_relations(
     owner: str, requires: Callable[..., Mapping[str, Any]] | None, values: Mapping[str, Any]
 ) -> None:
@@ -430,6 +441,38 @@ def sized(shape: Sequence[Any], sizes: Sequence[str | int]) -> list[int]:
     return [int(k) for k in (*shape[:-2], *(ends.get(str(k), 1) for k in sizes))]
 
 
+def rows_of(x: Any) -> Any:
+    """How many rows a matrix has, as a double."""
+    return float(x.shape[-2])
+
+
+def cols_of(x: Any) -> Any:
+    """How many columns a matrix has, as a double."""
+    return float(x.shape[-1])
+
+
+def size_ratio(a: Any, b: Any) -> Any:
+    """The quotient of doubles; infinite or NaN where b is 0."""
+    if b:
+        return a / b
+    return math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1.0, b)
+
+
+def size_root(x: Any) -> Any:
+    """The square root of a double; NaN below 0."""
+    return math.sqrt(x) if x >= 0 else math.nan
+
+
+def larger_size(a: Any, b: Any) -> Any:
+    """The larger of two doubles; NaN if either is NaN."""
+    return a if a > b or a != a else b
+
+
+def smaller_size(a: Any, b: Any) -> Any:
+    """The smaller of two doubles; NaN if either is NaN."""
+    return a if a < b or a != a else b
+
+
 def row_sum(x: Any) -> Any:
     """The sum of each row; shape (..., rows, 1)."""
     lead = [int(k) for k in x.shape[:-1]]
@@ -449,7 +492,7 @@ def col_sum(x: Any) -> Any:
     """The sum of each column; shape (..., 1, cols)."""
     n = x.shape[-2]
     if n == 0 or n > BLOCK:
-        return turned(row_sum(turned(x)))
+        return transposed(row_sum(transposed(x)))
     while n > 1:  # as _halved, along memory
         half = 1 << ((n - 1).bit_length() - 1)
         pairs = x[..., : n - half, :] + x[..., half:, :]
@@ -578,9 +621,14 @@ def zeros(shape: Sequence[int], like: Any) -> Array:
     return np.zeros(shape, like.dtype)
 
 
-def turned(x: Array) -> Array:
+def transposed(x: Array) -> Array:
     """The last two axes exchanged."""
     return np.swapaxes(x, -1, -2)
+
+
+def rounded_size(x: Any, like: Any) -> Any:
+    """A double that follows from rows and columns, rounded once to the dtype of an array."""
+    return like.dtype.type(x)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -681,6 +729,7 @@ class Method(NamedTuple):
     scalars: Callable[..., Any]  # (t, **hypers) -> the step's scalars in double
     step: Callable[..., Any]  # (theta, g, state, s[, shared]) -> (theta, state)
     elementwise: bool = True  # whether every number goes its own way
+    only: str = ""  # the parameters that it is for, matrix or vector; empty: all
     # Over all parameters, before the step:
     # (theta, g, state, s[, shared]) -> sums; (totals, s[, shared]) -> shared.
     passes: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = ()
@@ -846,6 +895,7 @@ class Optimizer:
         for path, p in self._arrays.items():
             _check_array(self.name, "parameter", path, p)
             _check_writeable(self.name, path, p)
+            check_shape(self.name, self.method.only, f"parameter {path or 'array'}", p.shape)
             if id(p) in seen:
                 raise ValueError(f"{self.name}: {seen[id(p)]} and {path} are the same array.")
             seen[id(p)] = path
@@ -1099,6 +1149,7 @@ def transformed(
             _check_array(owner, "the gradient of", path, g)
             theta = at.get(path, g)
             _check_gradient(owner, path, theta, g)
+            check_shape(owner, method.only, f"the gradient {path or 'array'}", g.shape)
             dtype = compute_dtype(g.dtype)
             if dtype not in scalars:
                 scalars[dtype] = _rounded(method.scalars(1, **exact), dtype)

@@ -33,6 +33,7 @@ _WHERE = {
     "LARS": "optimizers.lars",
     "Lion": "optimizers.lion",
     "Momentum": "optimizers.momentum",
+    "Muon": "optimizers.muon",
     "NAdam": "optimizers.nadam",
     "Nesterov": "optimizers.nesterov",
     "RAdam": "optimizers.radam",
@@ -83,6 +84,7 @@ _BY_NAME = {
     "lars": "LARS",
     "lion": "Lion",
     "momentum": "Momentum",
+    "muon": "Muon",
     "nadam": "NAdam",
     "nesterov": "Nesterov",
     "radam": "RAdam",
@@ -185,6 +187,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "beta_2": "beta2",
     },
     "momentum": {
+        "learning_rate": "lr",
+    },
+    "muon": {
         "learning_rate": "lr",
     },
     "nadam": {

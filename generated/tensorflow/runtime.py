@@ -127,6 +127,17 @@ def check_all(
             domain.check(owner, name, value)
 
 
+def check_shape(owner: str, only: str, called: str, shape: Sequence[int]) -> None:
+    """Refuse a parameter that an algorithm is not for: `only` is matrix, vector or empty."""
+    if only and (len(shape) >= 2) != (only == "matrix"):
+        whom = {"matrix": "with two axes or more", "vector": "with fewer than two axes"}[only]
+        raise ValueError(
+            f"{owner}: {called} has the shape {tuple(shape)}; {owner} is for parameters {whom} only. "
+            "Pass this one to another optimizer, or use one that does both, as "
+            'python -m generator build --chain "muon | adamw" makes it.'
+        )
+
+
 def check_relations(
     owner: str, requires: Callable[..., Mapping[str, Any]] | None, values: Mapping[str, Any]
 ) -> None:
@@ -452,6 +463,38 @@ def sized(shape: Sequence[Any], sizes: Sequence[str | int]) -> list[int]:
     return [int(k) for k in (*shape[:-2], *(ends.get(str(k), 1) for k in sizes))]
 
 
+def rows_of(x: Any) -> Any:
+    """How many rows a matrix has, as a double."""
+    return float(x.shape[-2])
+
+
+def cols_of(x: Any) -> Any:
+    """How many columns a matrix has, as a double."""
+    return float(x.shape[-1])
+
+
+def size_ratio(a: Any, b: Any) -> Any:
+    """The quotient of doubles; infinite or NaN where b is 0."""
+    if b:
+        return a / b
+    return math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1.0, b)
+
+
+def size_root(x: Any) -> Any:
+    """The square root of a double; NaN below 0."""
+    return math.sqrt(x) if x >= 0 else math.nan
+
+
+def larger_size(a: Any, b: Any) -> Any:
+    """The larger of two doubles; NaN if either is NaN."""
+    return a if a > b or a != a else b
+
+
+def smaller_size(a: Any, b: Any) -> Any:
+    """The smaller of two doubles; NaN if either is NaN."""
+    return a if a < b or a != a else b
+
+
 def row_sum(x: Any) -> Any:
     """The sum of each row; shape (..., rows, 1)."""
     lead = [int(k) for k in x.shape[:-1]]
@@ -471,7 +514,7 @@ def col_sum(x: Any) -> Any:
     """The sum of each column; shape (..., 1, cols)."""
     n = x.shape[-2]
     if n == 0 or n > BLOCK:
-        return turned(row_sum(turned(x)))
+        return transposed(row_sum(transposed(x)))
     while n > 1:  # as _halved, along memory
         half = 1 << ((n - 1).bit_length() - 1)
         pairs = x[..., : n - half, :] + x[..., half:, :]
@@ -797,9 +840,14 @@ def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
     return tf.zeros(shape, like.dtype)
 
 
-def turned(x: Tensor) -> Tensor:
+def transposed(x: Tensor) -> Tensor:
     """The last two axes exchanged."""
     return tf.linalg.matrix_transpose(x)
+
+
+def rounded_size(x: float, like: Tensor) -> Tensor:
+    """A double that follows from rows and columns, rounded once to the dtype of a tensor."""
+    return rounded(like)(tf.constant(x, like.dtype))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -936,6 +984,7 @@ class Method:
     scalars: Function  # (t, **hypers) -> the step's scalars in double
     step: Function  # (theta, g, state, s[, shared]) -> (theta, state)
     elementwise: bool = True  # whether every number goes its own way
+    only: str = ""  # the parameters that it is for, matrix or vector; empty: all
     # Over all parameters, before the step:
     # (theta, g, state, s[, shared]) -> sums; (totals, s[, shared]) -> shared.
     passes: tuple[tuple[Function, Function], ...] = ()
@@ -1547,6 +1596,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         for variable in variables:
             if not self._overwrite_variable_with_gradient(variable):
                 _check_parameter(type(self).__name__, variable)
+                called = f"parameter {_path(variable)}"
+                check_shape(type(self).__name__, self.method.only, called, _native(variable).shape)
         super().build(variables)
         numbers = _respelled({k: getattr(self, k) for k in self.domains}, self.spelling)
         init = {name: numbers[name] for name in self.method.init_hypers}
@@ -2073,6 +2124,8 @@ def transformed(
             grads[i] = tf.convert_to_tensor(g)
         if not method.elementwise:
             grads[i] = _sized(owner, i, grads[i], _native(at[i] if params is not None else grads[i]))
+        if method.only:
+            check_shape(owner, method.only, f"gradient {i}", grads[i].shape)
         compute = compute_dtype(grads[i].dtype if params is None else _native(at[i]).dtype)
         groups.setdefault((grads[i].dtype, compute), []).append(i)
     calls = []

@@ -130,6 +130,17 @@ def check_all(
             domain.check(owner, name, value)
 
 
+def check_shape(owner: str, only: str, called: str, shape: Sequence[int]) -> None:
+    """Refuse a parameter that an algorithm is not for: `only` is matrix, vector or empty."""
+    if only and (len(shape) >= 2) != (only == "matrix"):
+        whom = {"matrix": "with two axes or more", "vector": "with fewer than two axes"}[only]
+        raise ValueError(
+            f"{owner}: {called} has the shape {tuple(shape)}; {owner} is for parameters {whom} only. "
+            "Pass this one to another optimizer, or use one that does both, as "
+            'python -m generator build --chain "muon | adamw" makes it.'
+        )
+
+
 def check_relations(
     owner: str, requires: Callable[..., Mapping[str, Any]] | None, values: Mapping[str, Any]
 ) -> None:
@@ -439,6 +450,38 @@ def sized(shape: Sequence[Any], sizes: Sequence[str | int]) -> list[int]:
     return [int(k) for k in (*shape[:-2], *(ends.get(str(k), 1) for k in sizes))]
 
 
+def rows_of(x: Any) -> Any:
+    """How many rows a matrix has, as a double."""
+    return float(x.shape[-2])
+
+
+def cols_of(x: Any) -> Any:
+    """How many columns a matrix has, as a double."""
+    return float(x.shape[-1])
+
+
+def size_ratio(a: Any, b: Any) -> Any:
+    """The quotient of doubles; infinite or NaN where b is 0."""
+    if b:
+        return a / b
+    return math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1.0, b)
+
+
+def size_root(x: Any) -> Any:
+    """The square root of a double; NaN below 0."""
+    return math.sqrt(x) if x >= 0 else math.nan
+
+
+def larger_size(a: Any, b: Any) -> Any:
+    """The larger of two doubles; NaN if either is NaN."""
+    return a if a > b or a != a else b
+
+
+def smaller_size(a: Any, b: Any) -> Any:
+    """The smaller of two doubles; NaN if either is NaN."""
+    return a if a < b or a != a else b
+
+
 def row_sum(x: Any) -> Any:
     """The sum of each row; shape (..., rows, 1)."""
     lead = [int(k) for k in x.shape[:-1]]
@@ -458,7 +501,7 @@ def col_sum(x: Any) -> Any:
     """The sum of each column; shape (..., 1, cols)."""
     n = x.shape[-2]
     if n == 0 or n > BLOCK:
-        return turned(row_sum(turned(x)))
+        return transposed(row_sum(transposed(x)))
     while n > 1:  # as _halved, along memory
         half = 1 << ((n - 1).bit_length() - 1)
         pairs = x[..., : n - half, :] + x[..., half:, :]
@@ -781,7 +824,7 @@ def zeros(shape: Sequence[int], like: Any) -> Any:
     return like.new_zeros(list(shape)) if isinstance(like, Tensor) else np.zeros(shape, like.dtype)
 
 
-def turned(x: Any) -> Any:
+def transposed(x: Any) -> Any:
     """The last two axes exchanged."""
     return x.transpose(-1, -2) if isinstance(x, Tensor) else np.swapaxes(x, -1, -2)
 
@@ -815,6 +858,42 @@ def _(x: Tensor, axis: int) -> Tensor:
     return x.new_empty([])
 
 
+@torch.library.custom_op(f"{_HERE}::size", mutates_args=())  # type: ignore[untyped-decorator]
+def _opaque_size(x: Tensor, axis: int) -> Tensor:
+    return x.new_tensor(x.shape[axis], dtype=torch.float64)
+
+
+@_opaque_size.register_fake  # type: ignore[untyped-decorator]
+def _(x: Tensor, axis: int) -> Tensor:
+    return x.new_empty([], dtype=torch.float64)
+
+
+_rows_of, _cols_of = rows_of, cols_of
+
+
+def rows_of(x: Tensor) -> Scalar:  # type: ignore[no-redef]
+    """How many rows a matrix has, as a double."""
+    return _opaque_size(x.detach(), -2) if torch.compiler.is_compiling() else _rows_of(x)
+
+
+def cols_of(x: Tensor) -> Scalar:  # type: ignore[no-redef]
+    """How many columns a matrix has, as a double."""
+    return _opaque_size(x.detach(), -1) if torch.compiler.is_compiling() else _cols_of(x)
+
+
+def rounded_size(x: Scalar, like: Tensor) -> Tensor:
+    """A double that follows from rows and columns, rounded once to the dtype of a tensor."""
+    return _entering(x, like.dtype)
+
+
+def _sizes(of_floats: Callable[..., Any], of_tensors: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of sizes, which are floats, and tensors in a compiled kernel."""
+    return lambda *x: (of_tensors if any(isinstance(v, Tensor) for v in x) else of_floats)(*x)
+
+
+size_ratio, size_root = _sizes(size_ratio, div), _sizes(size_root, sqrt)
+larger_size, smaller_size = _sizes(larger_size, maximum), _sizes(smaller_size, minimum)
+
 _row_sum, _col_sum, _inverse = row_sum, col_sum, inverse
 
 
@@ -826,7 +905,7 @@ def row_sum(x: Tensor) -> Tensor:  # type: ignore[no-redef]
 def col_sum(x: Tensor) -> Tensor:  # type: ignore[no-redef]
     """The sum of each column; shape (..., 1, cols)."""
     if torch.compiler.is_compiling():
-        return turned(_opaque_row_sum(turned(x)))
+        return transposed(_opaque_row_sum(transposed(x)))
     return _on_memory(_col_sum, x)
 
 
@@ -1172,6 +1251,7 @@ class Method(NamedTuple):
     scalars: Callable[..., Any]  # (t, **hypers) -> the step's scalars in double
     step: Callable[..., Any]  # (theta, g, state, s[, shared]) -> (theta, state)
     elementwise: bool = True  # whether every number goes its own way
+    only: str = ""  # the parameters that it is for, matrix or vector; empty: all
     # Over all parameters, before the step:
     # (theta, g, state, s[, shared]) -> sums; (totals, s[, shared]) -> shared.
     passes: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = ()
@@ -1295,6 +1375,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             for i, p in enumerate(group["params"]):
                 if p.dtype not in _PARAMETERS:
                     raise self._not_a_parameter(p, index, i)
+                check_shape(self._name, self.method.only, self._called(index, i), p.shape)
         except Exception:
             self.param_groups.pop()
             raise
@@ -1317,6 +1398,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         """Refuse a parameter, a gradient or a state that does not fit, with the remedy."""
         if p.dtype not in _PARAMETERS:
             raise self._not_a_parameter(p, index, i)
+        check_shape(self._name, self.method.only, self._called(index, i), p.shape)
         wide = compute_dtype(p.dtype)
         if g.layout != torch.strided:
             raise TypeError(
@@ -1795,6 +1877,7 @@ def transformed(
     for path, g in given:
         if g is not None:
             _check_leaf(owner, path, g, at.get(path))
+            check_shape(owner, method.only, f"the gradient {path}".rstrip(), g.shape)
     groups: dict[Any, list[Any]] = {}
     for path, g in given:
         if g is not None:
