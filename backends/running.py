@@ -11,7 +11,7 @@ framework. A backend's `runner` module offers
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -31,6 +31,8 @@ class Run:
         hypers: hyperparameters by the spec's names.
         schedule: a schedule's name and hyperparameters for lr, or None for a constant.
         device: where to run, in the framework's words.
+        further: for each step what its further gradients are made of, see `further`.
+        given: for each step what else the program reads, by name: arrays like grads, or a number.
     """
 
     package: ModuleType
@@ -40,6 +42,21 @@ class Run:
     hypers: Mapping[str, Any]
     schedule: tuple[str, Mapping[str, Any]] | None = None
     device: str = "cpu"
+    further: Sequence[Sequence[Arrays]] = ()
+    given: Sequence[Mapping[str, Any]] = ()
+
+    def gradients(self, step: int) -> list[Arrays]:
+        """What each gradient of a step is made of, the first as it is."""
+        return [self.grads[step], *(self.further[step] if self.further else ())]
+
+    def inputs(self, step: int) -> Mapping[str, Any]:
+        """What else a step reads."""
+        return self.given[step] if self.given else {}
+
+
+def further(a: Any, point: Any, where: Callable[[Any, Any, Any], Any]) -> Any:
+    """A further gradient where the parameter holds `point`, made of an array: no operation rounds."""
+    return where(a > 0, point * 0.5, a)
 
 
 @dataclass(frozen=True)

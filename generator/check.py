@@ -31,8 +31,10 @@ class Checked:
     program: ir.Program
     states: tuple[ir.State, ...]
     info: Mapping[str, Info]
-    gradients: int  # taken in a step beside the one at theta; with others, that one counts too
+    gradients: int  # taken in a step, where that is not just the one at theta
+    elsewhere: bool  # whether the first gradient is taken at another point than theta
     inputs: tuple[str, ...]  # oracles and noise sources, by name
+    noises: tuple[str, ...]  # the noise sources among them
 
     @property
     def sharding(self) -> str:
@@ -127,7 +129,9 @@ class _Checker(Inference):
         )
         self.generated(states)
         count = len(self.points) + bool(self.points and "g" not in self.assigned and self.reads_g)
-        return Checked(program, states, self.info, count, tuple(self.inputs))
+        noises = tuple(name for name, e in self.inputs.items() if is_call(e, "noise"))
+        elsewhere = "g" in self.assigned
+        return Checked(program, states, self.info, count, elsewhere, tuple(self.inputs), noises)
 
     def documentation(self) -> None:
         p = self.program

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from generator.ir import Branch, Lowered, Number, Operand, Pass, Repeat, Step, Value
+from generator.ir import Branch, Lowered, Number, Operand, Pass, Point, Repeat, Step, Value
 from generator.lower import uses
 
 WIDTH = 100
@@ -268,6 +268,7 @@ def step_text(
 def _step(lowered: Lowered, printer: _Printer) -> Text:
     final = f"{lowered.parameter}_next"
     free = _free(lowered.step, lowered.parameter, (final, "theta_next"), [False])
+    free &= lowered.parameter not in (o for _, o in lowered.new_states)  # a state of the old one
     for name in (final, "theta_next"):
         plain = name.removesuffix("_next")
         if free or plain != lowered.parameter:
@@ -309,8 +310,22 @@ class PassText:
     exports: tuple[tuple[str, str], ...]  # field, expression
 
 
-def pass_text(p: Pass, table: Table, indent: int = 4) -> PassText:
-    """What a parameter adds to the sums, and what follows from the totals."""
+@dataclass(frozen=True)
+class PointText:
+    """The printed function that says where one more gradient is taken."""
+
+    partials: tuple[str, ...]
+    name: str
+    at: str  # expression
+
+
+def pass_text(p: Pass | Point, table: Table, indent: int = 4) -> PassText | PointText:
+    """What a parameter adds to the sums, and what follows from the totals; or a point."""
+    if isinstance(p, Point):
+        printer = _Printer(table, indent)
+        count = Counter([*uses(p.partials), str(p.at)])
+        lines = printer.block(p.partials, count)
+        return PointText(tuple(lines), p.name, printer.operand(p.at)[0])
     printer = _Printer(table, indent)
     count = Counter(uses(p.partials))
     count.update(str(o) for _, o in p.sums)

@@ -69,7 +69,7 @@ def bytes_a_parameter(entry: Entry) -> int:
 
 def _kept(entry: Entry) -> list[ir.State]:
     checked = entry.checked
-    point = [ir.State("theta", ir.Ref("theta", 1), scalar=False)] if checked.gradients == 1 else []
+    point = [ir.State("theta", ir.Ref("theta", 1), scalar=False)] if checked.elsewhere else []
     return [*checked.states, *point]
 
 

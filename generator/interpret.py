@@ -16,7 +16,7 @@ import mpmath
 import numpy as np
 
 from generator import elementary, ir, summation
-from generator.ir import Branch, Lowered, Number, Operand, Repeat, State, Value
+from generator.ir import Branch, Lowered, Number, Operand, Point, Repeat, State, Value
 from generator.shapes import FULL
 
 Numbers = Mapping[str, Any]
@@ -241,7 +241,9 @@ class Exact:
         """One step with gradient `g`; `t` where a clock is not the parameter's own."""
         step([self], [g], hypers, t)
 
-    def begin(self, g: Any, hypers: Numbers, t: int | None) -> dict[str, Any]:
+    def begin(
+        self, g: Any, hypers: Numbers, t: int | None, given: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """What a step may read, by name; the scalars are computed."""
         if not self.state and self.lowered.states:
             self.start(hypers)
@@ -252,6 +254,7 @@ class Exact:
         return {
             self.lowered.parameter: np.asarray(self.theta).astype(self.dtype),
             "g": np.asarray(g).astype(self.dtype),
+            **{f"given.{k}": np.asarray(x).astype(self.dtype) for k, x in given.items()},
             **{f"state.{s.name}": self.state[s.name] for s in self.lowered.tensor_states},
             **{f"s.{e}": self.rounded(names[e]) for e in self.lowered.exports},
         }
@@ -304,14 +307,33 @@ class Exact:
         return np.dtype(self.dtype).type(value)
 
 
+Again = Callable[[str, list[Any]], Sequence[Any]]
+
+
 def step(
-    runs: Sequence[Exact], grads: Sequence[Any], hypers: Numbers, t: int | None = None
+    runs: Sequence[Exact],
+    grads: Sequence[Any],
+    hypers: Numbers,
+    t: int | None = None,
+    given: Mapping[str, Sequence[Any]] | None = None,
+    again: Again | None = None,
 ) -> None:
-    """One step of several parameters; None for one that has no gradient."""
-    moving = [(r, g) for r, g in zip(runs, grads, strict=True) if g is not None]
+    """One step of several parameters; None for one that has no gradient.
+
+    `given` has what else the program reads, for each parameter; `again` gives one more gradient, by
+    name, where the parameters hold these values.
+    """
+    moving = [i for i, g in enumerate(grads) if g is not None]
     with np.errstate(all="ignore"):
-        known = [(r, r.begin(g, hypers, t)) for r, g in moving]
-        for p in moving[0][0].lowered.passes if moving else ():
+        known = []
+        for i in moving:
+            besides = {name: values[i] for name, values in (given or {}).items()}
+            known.append((runs[i], runs[i].begin(grads[i], hypers, t, besides)))
+        for p in runs[moving[0]].lowered.passes if moving else ():
+            if isinstance(p, Point):
+                assert again is not None, f"the program asks for another gradient ({p.name})"
+                _elsewhere(p, runs, known, again)
+                continue
             sums: dict[str, list[Any]] = {name: [] for name, _ in p.sums}
             for r, names in known:
                 evaluate(p.partials, names, r.operations, r.literal)
@@ -324,6 +346,20 @@ def step(
                 names.update({f"shared.{e}": names[o] for e, o in p.exports})
         for r, names in known:
             r.finish(names)
+
+
+def _elsewhere(
+    p: Point, runs: Sequence[Exact], known: Sequence[tuple[Exact, dict[str, Any]]], again: Again
+) -> None:
+    """One more gradient: the parameters hold its point, those without a gradient their values."""
+    points = [r.theta for r in runs]
+    at = [next(i for i, x in enumerate(runs) if x is r) for r, _ in known]
+    for i, (r, names) in zip(at, known, strict=True):
+        evaluate(p.partials, names, EXACT, r.literal)
+        points[i] = np.asarray(names[str(p.at)]).astype(r.theta.dtype)
+    taken = again(p.name, points)
+    for i, (r, names) in zip(at, known, strict=True):
+        names[f"given.{p.name}"] = np.asarray(taken[i]).astype(r.dtype)
 
 
 def total(parts: Sequence[Any]) -> Any:
@@ -405,8 +441,14 @@ class Oracle:
     state: dict[str, Any] = field(default_factory=dict)
     t: int = 0
 
-    def step(self, g: Any, hypers: Numbers) -> None:
-        """One step."""
+    def step(
+        self,
+        g: Any,
+        hypers: Numbers,
+        given: Mapping[str, Any] | None = None,
+        again: Callable[[str, Any], Any] | None = None,
+    ) -> None:
+        """One step; what else it reads as in `step`, of one parameter."""
         self.t += 1
         with mpmath.workdps(_DIGITS):
             if self.t == 1:
@@ -420,10 +462,15 @@ class Oracle:
                 **{f"s.{e}": names[e] for e in self.lowered.exports},
                 self.lowered.parameter: self.theta,
                 "g": _digits(g),
+                **{f"given.{k}": _digits(x) for k, x in (given or {}).items()},
                 **{f"state.{k}": v for k, v in self.state.items()},
             }
             for p in self.lowered.passes:
                 evaluate(p.partials, tensors, ORACLE_TENSORS, _high)
+                if isinstance(p, Point):
+                    assert again is not None, f"the program asks for another gradient ({p.name})"
+                    tensors[f"given.{p.name}"] = again(p.name, tensors[str(p.at)])
+                    continue
                 tensors.update({f"total.{name}": tensors[str(o)] for name, o in p.sums})
                 evaluate(p.values, tensors, ORACLE_TENSORS, _high)
                 tensors.update({f"shared.{e}": tensors[o] for e, o in p.exports})

@@ -490,12 +490,37 @@ class Pass:
 
 
 @dataclass(frozen=True)
+class Point:
+    """Where a step takes one more gradient, which later passes and the step read as `given.name`.
+
+    `partials` are computed a parameter, like a step; `at` is the point.
+    """
+
+    partials: tuple[Step, ...]
+    name: str
+    at: Operand
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a step is given beside the gradient: one more gradient, or what the caller knows.
+
+    `when` is the scalar that says whether the step at hand reads it; empty: it always does.
+    """
+
+    name: str
+    gradient: bool = False
+    when: str = ""
+    scalar: bool = False  # one number for all parameters
+
+
+@dataclass(frozen=True)
 class Lowered:
     """The meaning of a program: what every backend computes, in this order.
 
     Names of inputs: hyperparameters by their names, the clock `t` or `n`; tensors: the parameter
     (`parameter`), the gradient `g`, old states as `state.m`; rounded scalars as `s.name`; what came of
-    the passes as `shared.name`.
+    the passes as `shared.name`; further gradients and what else the caller gives as `given.name`.
     """
 
     program: Program
@@ -509,12 +534,13 @@ class Lowered:
     types: Mapping[str, str] = field(default_factory=dict)
     delta: tuple[str, Operand] | None = None  # ("add" | "sub", value): parameter ± value is result
     evaluate: str | None = None  # the state to evaluate with; None: the parameters themselves
-    passes: tuple[Pass, ...] = ()  # what is computed over all parameters before the step
+    passes: tuple[Pass | Point, ...] = ()  # what comes before the step, in this order
+    given: tuple[Given, ...] = ()  # what the caller gives, then the further gradients
 
     @property
     def elementwise(self) -> bool:
         """Whether every number of a parameter goes its own way, so that parameters can be joined."""
-        return not self.passes and all(
+        return not self.passes and not self.given and all(
             OPERATIONS[v.op].shape == "elementwise" if v.op in OPERATIONS else v.op not in SIZED
             for v in values_of(self.step)
         )
@@ -525,7 +551,9 @@ class Lowered:
             self,
             step=_replaced(self.step, function),
             passes=tuple(
-                replace(
+                replace(p, partials=_replaced(p.partials, function))
+                if isinstance(p, Point)
+                else replace(
                     p,
                     partials=_replaced(p.partials, function),
                     values=tuple(x for v in p.values for x in function(v)),

@@ -24,7 +24,7 @@ from generator import ir, passes, regions, shapes
 from generator.check import Checked
 from generator.equations import ascii_expr
 from generator.errors import NotAvailable
-from generator.ir import Branch, Lowered, Number, Operand, Repeat, State, Step, Value
+from generator.ir import Branch, Given, Lowered, Number, Operand, Repeat, State, Step, Value
 from generator.regions import EVERYWHERE, Fact, Region
 from generator.shapes import FULL, MATRIX, Shape
 
@@ -72,16 +72,16 @@ class _Lowerer:
         self.line = 0
         self.indices: dict[str, int] = {}  # of loops that are being unrolled
         self.either: dict[str, Fact] = {}  # the condition behind each size "a|b"
+        self.given: dict[str, Given] = {}  # what the caller gives beside the gradient
+        self.happening = ""  # the scalar without which the statement does not happen
 
     def missing(self, what: str) -> NotAvailable:
         return NotAvailable(f"{self.program.name} needs {what}, for which no code is generated yet")
 
     def run(self) -> Lowered:
         checked, program = self.checked, self.program
-        if checked.gradients > 1:
-            raise self.missing("more than one gradient a step")
-        if checked.inputs:
-            raise self.missing(f"a further input ({checked.inputs[0]})")
+        if checked.noises:
+            raise self.missing(f"a further input ({checked.noises[0]})")
         if program.kind == "wrapper":
             raise NotAvailable(
                 f"{program.name} wraps an optimizer and has no code of its own. Chain it: "
@@ -90,7 +90,7 @@ class _Lowerer:
         if program.only:
             self.region = frozenset({regions.fact("case", ir.Call(program.only, ()))})
         states = list(checked.states)
-        if checked.gradients == 1:
+        if checked.elsewhere:
             self.parameter = "point"
             states.append(State("theta", ir.Ref("theta", 1), scalar=False))
             self.old["theta"] = Typed("state.theta", True, "float", FULL)
@@ -137,6 +137,7 @@ class _Lowerer:
             types=self.types,
             delta=self.delta(result) if program.kind == "optimizer" and point is None else None,
             evaluate=self.evaluated() if point is not None or program.evaluate else None,
+            given=tuple(sorted(self.given.values(), key=lambda x: x.gradient)),
         )
         try:
             return passes.split(_without_dead(lowered))
@@ -254,7 +255,10 @@ class _Lowerer:
         taken, ways = set(self.taken), []
         pairs = [(fact, here), (regions.opposite(fact), there)]
         by_value, self.deciding = self.deciding, self.deciding or not condition.tensor
+        around = self.happening
         for f, body in pairs:
+            if not condition.tensor and not around and body is here:
+                self.happening = str(condition.operand)
             self.step, self.known = [], outside[1].new_child()
             self.region, self.now = outside[2] | {f}, dict(outside[3])
             # Ways that exclude each other may use the same names; scalars are computed in any case.
@@ -267,6 +271,7 @@ class _Lowerer:
             ways.append((self.region, self.step, self.now))
             self.taken |= names
         self.step, self.known, self.region, self.now = outside
+        self.happening = around
         changed = {n: None for _, _, now in ways for n in now if now[n] != self.now.get(n)}
         carried = []
         self.deciding = by_value
@@ -355,7 +360,42 @@ class _Lowerer:
             case ir.When():
                 self.when(s)
 
+    def gradient(self, target: str, point: ir.Expr) -> None:
+        """One more gradient, at a point that is known by then."""
+        if self.program.kind == "transform":
+            raise self.missing("a gradient of its own")
+        if self.region != EVERYWHERE:
+            raise self.missing(f"a gradient inside a region ({target})")
+        self.target = f"{target}_point"
+        at = self.expr(point)
+        if not at.tensor:
+            raise self.missing("a gradient at a constant point")
+        self.step.append(Value(target, "grad", (at.operand,), "float", spec=True, line=self.line))
+        self.given[target] = Given(target, gradient=True)
+        self.types[target] = self.types[f"given.{target}"] = "float"
+        self.now[target] = Typed(target, True, "float", FULL)
+
+    def oracle(self, e: ir.Call) -> Typed:
+        """What the caller knows and gives."""
+        if self.program.kind == "transform":
+            raise self.missing(f"a further input ({e.text})")
+        info = self.checked.info[e.text]
+        if info.shape not in (FULL, MATRIX, ()):
+            raise self.missing(f"an input of the shape {info.describe()} ({e.text})")
+        earlier = self.given.get(e.text)
+        when = self.happening if earlier in (None, Given(e.text, when=self.happening)) else ""
+        of_all = info.scope == "global"
+        if info.shape == () and not of_all:
+            raise self.missing(f"an input of one number a parameter ({e.text})")
+        self.given[e.text] = Given(e.text, when=when, scalar=of_all)
+        name = f"given.{e.text}"
+        self.types[name] = "float"
+        return Typed(name, True, "float", () if of_all else FULL)
+
     def assign(self, target: str, value: ir.Expr) -> None:
+        if isinstance(value, ir.Call) and value.op == "grad":
+            self.gradient(target, value.args[0])
+            return
         self.target = target
         made = self.expr(value)
         state = next((s for s in self.checked.states if s.name == target), None)
@@ -447,6 +487,8 @@ class _Lowerer:
             return self.make(f"size_{e.op}", [of], "float", ())
         if e.op in ("matrix", "vector"):
             raise self.missing(f"where({e.op}, ...) in place of `with case({e.op}):`")
+        if e.op == "oracle":
+            return self.oracle(e)
         if e.op == "length":
             return self.make("length", [Typed(e.text, False, "float")], "int")
         if e.op in ("eq", "ne") and any(isinstance(a, ir.Call) and a.op == "word" for a in e.args):
@@ -740,7 +782,7 @@ def uses(values: Sequence[Value | Repeat | Branch]) -> list[str]:
 def _without_dead(lowered: Lowered) -> Lowered:
     """The program without values that nothing reads."""
     needed: set[Operand] = {lowered.result, *(o for _, o in lowered.new_states)}
-    step = _alive(lowered.step, needed)
+    step = passes.alive(lowered.step, needed)
     exports = tuple(
         e
         for e in lowered.exports
@@ -757,21 +799,3 @@ def _without_dead(lowered: Lowered) -> Lowered:
             scalars.append(s)
             needed.update(s.args)
     return replace(lowered, step=step, scalars=tuple(scalars[::-1]), exports=exports)
-
-
-def _alive(values: Sequence[Step], needed: set[Operand]) -> tuple[Step, ...]:
-    """The values that something needed reads; adds what they read."""
-    kept: list[Step] = []
-    for v in reversed(values):
-        if isinstance(v, Value):
-            if v.name in needed:
-                kept.append(v)
-                needed.update(v.args)
-            continue
-        carried = tuple(c for c in v.carried if c[0] in needed)
-        if carried:
-            needed.update(e for c in carried for e in c[1:] if e is not None)
-            body, otherwise = _alive(v.body, needed), _alive(v.otherwise, needed)
-            needed.add(v.condition)
-            kept.append(replace(v, body=body, otherwise=otherwise, carried=carried))
-    return tuple(kept[::-1])

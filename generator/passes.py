@@ -1,19 +1,20 @@
-"""Cuts a program at its sums over all parameters.
+"""Cuts a program at its sums over all parameters, and where it takes one more gradient.
 
-In: a lowered program whose step holds `global_sum`. Out: the program with passes before the step.
-Must not know: how anything is computed.
+In: a lowered program whose step holds `global_sum` and `grad`. Out: the program with passes before
+the step. Must not know: how anything is computed.
 
-Each `global_sum` has a level: one more than those that it depends on. Pass k computes, a parameter,
-what the sums of level k are of, and then, once, what follows from the totals alone. The step that
-remains reads the results as `shared.name`.
+Each `global_sum` and each `grad` has a level: one more than those that it depends on. Pass k computes,
+a parameter, what the sums of level k are of, and then, once, what follows from the totals alone; then
+come the points of the gradients of level k. The step that remains reads the results as `shared.name`
+and `given.name`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from generator.ir import Branch, Lowered, Operand, Pass, Step, Value
+from generator.ir import Branch, Lowered, Operand, Pass, Point, Step, Value
 
 
 class Unsplit(Exception):
@@ -21,50 +22,68 @@ class Unsplit(Exception):
 
 
 def split(lowered: Lowered) -> Lowered:
-    """The program with a pass for each level of its sums over all parameters."""
+    """The program with passes for each level of its sums over all parameters, and of its gradients."""
     for v in lowered.step:
         if isinstance(v, Branch) and any(_is_sum(x) for x in _inside(v)):
             raise Unsplit("a sum over all parameters inside a region")
-    if not any(_is_sum(v) for v in lowered.step):
+    if not any(_cuts(v) for v in lowered.step):
         return lowered
     level: dict[str, int] = {}
     shared: dict[str, Value] = {}  # what is the same for all parameters
+    points: dict[str, Value] = {}
     for v in lowered.step:
         below = [level.get(a, 0) for a in _read(v)]
         for name in _made(v):
-            level[name] = max(below, default=0) + _is_sum(v)
-        if isinstance(v, Value):
+            level[name] = max(below, default=0) + _cuts(v)
+        if _is_gradient(v):
+            points[_value(v).name] = _value(v)
+        elif isinstance(v, Value):
             tensors = [a for a in v.args if isinstance(a, str) and not a.startswith("s.")]
             if _is_sum(v) or (tensors and all(a in shared for a in tensors)):
                 shared[v.name] = v
     results = {str(lowered.result), *(str(o) for _, o in lowered.new_states)}
-    own = [v for v in lowered.step if not isinstance(v, Value) or v.name not in shared]
-    seen = {name: f"shared.{name}" for name in shared}
-    passes = []
-    for k in range(1, max(level[name] for name in shared) + 1):
+    own = [v for v in lowered.step if not isinstance(v, Value) or v.name not in {**shared, **points}]
+    seen = {name: f"shared.{name}" for name in shared} | {name: f"given.{name}" for name in points}
+    made: list[Pass | Point] = []
+    for k in range(1, max(level[name] for name in (*shared, *points)) + 1):
         sums = [v for v in shared.values() if _is_sum(v) and level[v.name] == k]
         values = [v for v in shared.values() if not _is_sum(v) and level[v.name] == k]
-        partials = _needed(own, [a for v in sums for a in v.args if isinstance(a, str)])
         totals = {v.name: f"total.{v.args[0]}" for v in sums}
         here = {**totals, **{v.name: v.name for v in values}}
-        names = {n: here.get(n, seen[n]) for n in shared}
-        used = {a for v in own for a in _read(v)} | results
+        names = {n: here.get(n, seen[n]) for n in (*shared, *points)}
+        used = {a for v in (*own, *points.values()) for a in _read(v)} | results
         used |= {a for v in shared.values() if level[v.name] > k for a in v.args if isinstance(a, str)}
-        passes.append(
-            Pass(
-                partials=tuple(_renamed(v, seen) for v in partials),
-                sums=tuple((str(v.args[0]), v.args[0]) for v in sums),
-                values=tuple(replace(_value(_renamed(v, names)), name=v.name) for v in values),
-                exports=tuple((n, here[n]) for n in here if n in used),
+        if sums:
+            first = _needed(own, [a for v in sums for a in v.args])
+            made.append(
+                Pass(
+                    partials=tuple(_renamed(v, seen) for v in first),
+                    sums=tuple((str(v.args[0]), v.args[0]) for v in sums),
+                    values=tuple(replace(_value(_renamed(v, names)), name=v.name) for v in values),
+                    exports=tuple((n, here[n]) for n in here if n in used),
+                )
             )
-        )
+        for v in points.values():
+            if level[v.name] == k:
+                before = tuple(_renamed(x, seen) for x in _needed(own, v.args))
+                made.append(Point(before, v.name, _named(v.args[0], seen)))
     step = tuple(_renamed(v, seen) for v in _needed(own, list(results)))
-    states = tuple((s, seen.get(str(o), o)) for s, o in lowered.new_states)
-    return replace(lowered, step=step, passes=tuple(passes), new_states=states, delta=_delta(lowered, seen))
+    states = tuple((s, _named(o, seen)) for s, o in lowered.new_states)
+    return replace(
+        lowered, step=step, passes=tuple(made), new_states=states, delta=_delta(lowered, seen)
+    )
 
 
 def _is_sum(v: Step) -> bool:
     return isinstance(v, Value) and v.op == "global_sum"
+
+
+def _is_gradient(v: Step) -> bool:
+    return isinstance(v, Value) and v.op == "grad"
+
+
+def _cuts(v: Step) -> bool:
+    return _is_sum(v) or _is_gradient(v)
 
 
 def _inside(v: Step) -> Iterable[Step]:
@@ -86,28 +105,42 @@ def _made(v: Step) -> list[str]:
     return [v.name] if isinstance(v, Value) else [name for name, _, _ in v.carried]
 
 
-def _needed(values: list[Step], wanted: list[str]) -> list[Step]:
+def _needed(values: Sequence[Step], wanted: Iterable[Operand | None]) -> list[Step]:
     """The values from which the wanted ones follow, in their order."""
-    need, kept = set(wanted), []
+    return list(alive(values, {w for w in wanted if w is not None}))
+
+
+def alive(values: Sequence[Step], needed: set[Operand]) -> tuple[Step, ...]:
+    """The values that something needed reads; adds what they read."""
+    kept: list[Step] = []
     for v in reversed(values):
-        if need & set(_made(v)):
-            kept.append(v)
-            need.update(_read(v))
-    return kept[::-1]
+        if isinstance(v, Value):
+            if v.name in needed:
+                kept.append(v)
+                needed.update(v.args)
+            continue
+        carried = tuple(c for c in v.carried if c[0] in needed)
+        if carried:
+            needed.update(e for c in carried for e in c[1:] if e is not None)
+            body, otherwise = alive(v.body, needed), alive(v.otherwise, needed)
+            needed.add(v.condition)
+            kept.append(replace(v, body=body, otherwise=otherwise, carried=carried))
+    return tuple(kept[::-1])
+
+
+def _named(o: Operand, names: Mapping[str, str]) -> Operand:
+    return names.get(o, o) if isinstance(o, str) else o
 
 
 def _renamed(v: Step, names: Mapping[str, str]) -> Step:
-    def of(o: Operand) -> Operand:
-        return names.get(o, o) if isinstance(o, str) else o
-
     if isinstance(v, Value):
-        return replace(v, args=tuple(of(a) for a in v.args))
+        return replace(v, args=tuple(_named(a, names) for a in v.args))
     return replace(
         v,
-        condition=of(v.condition),
+        condition=_named(v.condition, names),
         body=tuple(_renamed(x, names) for x in v.body),
         otherwise=tuple(_renamed(x, names) for x in v.otherwise),
-        carried=tuple((name, a and of(a), b and of(b)) for name, a, b in v.carried),
+        carried=tuple((name, a and _named(a, names), b and _named(b, names)) for name, a, b in v.carried),
     )
 
 

@@ -131,8 +131,9 @@ class View:
     uses_theta: bool  # whether anything reads the parameter but the sum that ends the step
     elementwise: bool
     only: str  # the parameters that it is for, matrix or vector; empty: all
-    passes: tuple[emit.PassText, ...]
+    passes: tuple[emit.PassText | emit.PointText, ...]
     shared: tuple[str, ...]  # what the passes leave to the step: fields
+    given: tuple[ir.Given, ...]  # what the caller gives beside the gradient
 
 
 def view(lowered: Lowered, backend: Backend) -> View:
@@ -154,7 +155,10 @@ def view(lowered: Lowered, backend: Backend) -> View:
     passes = tuple(emit.pass_text(p, backend.tensor) for p in legal.passes)
     starts = tuple(_started(s) for s in lowered.tensor_states)
     for p in passes:
-        step_words |= _words([*p.partials, *p.values, *(e for _, e in (*p.sums, *p.exports))])
+        if isinstance(p, emit.PointText):
+            step_words |= _words([*p.partials, p.at])
+        else:
+            step_words |= _words([*p.partials, *p.values, *(e for _, e in (*p.sums, *p.exports))])
     words = scalar_words | step_words | _words([s.home for s in starts])
     functions = {
         f for f in {*backend.tensor.values(), *backend.scalar.values()} if f.isidentifier()
@@ -229,14 +233,15 @@ def view(lowered: Lowered, backend: Backend) -> View:
         elementwise=lowered.elementwise,
         only=program.only,
         passes=passes,
-        shared=tuple(e for p in lowered.passes for e, _ in p.exports),
+        shared=tuple(e for p in lowered.passes if isinstance(p, ir.Pass) for e, _ in p.exports),
+        given=lowered.given,
     )
 
 
 def _all_values(lowered: Lowered) -> list[ir.Value]:
     """Every operation on tensors."""
     blocks = [lowered.step, *(p.partials for p in lowered.passes)]
-    blocks += [p.values for p in lowered.passes]
+    blocks += [p.values for p in lowered.passes if isinstance(p, ir.Pass)]
     return [v for block in blocks for v in ir.values_of(block)]
 
 

@@ -42,11 +42,12 @@ def overview(entry: Entry, offered: Sequence[str]) -> None:
         if states:
             _item("memory", f"{facts.memory(entry)} (float32 and below; float64 twice that)")
         print(f"sharded tensors need {checked.sharding}")
-    if checked.gradients == 1:
-        _item("gradient", "once a step, at the point that the user's parameters hold")
-        _item("evaluate", "with the state theta")
+    if checked.elsewhere:
+        times = "once" if checked.gradients == 1 else f"{checked.gradients} times"
+        _item("gradient", f"{times} a step, first at the point that the user's parameters hold")
+        _item("evaluate", f"with the state {ascii_expr(program.evaluate or ir.Ref('theta'))}")
     elif checked.gradients:
-        _item("gradient", f"{checked.gradients} times a step")
+        _item("gradient", f"{checked.gradients} times a step, first at theta[t-1]")
     for name in checked.inputs:
         _item("input", name)
     for source in program.source:
@@ -167,6 +168,11 @@ def _single_assignments(p: ir.Lowered) -> None:
         print(f"    result {_operand(p.result)}")
         return
     for one in p.passes:
+        if isinstance(one, ir.Point):
+            heading("\none more gradient")
+            _values(one.partials, 1)
+            print(f"    given.{one.name} = gradient at {_operand(one.at)}")
+            continue
         heading("\nover all parameters")
         _values(one.partials, 1)
         for name, value in one.sums:

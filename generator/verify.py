@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,7 +30,7 @@ import numpy as np
 
 import backends
 from backends import Backend
-from backends.running import Outcome, Policy, Run
+from backends.running import Outcome, Policy, Run, further
 from generator import catalogue, interpret, products, render
 from generator.catalogue import Entry
 from generator.errors import NotAvailable
@@ -53,6 +53,8 @@ class Case:
     grads: list[list[Any]]
     hypers: dict[str, Any]
     schedule: tuple[str, dict[str, Any]] | None = None
+    further: list[list[list[Any]]] = field(default_factory=list)  # see running.Run
+    given: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -190,12 +192,24 @@ def reference(
         if case.schedule is not None and schedule is not None:
             hypers["lr"] = schedule_value(schedule, step, case.schedule[1])
         clock = step + 1 if policy.missing == "clock" else None
-        interpret.step(runs, grads, hypers, clock)
+        made = iter(case.further[step] if case.further else ())
+
+        def again(name: str, points: list[Any], made: Any = made) -> list[Any]:
+            pairs = zip(next(made), points, strict=True)
+            return [a if a is None else further(a, p, np.where) for a, p in pairs]
+
+        given = {k: _each(v, len(runs)) for k, v in (case.given[step] if case.given else {}).items()}
+        interpret.step(runs, grads, hypers, clock, given, again)
         for r, g in zip(runs, grads, strict=True):
             if g is None and clock is not None:
                 r.wait(hypers, clock)
     subnormal = [r.subnormal for r in runs] if policy.flushes else [False for _ in runs]
     return Outcome([r.theta for r in runs], [r.state for r in runs], subnormal)
+
+
+def _each(value: Any, count: int) -> list[Any]:
+    """An input for each parameter; a number is the same for all."""
+    return value if isinstance(value, list) else [value] * count
 
 
 def allowed(
@@ -382,7 +396,8 @@ def _rows(
     for number, case in enumerate(cases(lowered.program, dtype, steps, seed, brief)):
         if policy.missing == "refuse":
             full = [[_given(g, p) for g, p in zip(gs, case.params, strict=True)] for gs in case.grads]
-            case = Case(case.name, case.params, full, case.hypers, case.schedule)
+            case = replace(case, grads=full)
+        case = _extended(case, lowered)
         want = reference(lowered, schedule, case, dtype, policy)
         bounds = allowed(lowered, schedule, case, dtype, policy, want)
         for mode, row in rows.items():
@@ -398,7 +413,7 @@ def _rows(
                 continue
             run = Run(
                 package, lowered.program.name, case.params, case.grads, case.hypers,
-                case.schedule, device,
+                case.schedule, device, case.further, case.given,
             )  # fmt: skip
             try:
                 gap = compared(want, runner.trajectory(run, mode), compute_dtype(dtype), bounds)
@@ -421,6 +436,22 @@ def _given(g: Any, p: Any) -> Any:
     return np.zeros_like(p) if g is None else g
 
 
+def _extended(case: Case, lowered: Lowered) -> Case:
+    """The case with what else the program reads: arrays made of the gradients, in another order."""
+    count = sum(x.gradient for x in lowered.given)
+    inputs = [x for x in lowered.given if not x.gradient]
+    further, given = [], []
+    for step, grads in enumerate(case.grads):
+        further.append([_rolled(grads, k + 1) for k in range(count)])
+        values = enumerate(inputs, count + 1)
+        given.append({x.name: 0.5 + step % 7 if x.scalar else _rolled(grads, k) for k, x in values})
+    return replace(case, further=further if count else [], given=given if inputs else [])
+
+
+def _rolled(grads: Sequence[Any], k: int) -> list[Any]:
+    return [g if g is None else np.roll(g, k) for g in grads]
+
+
 def _from_oracle(
     lowered: Lowered, runner: Any, package: ModuleType, steps: int, seed: int
 ) -> tuple[float, float]:
@@ -431,10 +462,20 @@ def _from_oracle(
     hypers = defaults(lowered.program)
     hypers = {k: _counted(k, v, runner.POLICY) for k, v in hypers.items()}
     oracle = Oracle(lowered, theta)
-    for g in grads:
-        oracle.step(g, hypers)
+    case = _extended(Case("", [theta], [[g] for g in grads], hypers), lowered)
+    for step, g in enumerate(grads):
+        made = iter(case.further[step] if case.further else ())
+
+        def again(name: str, point: Any, made: Any = made) -> Any:
+            return further(next(made)[0], point, np.where)
+
+        given = {k: _each(v, 1)[0] for k, v in (case.given[step] if case.given else {}).items()}
+        oracle.step(g, hypers, given, again)
     truth = oracle.theta.astype(np.float64)
-    run = Run(package, lowered.program.name, [theta], [[g] for g in grads], hypers)
+    run = Run(
+        package, lowered.program.name, case.params, case.grads, hypers,
+        further=case.further, given=case.given,
+    )  # fmt: skip
     mode = backends_modes(runner)[0]
     ours = np.asarray(runner.trajectory(run, mode).params[0], np.float64)
     native = getattr(runner, "native", lambda run: None)(run)

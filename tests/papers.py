@@ -5,8 +5,9 @@ step, or a learning rate. Must not know: the specs, the generator, the generated
 point of this file: it states the paper's equations a second time, in textbook style, so that a spec
 which says something else is found out. Rounding differs from a spec's; only values agree.
 
-An optimizer is `name(theta, grads, *, hyperparameters)` with the names of its spec; `nesterov` gets
-a list of functions of a point in place of arrays. A schedule is `name(n, *, hyperparameters)`.
+An optimizer is `name(theta, grads, *, hyperparameters)` with the names of its spec; those that choose
+where a gradient is taken get a list of functions of a point in place of arrays, and what else a spec
+reads is a list of such functions under its name. A schedule is `name(n, *, hyperparameters)`.
 
 Sources of the optimizers:
     sgd                 Robbins & Monro, Annals of Mathematical Statistics 22(3), 1951
@@ -31,6 +32,11 @@ Sources of the optimizers:
     lars                You et al., 2017, Algorithm 1, arXiv:1708.03888
     lamb                You et al., ICLR 2020, Algorithm 2, arXiv:1904.00962
     adafactor           Shazeer & Stern, ICML 2018, Algorithms 4 to 6, arXiv:1804.04235
+    svrg                Johnson & Zhang, NeurIPS 2013, Figure 1
+    storm               Cutkosky & Orabona, NeurIPS 2019, Algorithm 1, arXiv:1905.10018
+    sam                 Foret et al., ICLR 2021, Algorithm 1, arXiv:2010.01412
+    sophia              Liu et al., ICLR 2024, Algorithm 3, arXiv:2305.14342
+    adahessian          Yao et al., AAAI 2021, Algorithm 1, arXiv:2006.00719
     schedule_free_*     Defazio et al., NeurIPS 2024, equations 3 to 5, Algorithm 1, arXiv:2405.15682
 Sources of the schedules and transforms stand beside them.
 """
@@ -432,6 +438,89 @@ def schedule_free_adamw(
         y = (1 - beta1) * z + beta1 * np.mean(iterates, axis=0)
         path.append(y)
     return path
+
+
+def svrg(
+    theta: Array,
+    grads: Sequence[Callable[[Array], Array]],
+    *,
+    lr: float,
+    period: int,
+    full_gradient: Sequence[Callable[[Array], Array]],
+) -> list[Array]:
+    """Epochs of `period` steps, each around its own snapshot and the mean gradient there."""
+    path: list[Array] = []
+    for start in range(0, len(grads), period):
+        snapshot = theta
+        mean = full_gradient[start](snapshot)
+        for grad in grads[start : start + period]:
+            theta = theta - lr * (grad(theta) - grad(snapshot) + mean)
+            path.append(theta)
+    return path
+
+
+def storm(
+    theta: Array, grads: Sequence[Callable[[Array], Array]], *, lr: float, a: float
+) -> list[Array]:
+    """The estimate of the last step, moved on by the difference of two gradients of one batch."""
+    path = [theta]
+    estimate = grads[0](theta)
+    for t, grad in enumerate(grads):
+        if t:
+            estimate = a * grad(path[-1]) + (1 - a) * (estimate + grad(path[-1]) - grad(path[-2]))
+        path.append(path[-1] - lr * estimate)
+    return path[1:]
+
+
+def sam(theta: Array, grad: Callable[[Array], Array], *, rho: float) -> Array:
+    """The gradient at the worst point nearby, to first order."""
+    g = grad(theta)
+    return grad(theta + rho * g / np.linalg.norm(g))
+
+
+def sophia(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    gamma: float,
+    eps: float,
+    weight_decay: float,
+    period: int,
+    hessian_diagonal: Sequence[Callable[[Array], Array]],
+) -> list[Array]:
+    """Decay, then momentum over the curvature, at most one each way."""
+    path: list[Array] = []
+    momenta = _average(beta1, grads)
+    seen: list[Array] = []
+    for t, m in enumerate(momenta):
+        if t % period == 0:
+            seen.append(hessian_diagonal[t](theta))
+        h = _average(beta2, seen)[-1]
+        theta = theta - lr * weight_decay * theta - lr * np.clip(m / np.maximum(gamma * h, eps), -1, 1)
+        path.append(theta)
+    return path
+
+
+def adahessian(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    hessian_diagonal: Sequence[Callable[[Array], Array]],
+) -> list[Array]:
+    """Averages of gradients over the root of averages of squared curvatures."""
+    squares = [diagonal(theta) ** 2 for diagonal in hessian_diagonal]
+    steps = []
+    pairs = zip(_average(beta1, grads), _average(beta2, squares), strict=True)
+    for t, (m, v) in enumerate(pairs, 1):
+        steps.append(-lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps))
+    return _path(theta, steps)
 
 
 # --------------------------------------------------------------------------------------------------

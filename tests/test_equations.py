@@ -67,6 +67,8 @@ def source(program: ir.Program) -> str:
     signature = []
     for p in program.parameters:
         domain = domains.get(p.domain.name, p.domain.name)
+        if domain == "Domain":
+            domain = f"Annotated[float, Domain({p.domain.low}, {p.domain.high})]"
         if p.domain.type == "choice":
             domain = f"Choice[{', '.join(map(repr, p.domain.choices))}]"
         domain = f"tuple[{domain}, ...]" if p.domain.many else domain

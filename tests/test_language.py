@@ -955,9 +955,9 @@ INFERRED = {
         "",
     ),
     "clip_by_global_norm": ({}, 0, (), "an all-reduce of scalars", ""),
-    "sam": ({}, 2, (), "an all-reduce of scalars", "more than one gradient a step"),
-    "svrg": ({}, 2, ("full_gradient",), "nothing: elementwise", "more than one gradient a step"),
-    "storm": ({}, 2, (), "nothing: elementwise", "more than one gradient a step"),
+    "sam": ({}, 2, (), "an all-reduce of scalars", "<wrapped>"),
+    "svrg": ({}, 2, ("full_gradient",), "nothing: elementwise", ""),
+    "storm": ({}, 2, (), "nothing: elementwise", ""),
     "schedule_free_sgd": (
         {"w": "float step scalar", "c": "float step scalar"},
         1,
@@ -983,7 +983,7 @@ INFERRED = {
         0,
         ("diagonal", "loss"),
         "nothing: elementwise",
-        "a further input (diagonal)",
+        "",
     ),
     "langevin": ({}, 0, ("xi",), "nothing: elementwise", "a further input (xi)"),
     "shampoo": (

@@ -14,7 +14,7 @@ import numpy as np
 import papers
 import pytest
 
-from generator import catalogue
+from generator import catalogue, interpret
 from generator.interpret import Exact, schedule_value
 from generator.verify import schedule_hypers
 
@@ -68,19 +68,28 @@ def test_optimizer(name, shape, ordinary):
     def gradient(step, point):
         return slope * point + noise[step]
 
+    # What else a spec may read: the gradient of all data, and how it changes from batch to batch.
+    inputs = {
+        "full_gradient": lambda step, point: slope * point,
+        "hessian_diagonal": lambda step, point: slope + 0.3 * noise[step],
+    }
+    inputs = {x.name: inputs[x.name] for x in entry.lowered.given if not x.gradient}
     run = Exact(entry.lowered, theta.copy(), dtype=np.float64)
     points = []
     run.start(hypers)
     for step in range(STEPS):
         points.append(np.array(run.theta))
-        run.step(gradient(step, run.theta), hypers)
+        given = {k: [f(step, run.theta)] for k, f in inputs.items()}
+        again = lambda _, at, s=step: [gradient(s, at[0])]  # noqa: E731
+        interpret.step([run], [gradient(step, run.theta)], hypers, None, given, again)
     if entry.checked.gradients:  # the paper's function is called at the point it chooses itself
         grads = [lambda at, s=s: gradient(s, at) for s in range(STEPS)]
-        ours = run.state["theta"]
+        ours = run.state["theta"] if entry.checked.elsewhere else run.theta
     else:
         grads = [gradient(s, p) for s, p in enumerate(points)]
         ours = run.theta
-    want = paper(name)(theta.copy(), grads, **hypers)[-1]
+    known = {k: [lambda at, s=s, f=f: f(s, at) for s in range(STEPS)] for k, f in inputs.items()}
+    want = paper(name)(theta.copy(), grads, **hypers, **known)[-1]
     scale = np.maximum(np.abs(want), 1.0)
     assert (np.abs(ours - want) / scale).max() <= TOLERANCE
 
@@ -172,3 +181,21 @@ def test_accumulate():
     for t, point in enumerate(points):
         at = want[t // 4 - 1] if t >= 4 else points[0]
         np.testing.assert_allclose(point, at, rtol=0, atol=TOLERANCE)
+
+
+def test_sam():
+    """Sgd with the gradient of the worst point nearby."""
+    (entry,) = catalogue.entries(["sgd > sam"])
+    rng = np.random.default_rng(4)
+    theta, slope = rng.standard_normal(30), rng.uniform(0.5, 2, 30)
+    hypers = {p.name: p.default for p in entry.program.parameters}
+    run = Exact(entry.lowered, theta.copy(), dtype=np.float64)
+    for step in range(20):
+        noise = rng.standard_normal(30)
+
+        def gradient(at, noise=noise):
+            return slope * at + noise
+
+        interpret.step([run], [gradient(run.theta)], hypers, again=lambda _, at, f=gradient: [f(at[0])])
+        theta = theta - hypers["lr"] * papers.sam(theta, gradient, rho=0.05)
+        np.testing.assert_allclose(run.theta, theta, rtol=0, atol=TOLERANCE * (step + 1))

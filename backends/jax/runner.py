@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from backends.jax.native import native as native
-from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run
+from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run, further
 
 POLICY = Policy(
     missing="refuse",
@@ -60,6 +60,20 @@ def _not_compiled(package: ModuleType) -> Any:
     )
 
 
+def _taken(grads: Sequence[Any], first: bool = True) -> Any:
+    """The gradients of a step, one after the other, each where the parameters are."""
+    made = iter(grads)
+    as_it_is = grads[0] if first else None
+
+    def gradient(params: Any) -> Any:
+        given = next(made)
+        if given is as_it_is:
+            return given
+        return [further(a, p, jnp.where) for a, p in zip(given, params, strict=True)]
+
+    return gradient
+
+
 def trajectory(run: Run, mode: str) -> Outcome:
     """The transformation on a list of arrays."""
     hypers = dict(run.hypers)
@@ -67,16 +81,23 @@ def trajectory(run: Run, mode: str) -> Outcome:
         hypers["lr"] = run.package.create(run.schedule[0], **run.schedule[1])
     optimizer = run.package.create(run.name, **hypers)
 
-    def added(params: Any, grads: Any, state: Any) -> tuple[Any, Any]:
-        updates, state = optimizer.update(grads, state, params)
+    def exact(params: Any, grads: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
+        taken = _taken(grads) if run.further else grads[0]
+        params, state = optimizer.step(params, taken, state, **inputs)
+        return params, state
+
+    def added(params: Any, grads: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
+        extra = {"gradient": _taken(grads[1:], first=False)} if run.further else {}
+        updates, state = optimizer.update(grads[0], state, params, **extra, **inputs)
         return [p + u for p, u in zip(params, updates, strict=True)], state
 
-    step = {"jit": jax.jit(optimizer.step), "update": jax.jit(added)}.get(mode, optimizer.step)
+    step = {"jit": jax.jit(exact), "update": jax.jit(added)}.get(mode, exact)
     with _wide(run.params), _not_compiled(run.package) if mode == "op by op" else nullcontext():
         params = [_exact(p) for p in run.params]
         state = optimizer.init(params)
-        for grads in run.grads:
-            params, state = step(params, [_exact(g) for g in grads], state)
+        for number in range(len(run.grads)):
+            grads, inputs = jax.tree.map(_exact, (run.gradients(number), dict(run.inputs(number))))
+            params, state = step(params, grads, state, inputs)
         states = []
         for i, p in enumerate(run.params):
             kept = state.scalars.get("float64" if p.dtype == np.float64 else "float32", {})

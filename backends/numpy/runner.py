@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run
+from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run, further
 
 POLICY = Policy()
 
@@ -22,13 +22,27 @@ def trajectory(run: Run, mode: str) -> Outcome:
         name, given = run.schedule
         hypers["lr"] = run.package.create(name, **given)
     optimizer = run.package.create(run.name, params, **hypers)
-    for grads in run.grads:
-        optimizer.step(list(grads))
+    for step, grads in enumerate(run.grads):
+        taken = _taken(run, step) if run.further else list(grads)
+        optimizer.step(taken, **run.inputs(step))
     states = [
         {k: np.asarray(v) for k, v in slot.items() if k != "step"}
         for slot in optimizer.state.values()
     ]
     return Outcome(params, states)
+
+
+def _taken(run: Run, step: int) -> Any:
+    """The gradients of a step, one after the other, each where the parameters are."""
+    made = iter(run.gradients(step))
+
+    def gradient(params: list[Any]) -> list[Any]:
+        given = next(made)
+        if given is run.grads[step]:
+            return list(given)
+        return [a if a is None else further(a, p, np.where) for a, p in zip(given, params, strict=True)]
+
+    return gradient
 
 
 def kernels(

@@ -190,12 +190,15 @@ class Method(NamedTuple):
     state: Any  # the NamedTuple of tensor states
     init: Callable[..., Any]  # (theta, **hypers) -> tensor states
     scalars: Callable[..., Any]  # (t, **hypers) -> the step's scalars in double
-    step: Callable[..., Any]  # (theta, g, state, s[, shared]) -> (theta, state)
+    step: Callable[..., Any]  # (theta, g, state, s[, given][, shared]) -> (theta, state)
     elementwise: bool = True  # whether every number goes its own way
     only: str = ""  # the parameters that it is for, matrix or vector; empty: all
-    # Over all parameters, before the step:
-    # (theta, g, state, s[, shared]) -> sums; (totals, s[, shared]) -> shared.
-    passes: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = ()
+    # Before the step, in this order: over all parameters, (theta, g, state, s[, given][, shared]) -> sums
+    # and (totals, s[, shared]) -> shared; or where one more gradient is taken, and its name.
+    passes: tuple[tuple[Callable[..., Any], Any], ...] = ()
+    given: Any = None  # the NamedTuple of what the caller gives beside the gradient
+    inputs: Mapping[str, str] = {}  # what of it is no gradient: the scalar that says whether it is read
+    numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
@@ -291,33 +294,51 @@ def _check_writeable(owner: str, path: str, p: Array) -> None:
         )
 
 
-def _check_gradient(owner: str, path: str, p: Array, g: Any) -> None:
-    _check_array(owner, "the gradient of", path, g)
+def _check_gradient(owner: str, path: str, p: Array, g: Any, what: str = "gradient") -> None:
+    _check_array(owner, f"the {what} of", path, g)
     if g.shape != p.shape:
         raise ValueError(
-            f"{owner}: the gradient of {path or 'the parameter'} has shape {g.shape}, the parameter "
-            f"has shape {p.shape}. Pass the gradient of this parameter, or reshape it."
+            f"{owner}: the {what} of {path or 'the parameter'} has shape {g.shape}, the parameter "
+            f"has shape {p.shape}. Pass the {what} of this parameter, or reshape it."
         )
     if p.dtype != np.float64 and g.dtype == np.float64:
         raise TypeError(
-            f"{owner}: the gradient of {path or 'the parameter'} has dtype {g.dtype}, the parameter "
+            f"{owner}: the {what} of {path or 'the parameter'} has dtype {g.dtype}, the parameter "
             f"has dtype {p.dtype}. Rounding it would hide a mistake; convert it yourself, "
             f"g.astype(numpy.{p.dtype})."
         )
 
 
-def over_all(method: Method, arguments: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """What each kernel call is given besides: what is computed over all parameters, if anything."""
-    shared: list[tuple[Any, ...]] = [()] * len(arguments)
-    for partials, follow in method.passes if arguments else ():
-        sums = [partials(*given, *w) for given, w in zip(arguments, shared, strict=True)]
-        total = type(sums[0])(*map(total_of, zip(*sums, strict=True)))
+def over_all(
+    method: Method,
+    arguments: Sequence[Any],
+    given: Sequence[Any] = (),
+    elsewhere: Callable[[list[Any]], Sequence[Any]] | None = None,
+) -> list[tuple[Any, ...]]:
+    """What each kernel call is given besides: what comes before the step, if anything.
+
+    Args:
+        method: the algorithm's record.
+        arguments: (theta, g, state, s) for each parameter.
+        given: what the caller gives, for each parameter, where the method reads any of it.
+        elsewhere: the gradients where the parameters hold other values.
+    """
+    besides = [{"given": x} for x in given] or [{} for _ in arguments]
+    for first, then in method.passes if arguments else ():
+        found = [first(*a, *b.values()) for a, b in zip(arguments, besides, strict=True)]
+        if isinstance(then, str):
+            assert elsewhere is not None, f"{method.name} takes gradients of its own"
+            for b, g in zip(besides, elsewhere(found), strict=True):
+                b["given"] = b["given"]._replace(**{then: g})
+            continue
+        total = type(found[0])(*map(total_of, zip(*found, strict=True)))
         made: dict[int, Any] = {}  # the parameters of a step share their scalars
-        for i, (theta, _, _, s) in enumerate(arguments):
+        for (theta, _, _, s), b in zip(arguments, besides, strict=True):
             if id(s) not in made:
-                made[id(s)] = follow(type(total)(*map(theta.dtype.type, total)), s, *shared[i])
-            shared[i] = (made[id(s)],)
-    return shared
+                shared = () if "shared" not in b else (b["shared"],)
+                made[id(s)] = then(type(total)(*map(theta.dtype.type, total)), s, *shared)
+            b["shared"] = made[id(s)]
+    return [tuple(b.values()) for b in besides]
 
 
 def total_of(parts: Sequence[Any]) -> Any:
@@ -332,6 +353,14 @@ def _there(state: Any) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------------------
 # The shell
+
+
+class _Ready(NamedTuple):
+    """One parameter before its step."""
+
+    path: str
+    slot: dict[str, Any]  # its state after the step, but for the tensors
+    arguments: tuple[Any, ...]  # what its kernel is given: (theta, g, state, s)
 
 
 class Optimizer:
@@ -391,63 +420,156 @@ class Optimizer:
             now[name] = _exact(value)
         return now
 
-    def step(self, grads: Tree) -> None:
+    def step(self, grads: Tree | Callable[[Tree], Tree], **given: Any) -> None:
         """Do one step in place.
 
         Args:
             grads: gradients in the structure of `params`; shapes equal the parameters'. None for a
-                parameter leaves it, its states and its step count as they are.
+                parameter leaves it, its states and its step count as they are. Or a function that
+                computes them, `gradient(params)`: algorithms that take several gradients a step call
+                it again while `params` hold another point.
+            **given: what else the algorithm reads, by name: a tree like `grads`, or a function that
+                makes one of `params`, called in those steps that read it.
 
         Raises:
             ValueError: a gradient is missing, superfluous or of another shape; nothing is changed.
-            TypeError: a gradient is not a floating-point array; nothing is changed.
+            TypeError: a gradient is not a floating-point array, or is no function where several are
+                taken; nothing is changed.
         """
         if self._evaluating is not None:
             raise RuntimeError(
                 f"{self.name}: step inside `with optimizer.evaluation()`. Leave the block first."
             )
-        # Reductions give NumPy scalars where the parameter is an array without axes.
-        named = _by_path(self.name, "gradients", grads)
-        given = {k: np.asarray(g) if isinstance(g, np.generic) else g for k, g in named.items()}
-        self._match(given)
+        self._check_given(grads, given)
+        again = grads if callable(grads) else None
+        now = self._matched(grads(self.params) if callable(grads) else grads)
+        if self._takes_several:  # the function may use its memory again
+            now = {path: None if g is None else g.copy() for path, g in now.items()}
         hypers = self._now()
         with np.errstate(all="ignore"):
             scalars: dict[Any, Any] = {}
             ready = [
-                self._ready(path, p, given[path], hypers, scalars)
+                self._ready(path, p, now[path], hypers, scalars)
                 for path, p in self._arrays.items()
-                if given[path] is not None
+                if now[path] is not None
             ]
-            shared = over_all(self.method, [arguments for _, arguments in ready])
-            for (path, arguments), w in zip(ready, shared, strict=True):
-                self._update(path, arguments, w)
+            besides = self._given(ready, given)
+            with self._elsewhere(ready, again) as elsewhere:
+                shared = over_all(self.method, [x.arguments for x in ready], besides, elsewhere)
+            for x, w in zip(ready, shared, strict=True):
+                self._update(x, w)
         self.steps += 1
 
-    def _match(self, given: Mapping[str, Any]) -> None:
-        """Every parameter has a gradient (or None) of its shape, and no gradient is left over."""
+    @property
+    def _takes_several(self) -> bool:
+        return any(isinstance(then, str) for _, then in self.method.passes)
+
+    def _check_given(self, grads: Any, given: Mapping[str, Any]) -> None:
+        """Refuse what the algorithm cannot do with: too few gradients, other inputs."""
+        if self._takes_several and not callable(grads):
+            raise TypeError(
+                f"{self.name} takes several gradients a step. Pass a function that computes them: "
+                "optimizer.step(gradient), where gradient(params) gives gradients like params."
+            )
+        names = self.method.inputs
+        if odd := [k for k in given if k not in names]:
+            reads = f"reads {', '.join(names)}" if names else "reads nothing but gradients"
+            raise TypeError(f"{self.name}: step was given {', '.join(odd)}; it {reads}. Leave it out.")
+        if lacking := [k for k in names if given.get(k) is None]:
+            what = ", ".join(f"{k}=..." for k in lacking)
+            raise TypeError(f"{self.name}: step reads {', '.join(lacking)}. Pass {what}.")
+
+    def _given(self, ready: Sequence[_Ready], given: Mapping[str, Any]) -> list[Any]:
+        """What the caller gives, for each parameter in its compute dtype; zeros where it is not read."""
+        method = self.method
+        if method.given is None or not ready:
+            return []
+        made: list[dict[str, Any]] = [{} for _ in ready]
+        for name, when in method.inputs.items():
+            asked = not when or any(bool(getattr(x.arguments[3], when)) for x in ready)
+            value = given[name](self.params) if asked and callable(given[name]) else given[name]
+            if name in method.numbers:
+                for m, x in zip(made, ready, strict=True):
+                    dtype = x.arguments[0].dtype.type
+                    m[name] = dtype(0 if not asked else self._number(name, value))
+                continue
+            trees = None if not asked else self._matched(value, name)
+            for m, x in zip(made, ready, strict=True):
+                theta = x.arguments[0]
+                found = None if trees is None else trees[x.path]
+                if trees is not None and found is None:
+                    raise ValueError(
+                        f"{self.name}: {name} has nothing for {x.path or 'the parameter'}, which has a "
+                        "gradient. Pass an array."
+                    )
+                m[name] = np.zeros_like(theta) if found is None else found.astype(theta.dtype)
+        return [method.given(**m) for m in made]
+
+    def _number(self, name: str, value: Any) -> float:
+        if np.ndim(value) != 0 or np.asarray(value).dtype.kind not in "fiu":
+            raise TypeError(f"{self.name}: {name} must be a number, got {value!r}.")
+        return float(value)
+
+    @contextmanager
+    def _elsewhere(
+        self, ready: Sequence[_Ready], gradient: Callable[[Tree], Tree] | None
+    ) -> Iterator[Callable[[list[Any]], list[Any]]]:
+        """A function that takes one more gradient; behind it the parameters are as they were."""
+        before = {x.path: self._arrays[x.path].copy() for x in ready} if self._takes_several else {}
+
+        def elsewhere(points: list[Any]) -> list[Any]:
+            assert gradient is not None
+            for x, point in zip(ready, points, strict=True):
+                p = self._arrays[x.path]
+                p[...] = stored(np.asarray(point), p.dtype)
+            taken, made = self._matched(gradient(self.params)), []
+            for x in ready:
+                g = taken[x.path]
+                if g is None:
+                    raise ValueError(
+                        f"{self.name}: {x.path or 'the parameter'} has a first gradient in this step "
+                        "and no further one. Give it all of them, or none."
+                    )
+                made.append(np.array(g, compute_dtype(self._arrays[x.path].dtype)))
+            return made
+
+        try:
+            yield elsewhere
+        finally:
+            for path, value in before.items():
+                self._arrays[path][...] = value
+
+    def _matched(self, tree: Tree, what: str = "gradient") -> dict[str, Any]:
+        """Gradients by the parameters' paths: each has one (or None) of its shape, and none is left over."""
+        named = _by_path(self.name, f"{what}s", tree)
+        # Reductions give NumPy scalars where the parameter is an array without axes.
+        given = {k: np.asarray(g) if isinstance(g, np.generic) else g for k, g in named.items()}
         missing = [path or "params" for path in self._arrays if path not in given]
         extra = [path or "grads" for path in given if path not in self._arrays]
         if missing or extra:
-            what = []
+            wrong = []
             if missing:
-                what.append(f"no gradient for {', '.join(missing)}")
+                wrong.append(f"no {what} for {', '.join(missing)}")
             if extra:
-                what.append(f"no parameter for the gradient {', '.join(extra)}")
+                wrong.append(f"no parameter for the {what} {', '.join(extra)}")
             raise ValueError(
-                f"{self.name}: {'; '.join(what)}. Pass gradients in the structure of params, "
+                f"{self.name}: {'; '.join(wrong)}. Pass {what}s in the structure of params, "
                 "None for a parameter that has none."
             )
         for path, g in given.items():
             if g is not None:
-                _check_gradient(self.name, path, self._arrays[path], g)
+                _check_gradient(self.name, path, self._arrays[path], g, what)
                 _check_writeable(self.name, path, self._arrays[path])
+        return given
 
     def _ready(
         self, path: str, p: Array, g: Array, hypers: Mapping[str, Any], scalars: dict[Any, Any]
-    ) -> tuple[str, Any]:
-        """One parameter: what its kernel is given."""
-        method, slot, dtype = self.method, self.state[path], compute_dtype(p.dtype)
-        theta, g32 = p.astype(dtype, copy=False), g.astype(dtype, copy=False)
+    ) -> _Ready:
+        """One parameter: what its kernel is given. Nothing is changed yet."""
+        method, slot, dtype = self.method, dict(self.state[path]), compute_dtype(p.dtype)
+        # Where further gradients are taken the parameter's memory holds other points.
+        theta = p.astype(dtype, copy=self._takes_several)
+        g32 = g.astype(dtype, copy=False)
         if not slot:
             started = method.init(theta, **{h: hypers[h] for h in method.init_hypers})
             slot.update(step=0, **_there(started))
@@ -465,16 +587,17 @@ class Optimizer:
         for name in method.scalar_states:
             slot[name] = float(getattr(s, name))
         slot["step"] = t
-        return path, (theta, g32, self._state_of(slot), rounded)
+        return _Ready(path, slot, (theta, g32, self._state_of(slot), rounded))
 
-    def _update(self, path: str, arguments: Any, w: tuple[Any, ...]) -> None:
+    def _update(self, x: _Ready, w: tuple[Any, ...]) -> None:
         """One parameter: run the kernel and store."""
-        p, slot, (theta, g, _, _) = self._arrays[path], self.state[path], arguments
-        new, state = self.method.step(*arguments, *w)
+        p, (theta, g, _, _) = self._arrays[x.path], x.arguments
+        new, state = self.method.step(*x.arguments, *w)
         p[...] = stored(np.asarray(new), p.dtype)
         for name, value in _there(state).items():
             # The user's own gradient and parameter arrays are not kept: they change outside.
-            slot[name] = np.array(value, copy=value is g or value is theta or None)
+            x.slot[name] = np.array(value, copy=value is g or value is theta or None)
+        self.state[x.path] = x.slot
 
     def _state_of(self, slot: Mapping[str, Any]) -> Any:
         """The tensor states as the kernel takes them."""

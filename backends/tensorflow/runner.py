@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import tensorflow as tf
 
-from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run
+from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run, further
 from backends.tensorflow.native import native as native
 
 # Keras keeps learning_rate in a float32 variable, and one count for all variables.
@@ -32,6 +32,30 @@ def _in_mode(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
     return made
 
 
+def _some(arrays: Sequence[Any]) -> list[Any]:
+    return [tf.constant(a) for a in arrays if a is not None]
+
+
+def _all(tensors: Sequence[Any], present: Sequence[bool]) -> list[Any]:
+    rest = iter(tensors)
+    return [next(rest) if here else None for here in present]
+
+
+def _taken(lists: Sequence[Any], variables: Sequence[Any]) -> Callable[[], Any]:
+    """The gradients of a step, one after the other, each where the variables are."""
+    made = iter(lists)
+
+    def gradient() -> list[Any]:
+        given = next(made)
+        if given is lists[0]:
+            return list(given)
+        points = [tf.convert_to_tensor(v.value) for v in variables]
+        pairs = zip(given, points, strict=True)
+        return [None if a is None else further(a, p, tf.where) for a, p in pairs]
+
+    return gradient
+
+
 def trajectory(run: Run, mode: str) -> Outcome:
     """The optimizer on a list of variables, applied eagerly or inside the user's function."""
     variables = [
@@ -44,16 +68,22 @@ def trajectory(run: Run, mode: str) -> Outcome:
     optimizer = run.package.create(run.name, **hypers)
     optimizer.build(variables)
     functions: dict[tuple[bool, ...], Callable[..., Any]] = {}
-    for grads in run.grads:
+    for number, grads in enumerate(run.grads):
         present = tuple(g is not None for g in grads)
         if present not in functions:
 
-            def apply(given: Any, present: tuple[bool, ...] = present) -> None:
-                rest = iter(given)
-                optimizer.apply([next(rest) if here else None for here in present], variables)
+            def apply(given: Any, inputs: Any, present: tuple[bool, ...] = present) -> None:
+                lists = [_all(x, present) for x in given]
+                taken = _taken(lists, variables) if run.further else lists[0]
+                inputs = {k: _all(x, present) if isinstance(x, list) else x for k, x in inputs.items()}
+                if run.further or inputs:
+                    optimizer.step(taken, variables, **inputs)
+                else:
+                    optimizer.apply(taken, variables)
 
             functions[present] = _in_mode(apply, mode)
-        functions[present]([tf.constant(g) for g in grads if g is not None])
+        inputs = {k: _some(x) if isinstance(x, list) else x for k, x in run.inputs(number).items()}
+        functions[present]([_some(x) for x in run.gradients(number)], inputs)
     states = []
     for v in variables:
         slots = {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run
+from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run, further
 from backends.torch.native import native as native
 
 POLICY = Policy()
@@ -36,12 +36,35 @@ def array(x: torch.Tensor, like: Any) -> Any:
 def _trained(
     optimizer: torch.optim.Optimizer, params: Sequence[torch.Tensor], run: Run, scheduler: Any
 ) -> None:
-    for grads in run.grads:
-        for p, g in zip(params, grads, strict=True):
-            p.grad = None if g is None else tensor(g, run.device)
-        optimizer.step()
+    for step, grads in enumerate(run.grads):
+        inputs = {k: _input(x, run.device) for k, x in run.inputs(step).items()}
+        if run.further:
+            optimizer.step(_closure(params, run, step), **inputs)
+        else:
+            for p, g in zip(params, grads, strict=True):
+                p.grad = None if g is None else tensor(g, run.device)
+            optimizer.step(**inputs)
         if scheduler is not None:
             scheduler.step()
+
+
+def _closure(params: Sequence[torch.Tensor], run: Run, step: int) -> Callable[[], None]:
+    """Sets the gradients of a step, one after the other, each where the parameters are."""
+    made = iter(run.gradients(step))
+
+    def closure() -> None:
+        given = next(made)
+        for p, a in zip(params, given, strict=True):
+            g = None if a is None else tensor(a, run.device)
+            p.grad = g if g is None or given is run.grads[step] else further(g, p.detach(), torch.where)
+
+    return closure
+
+
+def _input(x: Any, device: str) -> Any:
+    if isinstance(x, float):
+        return x
+    return [None if a is None else tensor(a, device) for a in x]
 
 
 def trajectory(run: Run, mode: str) -> Outcome:

@@ -25,6 +25,7 @@ _WHERE = {
     "adadelta": "optimizers.adadelta",
     "adafactor": "optimizers.adafactor",
     "adagrad": "optimizers.adagrad",
+    "adahessian": "optimizers.adahessian",
     "adam": "optimizers.adam",
     "adamax": "optimizers.adamax",
     "adamw": "optimizers.adamw",
@@ -45,6 +46,9 @@ _WHERE = {
     "sgd": "optimizers.sgd",
     "sgd_l2": "optimizers.sgd_l2",
     "signum": "optimizers.signum",
+    "sophia": "optimizers.sophia",
+    "storm": "optimizers.storm",
+    "svrg": "optimizers.svrg",
     "yogi": "optimizers.yogi",
     "constant": "schedules.constant",
     "cosine": "schedules.cosine",
@@ -76,6 +80,7 @@ _BY_NAME = {
     "adadelta": "adadelta",
     "adafactor": "adafactor",
     "adagrad": "adagrad",
+    "adahessian": "adahessian",
     "adam": "adam",
     "adamax": "adamax",
     "adamw": "adamw",
@@ -96,6 +101,9 @@ _BY_NAME = {
     "sgd": "sgd",
     "sgd_l2": "sgd_l2",
     "signum": "signum",
+    "sophia": "sophia",
+    "storm": "storm",
+    "svrg": "svrg",
     "yogi": "yogi",
     "constant": "constant",
     "cosine": "cosine",
@@ -136,6 +144,11 @@ _SPELLING: dict[str, dict[str, Any]] = {
     },
     "adagrad": {
         "learning_rate": "lr",
+    },
+    "adahessian": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
     },
     "adam": {
         "learning_rate": "lr",
@@ -216,6 +229,17 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "learning_rate": "lr",
     },
     "signum": {
+        "learning_rate": "lr",
+    },
+    "sophia": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
+    "storm": {
+        "learning_rate": "lr",
+    },
+    "svrg": {
         "learning_rate": "lr",
     },
     "yogi": {

@@ -5,6 +5,7 @@ from .optimizers.adabelief import adabelief as adabelief
 from .optimizers.adadelta import adadelta as adadelta
 from .optimizers.adafactor import adafactor as adafactor
 from .optimizers.adagrad import adagrad as adagrad
+from .optimizers.adahessian import adahessian as adahessian
 from .optimizers.adam import adam as adam
 from .optimizers.adamax import adamax as adamax
 from .optimizers.adamw import adamw as adamw
@@ -25,6 +26,9 @@ from .optimizers.schedule_free_sgd import schedule_free_sgd as schedule_free_sgd
 from .optimizers.sgd import sgd as sgd
 from .optimizers.sgd_l2 import sgd_l2 as sgd_l2
 from .optimizers.signum import signum as signum
+from .optimizers.sophia import sophia as sophia
+from .optimizers.storm import storm as storm
+from .optimizers.svrg import svrg as svrg
 from .optimizers.yogi import yogi as yogi
 from .schedules.constant import constant as constant
 from .schedules.cosine import cosine as cosine

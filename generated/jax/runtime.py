@@ -890,18 +890,26 @@ class Method:
     hypers: Mapping[str, tuple[str, Domain]]  # by the spec's name: the user's name and the domain
     state: Any = None  # the NamedTuple of tensor states
     init: Any = None  # (theta, **hypers) -> tensor states
-    step: Any = None  # (theta, g, state, s[, shared]) -> (theta, state); of a transform -> (u, state)
-    update: Any = None  # (theta, g, state, s[, shared]) -> (u, state); theta + u has the bits of step
+    step: Any = None  # (theta, g, state, s[, given][, shared]) -> (theta, state); of a transform (u, state)
+    update: Any = None  # of the same -> (u, state); theta + u has the bits of step
     reads_theta: bool = True  # whether `update` does, or the `step` of a transform
     elementwise: bool = True  # whether every number goes its own way
     only: str = ""  # the parameters that it is for, matrix or vector; empty: all
-    # Over all parameters, before the step:
-    # (theta, g, state, s[, shared]) -> sums; (totals, s[, shared]) -> shared.
-    passes: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = ()
+    # Before the step, in this order: over all parameters, (theta, g, state, s[, given][, shared]) -> sums
+    # and (totals, s[, shared]) -> shared; or where one more gradient is taken, and its name.
+    passes: tuple[tuple[Callable[..., Any], Any], ...] = ()
+    given: Any = None  # the NamedTuple of what the caller gives beside the gradient
+    inputs: Mapping[str, str] = field(default_factory=dict)  # what of it is no gradient: name, when read
+    numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, Any] = field(default_factory=dict)  # starts: numbers, or a name
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
     requires: Callable[..., Mapping[str, Any]] | None = None  # what must hold between them
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether a step takes several gradients."""
+        return any(isinstance(then, str) for _, then in self.passes)
 
 
 def _hypers(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -1215,20 +1223,22 @@ def _arrays(owner: str, what: str, tree: Tree) -> list[Any]:
     return arrays
 
 
-def _matched(owner: str, params: Tree, grads: Tree) -> tuple[list[Any], list[Any]]:
+def _matched(
+    owner: str, params: Tree, grads: Tree, what: str = "gradient"
+) -> tuple[list[Any], list[Any]]:
     """Parameters and their gradients, checked: every parameter has one, of its shape."""
     if jax.tree.structure(params) != jax.tree.structure(grads):
         raise ValueError(f"{owner}: {_mismatch(params, grads)}")
-    thetas, gs = _arrays(owner, "parameter", params), _arrays(owner, "the gradient of", grads)
+    thetas, gs = _arrays(owner, "parameter", params), _arrays(owner, f"the {what} of", grads)
     for i, (theta, g) in enumerate(zip(thetas, gs, strict=True)):
         if theta.shape != g.shape:
             raise ValueError(
-                f"{owner}: the gradient of {_path(params, i)} has shape {g.shape}, the parameter "
-                f"has shape {theta.shape}. Pass the gradient of this parameter, or reshape it."
+                f"{owner}: the {what} of {_path(params, i)} has shape {g.shape}, the parameter "
+                f"has shape {theta.shape}. Pass the {what} of this parameter, or reshape it."
             )
         if g.dtype == jnp.float64 and theta.dtype != jnp.float64:
             raise TypeError(
-                f"{owner}: the gradient of {_path(params, i)} has dtype {g.dtype}, the parameter "
+                f"{owner}: the {what} of {_path(params, i)} has dtype {g.dtype}, the parameter "
                 f"has dtype {theta.dtype}. Rounding it would hide a mistake; convert it yourself, "
                 f"g.astype(jnp.{theta.dtype})."
             )
@@ -1315,18 +1325,23 @@ class Optimizer(GradientTransformationExtraArgs):  # type: ignore[misc]
         self.shell = shell
         return self
 
-    def step(self, params: Tree, grads: Tree, state: State) -> tuple[Tree, State]:
+    def step(
+        self, params: Tree, grads: Tree | Callable[[Tree], Tree], state: State, **given: Any
+    ) -> tuple[Tree, State]:
         """Do one step, exactly.
 
         Args:
             params: the parameters.
-            grads: their gradients, in the same structure, of the same shapes.
+            grads: their gradients, in the same structure, of the same shapes; or a function from
+                parameters to gradients, which algorithms that take several a step ask for.
             state: what `init` or the last step gave.
+            **given: what else the algorithm reads, by name: a tree like the parameters, or a function
+                that makes one of them, called in those steps that read it.
 
         Returns:
             The new parameters and the new state.
         """
-        return self.shell.step(params, grads, state)
+        return self.shell.step(params, grads, state, **given)
 
     def evaluation_params(self, params: Tree, state: State) -> Tree:
         """The parameters to evaluate the model with.
@@ -1345,7 +1360,8 @@ def _kernel(function: Callable[..., Any]) -> Any:
 
     def kernel(theta: Any, g: Any, slot: Any, s: Any, zero: Any, *w: Any) -> Any:
         dtype = compute_dtype(theta.dtype)
-        return function(*_tied((theta.astype(dtype), g.astype(dtype), slot), zero), s, *w)
+        tensors = _tied((theta.astype(dtype), g.astype(dtype), slot), zero)
+        return function(*tensors, s, *_tied(w, zero))
 
     return jax.jit(kernel)
 
@@ -1369,18 +1385,38 @@ def _tied(tree: Tree, zero: Any) -> Tree:
     return jax.tree.map(lambda x: _hidden(x, zero), tree)
 
 
-def over_all(method: Method, given: list[Any]) -> list[Any]:
-    """What kernels are given, and behind it what is computed over all parameters, if anything."""
-    for partials, follow in method.passes if given else ():
-        total = _added([_kernel(partials)(*x) for x in given])
-        shared: dict[Any, Any] = {}
-        for theta, _, _, *scalars in given:
+def over_all(
+    method: Method,
+    calls: list[Any],
+    given: Sequence[Any] = (),
+    elsewhere: Callable[[list[Any]], list[Any]] | None = None,
+) -> list[Any]:
+    """What kernels are given, and behind it what comes before the step, if anything.
+
+    Args:
+        method: the algorithm's record.
+        calls: (theta, g, state, s, zero) for each parameter.
+        given: what the caller gives for each, where the method reads any of it.
+        elsewhere: the gradients where the parameters hold other values.
+    """
+    besides: list[dict[str, Any]] = [{"given": x} for x in given] or [{} for _ in calls]
+    for first, then in method.passes if calls else ():
+        found = [_kernel(first)(*x, *b.values()) for x, b in zip(calls, besides, strict=True)]
+        if isinstance(then, str):
+            assert elsewhere is not None, f"{method.name} takes gradients of its own"
+            for b, g in zip(besides, elsewhere(found), strict=True):
+                b["given"] = b["given"]._replace(**{then: g})
+            continue
+        total = _added(found)
+        made: dict[Any, Any] = {}
+        for (theta, _, _, *scalars), b in zip(calls, besides, strict=True):
             dtype = compute_dtype(theta.dtype)
-            if dtype not in shared:
+            if dtype not in made:
                 near = jax.tree.map(functools.partial(jnp.asarray, dtype=dtype), total)
-                shared[dtype] = _shared_kernel(follow)(near, *scalars)
-        given = [(*x[:5], shared[compute_dtype(x[0].dtype)]) for x in given]
-    return given
+                shared = () if "shared" not in b else (b["shared"],)
+                made[dtype] = _shared_kernel(then)(near, *scalars, *shared)
+            b["shared"] = made[dtype]
+    return [(*x, *b.values()) for x, b in zip(calls, besides, strict=True)]
 
 
 def _total(sums: list[Any]) -> Any:
@@ -1470,17 +1506,79 @@ class _Shell:
             made[dtype] = (s, _compiled_cover(s))
         return made
 
+    def given(
+        self, structure: Any, params: Tree, arrays: list[Any], scalars: Any, values: Mapping[str, Any]
+    ) -> list[Any]:
+        """What the caller gives, for each parameter in its compute dtype; zeros where it is not read."""
+        method = self.method
+        if method.given is None:
+            return []
+        if lacking := [name for name in method.inputs if values.get(name) is None]:
+            what = ", ".join(f"{name}=..." for name in lacking)
+            raise TypeError(f"{method.name}: a step reads {', '.join(lacking)}. Pass {what}.")
+        columns: dict[str, list[Any]] = {}
+        for name, when in method.inputs.items():
+            value = values[name]
+
+            def read(name: str = name, value: Any = value) -> list[Any]:
+                found = value(params) if callable(value) else value
+                if name in method.numbers:
+                    return [jnp.asarray(found, compute_dtype(x.dtype)) for x in arrays]
+                _, xs = _matched(method.name, jax.tree.unflatten(structure, arrays), found, name)
+                return [x.astype(compute_dtype(p.dtype)) for x, p in zip(xs, arrays, strict=True)]
+
+            def nothing(name: str = name) -> list[Any]:
+                shapes = [() if name in method.numbers else x.shape for x in arrays]
+                return [jnp.zeros(z, compute_dtype(x.dtype)) for z, x in zip(shapes, arrays, strict=True)]
+
+            first = next(iter(scalars.values()))[0]
+            asked = getattr(first, when) if when and callable(value) else None
+            columns[name] = read() if asked is None else branch(asked, read, nothing)
+        rows = range(len(arrays))
+        return [method.given(**{name: column[i] for name, column in columns.items()}) for i in rows]
+
+    def elsewhere(self, structure: Any, arrays: list[Any], gradient: Any) -> Any:
+        """The function that takes further gradients: from points to gradients, in compute dtypes."""
+        name = self.method.name
+        if self.method.takes_several and not callable(gradient):
+            raise TypeError(
+                f"{name} takes several gradients a step. Pass a function from parameters to gradients: "
+                "step(params, jax.grad(loss), state), or update(grads, state, params, "
+                "gradient=jax.grad(loss))."
+            )
+
+        def further(points: list[Any]) -> list[Any]:
+            near = [stored(x, p.dtype) for x, p in zip(points, arrays, strict=True)]
+            tree = jax.tree.unflatten(structure, near)
+            _, gs = _matched(name, tree, gradient(tree))
+            return [g.astype(compute_dtype(p.dtype)) for g, p in zip(gs, arrays, strict=True)]
+
+        return further
+
     def run(
-        self, one: Callable[..., Any], structure: Any, arrays: list[Any], gs: list[Any], state: State
+        self,
+        one: Callable[..., Any],
+        structure: Any,
+        arrays: list[Any],
+        gs: list[Any],
+        state: State,
+        gradient: Any = None,
+        **values: Any,
     ) -> tuple[Tree, State]:
-        """`one(theta, g, *rest)`, all that kernels take, for every parameter, and the state after it."""
+        """`one(theta, g, *rest)`, all that kernels take, for every parameter, and the state after it.
+
+        `gradient` takes further gradients, `values` are what else the method reads, by name.
+        """
         old = self.slots(state, structure, arrays)
         dtypes = [compute_dtype(x.dtype) for x in arrays]
         scalars = self.scalars(state, set(dtypes))
         columns = zip(arrays, gs, old, dtypes, strict=True)
-        given = [(theta, g, slot, *scalars[dtype]) for theta, g, slot, dtype in columns]
+        calls = [(theta, g, slot, *scalars[dtype]) for theta, g, slot, dtype in columns]
+        elsewhere = self.elsewhere(structure, arrays, gradient)
+        params = jax.tree.unflatten(structure, arrays)
+        given = self.given(structure, params, arrays, scalars, values)
         results, slots = [], []
-        for arguments in over_all(self.method, given):
+        for arguments in over_all(self.method, calls, given, elsewhere):
             result, new = one(*arguments)
             results.append(result)
             slots.append(new)
@@ -1512,8 +1610,17 @@ class _Shell:
             tensors = self.gathered(slots, jax.tree.structure(params))
             return State(jnp.zeros((), jnp.int32), tensors, scalars if method.scalar_states else {})
 
-    def step(self, params: Tree, grads: Tree, state: State) -> tuple[Tree, State]:
+    def step(self, params: Tree, grads: Any, state: State, **given: Any) -> tuple[Tree, State]:
         """The new parameters and the new state."""
+        if odd := [name for name in given if name not in self.method.inputs]:
+            names = ", ".join(self.method.inputs)
+            reads = f"reads {names}" if names else "reads nothing but gradients"
+            raise TypeError(
+                f"{self.method.name}: step was given {', '.join(odd)}; it {reads}. Leave it out."
+            )
+        gradient = grads if callable(grads) else None
+        if callable(grads):
+            grads = grads(params)
 
         def one(theta: Any, *rest: Any) -> tuple[Any, Any]:
             new, slot = _kernel(self.method.step)(theta, *rest)
@@ -1521,7 +1628,7 @@ class _Shell:
 
         with _wide_enough(params):
             thetas, gs = _matched(self.method.name, params, grads)
-            return self.run(one, jax.tree.structure(params), thetas, gs, state)
+            return self.run(one, jax.tree.structure(params), thetas, gs, state, gradient, **given)
 
     def update(
         self, updates: Tree, state: State, params: Tree | None = None, **extra_args: Any
@@ -1535,13 +1642,15 @@ class _Shell:
             updates: the gradients.
             state: what `init` or the last update gave.
             params: the parameters.
-            **extra_args: what other transformations of a chain may need; not used.
+            **extra_args: `gradient`, a function from parameters to gradients, for algorithms that take
+                several a step; what else the algorithm reads, by name. What other transformations of
+                a chain may need is not used.
 
         Returns:
             What optax.apply_updates adds to the parameters, and the new state.
         """
-        del extra_args
         method = self.method
+        extra = {k: x for k, x in extra_args.items() if k in ("gradient", *method.inputs)}
 
         def exact(theta: Any, *rest: Any) -> tuple[Any, Any]:
             u, slot = _kernel(method.update)(theta, *rest)
@@ -1559,8 +1668,8 @@ class _Shell:
         with _wide_enough(updates, params):
             if params is not None:
                 thetas, gs = _matched(method.name, params, updates)
-                return self.run(close, jax.tree.structure(params), thetas, gs, state)
-            if method.update is None or method.reads_theta:
+                return self.run(close, jax.tree.structure(params), thetas, gs, state, **extra)
+            if method.update is None or method.reads_theta or method.given is not None:
                 raise ValueError(self.needs_params())
             gs = _arrays(method.name, "the gradient of", updates)
             return self.run(exact, jax.tree.structure(updates), gs, gs, state)

@@ -23,6 +23,7 @@ _WHERE = {
     "Adadelta": "optimizers.adadelta",
     "Adafactor": "optimizers.adafactor",
     "Adagrad": "optimizers.adagrad",
+    "AdaHessian": "optimizers.adahessian",
     "Adam": "optimizers.adam",
     "Adamax": "optimizers.adamax",
     "AdamW": "optimizers.adamw",
@@ -43,6 +44,9 @@ _WHERE = {
     "SGD": "optimizers.sgd",
     "SGDL2": "optimizers.sgd_l2",
     "Signum": "optimizers.signum",
+    "Sophia": "optimizers.sophia",
+    "STORM": "optimizers.storm",
+    "SVRG": "optimizers.svrg",
     "Yogi": "optimizers.yogi",
     "Constant": "schedules.constant",
     "Cosine": "schedules.cosine",
@@ -74,6 +78,7 @@ _BY_NAME = {
     "adadelta": "Adadelta",
     "adafactor": "Adafactor",
     "adagrad": "Adagrad",
+    "adahessian": "AdaHessian",
     "adam": "Adam",
     "adamax": "Adamax",
     "adamw": "AdamW",
@@ -94,6 +99,9 @@ _BY_NAME = {
     "sgd": "SGD",
     "sgd_l2": "SGDL2",
     "signum": "Signum",
+    "sophia": "Sophia",
+    "storm": "STORM",
+    "svrg": "SVRG",
     "yogi": "Yogi",
     "constant": "Constant",
     "cosine": "Cosine",
@@ -136,6 +144,12 @@ _SPELLING: dict[str, dict[str, Any]] = {
     },
     "adagrad": {
         "learning_rate": "lr",
+        "epsilon": "eps",
+    },
+    "adahessian": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
         "epsilon": "eps",
     },
     "adam": {
@@ -227,6 +241,18 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "learning_rate": "lr",
     },
     "signum": {
+        "learning_rate": "lr",
+    },
+    "sophia": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+        "epsilon": "eps",
+    },
+    "storm": {
+        "learning_rate": "lr",
+    },
+    "svrg": {
         "learning_rate": "lr",
     },
     "yogi": {

@@ -5,6 +5,7 @@ from .optimizers.adabelief import AdaBelief as AdaBelief
 from .optimizers.adadelta import Adadelta as Adadelta
 from .optimizers.adafactor import Adafactor as Adafactor
 from .optimizers.adagrad import Adagrad as Adagrad
+from .optimizers.adahessian import AdaHessian as AdaHessian
 from .optimizers.adam import Adam as Adam
 from .optimizers.adamax import Adamax as Adamax
 from .optimizers.adamw import AdamW as AdamW
@@ -25,6 +26,9 @@ from .optimizers.schedule_free_sgd import ScheduleFreeSGD as ScheduleFreeSGD
 from .optimizers.sgd import SGD as SGD
 from .optimizers.sgd_l2 import SGDL2 as SGDL2
 from .optimizers.signum import Signum as Signum
+from .optimizers.sophia import Sophia as Sophia
+from .optimizers.storm import STORM as STORM
+from .optimizers.svrg import SVRG as SVRG
 from .optimizers.yogi import Yogi as Yogi
 from .schedules.constant import Constant as Constant
 from .schedules.cosine import Cosine as Cosine

@@ -982,17 +982,25 @@ class Method:
     state: Any  # the NamedTuple of tensor states
     init: Function  # (theta, **hypers) -> tensor states
     scalars: Function  # (t, **hypers) -> the step's scalars in double
-    step: Function  # (theta, g, state, s[, shared]) -> (theta, state)
+    step: Function  # (theta, g, state, s[, given][, shared]) -> (theta, state)
     elementwise: bool = True  # whether every number goes its own way
     only: str = ""  # the parameters that it is for, matrix or vector; empty: all
-    # Over all parameters, before the step:
-    # (theta, g, state, s[, shared]) -> sums; (totals, s[, shared]) -> shared.
-    passes: tuple[tuple[Function, Function], ...] = ()
+    # Before the step, in this order: over all parameters, (theta, g, state, s[, given][, shared]) -> sums
+    # and (totals, s[, shared]) -> shared; or where one more gradient is taken, and its name.
+    passes: tuple[tuple[Function, Any], ...] = ()
+    given: Any = None  # the NamedTuple of what the caller gives beside the gradient
+    inputs: Mapping[str, str] = field(default_factory=dict)  # what of it is no gradient: name, when read
+    numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     # States of step scope: where they start, a number or a hyperparameter's name.
     scalar_states: Mapping[str, float | str] = field(default_factory=dict)
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
     requires: Function | None = None  # relations: text, whether it holds
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether a step takes several gradients."""
+        return any(isinstance(then, str) for _, then in self.passes)
 
 
 @_as_written
@@ -1149,8 +1157,14 @@ class _Kernel:
         return _scalars(self.method, t, compute_dtype(self.dtype), kept, hypers)
 
     def step(self, t: Tensor, s: Any, theta: Tensor, g: Tensor, state: Any, *w: Any) -> tuple[Tensor, Any]:
-        theta, state = self.method.step(*self.given(t, theta, g, state), s, *w)
+        theta, state = self.method.step(*self.given(t, theta, g, state), s, *self.besides(t, w))
         return stored(theta, self.dtype), state
+
+    def besides(self, t: Tensor, w: Sequence[Any]) -> list[Any]:
+        """What the caller gives may be a constant, as gradients may."""
+        if self.method.given is None:
+            return list(w)
+        return [tf.nest.map_structure(lambda x: None if x is None else rounded(t)(x), w[0]), *w[1:]]
 
     def given(self, t: Tensor, theta: Tensor, g: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
         theta = tf.cast(theta, compute_dtype(self.dtype))
@@ -1162,7 +1176,7 @@ class _Kernel:
         return theta, rounded(t)(g), state
 
     def partials(self, n: int, t: Tensor, s: Any, theta: Tensor, g: Tensor, state: Any, *w: Any) -> Any:
-        return self.method.passes[n][0](*self.given(t, theta, g, state), s, *w)
+        return self.method.passes[n][0](*self.given(t, theta, g, state), s, *self.besides(t, w))
 
     def total(self, sums: Sequence[Any]) -> Any:
         """Sorted first, so that the order of the parameters does not matter; in the widest dtype."""
@@ -1289,6 +1303,7 @@ def _step_each(
     variables: Any,
     grads: Any,
     slots: Any,
+    taking: _Taking | None = None,
 ) -> list[dict[str, Tensor]]:
     """As `_step`, for several groups of variables, one after the other; slots may be None."""
     thetas = [[tf.convert_to_tensor(v) for v in group] for group in variables]
@@ -1298,11 +1313,68 @@ def _step_each(
     ]
     record = kernels[0].method.state
     read = [[record(*map(_read, slot)) for slot in group] for group in slots]
-    new_thetas, new_states, new_kept = _each_step(kernels, t, numbers, kept, thetas, given, read)
+    here = None if taking is None else functools.partial(taking.here, variables)
+    new_thetas, new_states, new_kept = _each_step(kernels, t, numbers, kept, thetas, given, read, here)
     targets = variables, slots
     for target, value in zip(_flat(targets), _flat((new_thetas, new_states)), strict=True):
         target.assign(value)
     return list(new_kept)
+
+
+@dataclass(frozen=True, eq=False)
+class _Taking:
+    """What a step is given beside its gradients: inputs by name, and a function for further gradients."""
+
+    method: Method
+    gradient: Function  # () -> the gradient of each variable by its reference, where the variables are
+    values: Mapping[str, Any]  # inputs by name: gradients by reference, numbers, or functions of nothing
+
+    def here(self, variables: Any, scalars: Sequence[Any]) -> tuple[Any, Function]:
+        """What is given for each variable, and how further gradients are taken."""
+        return self.inputs(variables, scalars), functools.partial(self.elsewhere, variables)
+
+    def inputs(self, variables: Any, scalars: Sequence[Any]) -> list[list[Any]]:
+        """What the caller gives, in the compute dtypes; zeros where it is not read."""
+        columns: dict[str, list[Tensor]] = {}
+        every = [v for group in variables for v in group]
+        for name, when in self.method.inputs.items():
+            value = self.values[name]
+
+            def read(name: str = name, value: Any = value) -> list[Tensor]:
+                found = value() if callable(value) else value
+                if name in self.method.numbers:
+                    return [tf.cast(found, compute_dtype(v.dtype)) for v in every]
+                return [tf.cast(found[v.ref()], compute_dtype(v.dtype)) for v in every]
+
+            def nothing(name: str = name) -> list[Tensor]:
+                shapes = [[] if name in self.method.numbers else v.shape for v in every]
+                return [tf.zeros(z, compute_dtype(v.dtype)) for z, v in zip(shapes, every, strict=True)]
+
+            asked = getattr(scalars[0], when) if when and callable(value) else None
+            columns[name] = read() if asked is None else branch(asked, read, nothing)
+        rows = iter(range(len(every)))
+        return [
+            [self.method.given(**{k: column[i] for k, column in columns.items()}) for i in _next(rows, group)]
+            for group in variables
+        ]
+
+    def elsewhere(self, variables: Any, points: Any) -> list[list[Tensor]]:
+        """The gradients where the variables hold these points, which they hold from now on."""
+        before = [[tf.identity(v) for v in group] for group in variables]
+        for group, at in zip(variables, points, strict=True):
+            for v, point in zip(group, at, strict=True):
+                v.assign(stored(point, v.dtype))
+        try:
+            taken = self.gradient()
+        except Exception:
+            for v, value in zip(_flat(variables), _flat(before), strict=True):
+                v.assign(value)
+            raise
+        return [[tf.cast(taken[v.ref()], compute_dtype(v.dtype)) for v in group] for group in variables]
+
+
+def _next(rows: Iterator[int], group: Sequence[Any]) -> list[int]:
+    return [next(rows) for _ in group]
 
 
 def _read(slot: Any) -> Tensor | None:
@@ -1321,7 +1393,12 @@ def _each_step(kernels: Sequence[_Kernel], *arguments: Any) -> Any:
     each = functools.partial(_each, _as_it_is, kernels)
     if tf.executing_eagerly():
         return each(*arguments)
-    kept, thetas, _, states = arguments[2:]
+    kept, thetas, _, states, *taking = arguments[2:]
+    if taking and taking[0] is not None:
+        raise NotImplementedError(
+            f"{kernels[0].method.name}: without XLA a tf.function cannot take further gradients in a step. "
+            "Leave use_xla(False) out, or call step outside of a tf.function."
+        )
     return _outside(each, arguments, (thetas, states, kept))
 
 
@@ -1334,25 +1411,45 @@ def _each(
     thetas: Any,
     grads: Any,
     states: Any,
+    taking: Function | None = None,
 ) -> tuple[list[list[Tensor]], list[list[Any]], list[dict[str, Tensor]]]:
-    """The parts of the kernels, in their order; `run` says how each is called."""
+    """The parts of the kernels, in their order; `run` says how each is called.
+
+    `taking(scalars)` gives what the caller gives, for each tensor, and the function that takes further
+    gradients.
+    """
     s = [run(k, "scalars", t, *n, p) for k, n, p in zip(kernels, numbers, kept, strict=True)]
     calls = [
         [(t, s[i], *tensors) for tensors in zip(*group, strict=True)]
         for i, group in enumerate(zip(thetas, grads, states, strict=True))
     ]
-    shared: list[tuple[Any, ...]] = [()] * len(kernels)
-    for n in range(len(kernels[0].method.passes)) if any(calls) else ():
-        sums = [
-            run(kernel, "partials", n, *call, *w)
-            for kernel, group, w in zip(kernels, calls, shared, strict=True)
-            for call in group
+    inputs, elsewhere = taking(s) if taking is not None else (None, None)
+    besides: list[list[dict[str, Any]]] = [
+        [{} if inputs is None else {"given": inputs[i][j]} for j, _ in enumerate(group)]
+        for i, group in enumerate(calls)
+    ]
+    for n, (_, then) in enumerate(kernels[0].method.passes if any(calls) else ()):
+        found = [
+            [run(kernel, "partials", n, *call, *b.values()) for call, b in zip(group, bs, strict=True)]
+            for kernel, group, bs in zip(kernels, calls, besides, strict=True)
         ]
-        total = run(kernels[0], "total", sums)
-        shared = [(run(k, "shared", n, total, s[i], *shared[i]),) for i, k in enumerate(kernels)]
+        if isinstance(then, str):
+            assert elsewhere is not None
+            for bs, gs in zip(besides, elsewhere(found), strict=True):
+                for b, g in zip(bs, gs, strict=True):
+                    b["given"] = b["given"]._replace(**{then: g})
+            continue
+        total = run(kernels[0], "total", [x for group in found for x in group])
+        for i, (kernel, bs) in enumerate(zip(kernels, besides, strict=True)):
+            if not bs:
+                continue
+            before = () if "shared" not in bs[0] else (bs[0]["shared"],)
+            shared = run(kernel, "shared", n, total, s[i], *before)
+            for b in bs:
+                b["shared"] = shared
     made = [
-        [run(kernel, "step", *call, *w) for call in group]
-        for kernel, group, w in zip(kernels, calls, shared, strict=True)
+        [run(kernel, "step", *call, *b.values()) for call, b in zip(group, bs, strict=True)]
+        for kernel, group, bs in zip(kernels, calls, besides, strict=True)
     ]
     after = [{name: getattr(x, name) for name in p} for x, p in zip(s, kept, strict=True)]
     return [[x for x, _ in group] for group in made], [[x for _, x in group] for group in made], after
@@ -1543,6 +1640,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             setattr(self, key, value)
         self._checks = True
         self._parked: _Parked | None = None
+        self._taking: _Taking | None = None
         self._evaluating = False
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -1670,6 +1768,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             raise RuntimeError(
                 f"{owner}: a step inside `with optimizer.evaluation()`. Leave the block first."
             )
+        if self.method.given is not None and self._taking is None:
+            raise TypeError(self._takes_more())
         grads = list(grads)
         given = self._trainable_variables if trainable_variables is None else trainable_variables
         variables = list(given)
@@ -1688,6 +1788,89 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 if g is not None and getattr(v, "constraint", None) is not None:
                     slot = self._slot(self.method.evaluate, v)
                     slot.assign(v.constraint(slot))
+
+    def _takes_more(self) -> str:
+        """What to say where `apply` cannot do the step."""
+        names = "".join(f", {name}=..." for name in self.method.inputs)
+        takes = "takes several gradients a step" if self.method.takes_several else "reads more than gradients"
+        return (
+            f"{type(self).__name__} {takes}. Call optimizer.step(gradient, variables{names}), where "
+            "gradient() gives the gradients at what the variables hold; in a Keras model, from train_step."
+        )
+
+    @_as_written
+    def step(self, gradient: Any, trainable_variables: Any = None, **given: Any) -> None:
+        """Do one step with gradients that the optimizer asks for.
+
+        Args:
+            gradient: a function without arguments that gives a gradient for each variable, where the
+                variables are; algorithms that take several gradients a step call it again while the
+                variables hold another point. A list of gradients for algorithms that take one.
+            trainable_variables: the variables; those the optimizer was built with if left out.
+            **given: what else the algorithm reads, by name: a list with a tensor for each variable, or
+                a function that makes one, called in those steps that read it.
+
+        Raises:
+            ValueError: gradients and variables do not match in number or shape; nothing is changed.
+            TypeError: no function is given where several gradients are taken, or an input is missing.
+        """
+        owner, method = type(self).__name__, self.method
+        if method.takes_several and not callable(gradient):
+            raise TypeError(self._takes_more())
+        if odd := [k for k in given if k not in method.inputs]:
+            reads = f"reads {', '.join(method.inputs)}" if method.inputs else "reads nothing but gradients"
+            raise TypeError(f"{owner}: step was given {', '.join(odd)}; it {reads}. Leave it out.")
+        if lacking := [k for k in method.inputs if given.get(k) is None]:
+            what = ", ".join(f"{k}=..." for k in lacking)
+            raise TypeError(f"{owner}: step reads {', '.join(lacking)}. Pass {what}.")
+        if tf.distribute.has_strategy() and method.given is not None:
+            raise NotImplementedError(f"{owner}: not under a distribution strategy. Use one device.")
+        if self.gradient_accumulation_steps and method.takes_several:
+            raise NotImplementedError(
+                f"{owner}: several gradients a step are not accumulated. Leave "
+                "gradient_accumulation_steps out."
+            )
+        chosen = self._trainable_variables if trainable_variables is None else trainable_variables
+        variables = list(chosen)
+        first = list(gradient() if callable(gradient) else gradient)
+
+        def by_reference(what: str, value: Any) -> dict[Any, Tensor]:
+            value = list(value)
+            if len(value) != len(variables):
+                raise ValueError(
+                    f"{owner}: {what} has {len(value)} entries for {len(variables)} parameters. Pass one "
+                    "for each."
+                )
+            made = {}
+            for v, x, g in zip(variables, value, first, strict=True):
+                if g is not None and x is None:
+                    raise ValueError(
+                        f"{owner}: {what} has nothing for {_path(v)}, which has a gradient. Pass a tensor."
+                    )
+                if g is not None:
+                    made[_native(v).ref()] = _dense(owner, x, v)
+            return made
+
+        def further() -> dict[Any, Tensor]:
+            grads = by_reference("a further gradient", gradient())
+            scale, values = self.loss_scale_factor, list(grads.values())
+            if scale is not None:
+                values = [g / scale for g in values]
+            return dict(zip(grads, self._clip_gradients(values), strict=True))
+
+        def input_of(name: str, value: Any) -> Any:
+            if name in method.numbers:
+                return value
+            if callable(value):
+                return lambda: by_reference(name, value())
+            return by_reference(name, value)
+
+        values = {name: input_of(name, value) for name, value in given.items()}
+        self._taking = _Taking(method, further, values)
+        try:
+            self.apply(first, trainable_variables)
+        finally:
+            self._taking = None
 
     def _backend_update_step(self, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
         """Keras calls this with the gradients clipped, averaged and unscaled."""
@@ -1765,6 +1948,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         variables = [[_native(v) for _, v in pairs] for pairs in groups]
         slots = [[[_native(self._slot(k, v)) for k in fields] for _, v in pairs] for pairs in groups]
         shapes = tuple(tuple(tuple(v.shape) for v in group) for group in variables)
+        if self._taking is not None and self.method.given is not None:
+            return _step_each(kernels, t, numbers, kept, variables, grads, slots, self._taking)
         step = self._called(_step_each, kernels, shapes)
         return step(t, numbers, kept, variables, grads, slots)
 

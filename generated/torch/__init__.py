@@ -24,6 +24,7 @@ _WHERE = {
     "Adadelta": "optimizers.adadelta",
     "Adafactor": "optimizers.adafactor",
     "Adagrad": "optimizers.adagrad",
+    "AdaHessian": "optimizers.adahessian",
     "Adam": "optimizers.adam",
     "Adamax": "optimizers.adamax",
     "AdamW": "optimizers.adamw",
@@ -44,6 +45,9 @@ _WHERE = {
     "SGD": "optimizers.sgd",
     "SGDL2": "optimizers.sgd_l2",
     "Signum": "optimizers.signum",
+    "Sophia": "optimizers.sophia",
+    "STORM": "optimizers.storm",
+    "SVRG": "optimizers.svrg",
     "Yogi": "optimizers.yogi",
     "Constant": "schedules.constant",
     "Cosine": "schedules.cosine",
@@ -75,6 +79,7 @@ _BY_NAME = {
     "adadelta": "Adadelta",
     "adafactor": "Adafactor",
     "adagrad": "Adagrad",
+    "adahessian": "AdaHessian",
     "adam": "Adam",
     "adamax": "Adamax",
     "adamw": "AdamW",
@@ -95,6 +100,9 @@ _BY_NAME = {
     "sgd": "SGD",
     "sgd_l2": "SGDL2",
     "signum": "Signum",
+    "sophia": "Sophia",
+    "storm": "STORM",
+    "svrg": "SVRG",
     "yogi": "Yogi",
     "constant": "Constant",
     "cosine": "Cosine",
@@ -125,6 +133,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
     "adabelief": {
         "betas": ("beta1", "beta2"),
     },
+    "adahessian": {
+        "betas": ("beta1", "beta2"),
+    },
     "adam": {
         "betas": ("beta1", "beta2"),
     },
@@ -153,6 +164,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "betas": ("beta1", "beta2"),
     },
     "schedule_free_adamw": {
+        "betas": ("beta1", "beta2"),
+    },
+    "sophia": {
         "betas": ("beta1", "beta2"),
     },
     "yogi": {

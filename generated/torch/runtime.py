@@ -1249,12 +1249,15 @@ class Method(NamedTuple):
     state: Any  # the NamedTuple of tensor states
     init: Callable[..., Any]  # (theta, **hypers) -> tensor states
     scalars: Callable[..., Any]  # (t, **hypers) -> the step's scalars in double
-    step: Callable[..., Any]  # (theta, g, state, s[, shared]) -> (theta, state)
+    step: Callable[..., Any]  # (theta, g, state, s[, given][, shared]) -> (theta, state)
     elementwise: bool = True  # whether every number goes its own way
     only: str = ""  # the parameters that it is for, matrix or vector; empty: all
-    # Over all parameters, before the step:
-    # (theta, g, state, s[, shared]) -> sums; (totals, s[, shared]) -> shared.
-    passes: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = ()
+    # Before the step, in this order: over all parameters, (theta, g, state, s[, given][, shared]) -> sums
+    # and (totals, s[, shared]) -> shared; or where one more gradient is taken, and its name.
+    passes: tuple[tuple[Callable[..., Any], Any], ...] = ()
+    given: Any = None  # the NamedTuple of what the caller gives beside the gradient
+    inputs: Mapping[str, str] = {}  # what of it is no gradient: the scalar that says whether it is read
+    numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
@@ -1283,18 +1286,40 @@ class _Job:
     s: Any  # the same, rounded
 
 
-def over_all(method: Method, groups: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
-    """For each group of kernel calls with common scalars what is computed over all parameters."""
-    shared: list[tuple[Any, ...]] = [()] * len(groups)
-    for partials, follow in method.passes if any(groups) else ():
-        sums = [
-            partials(*given, *w) for calls, w in zip(groups, shared, strict=True) for given in calls
-        ]
-        total = type(sums[0])(*map(total_of, zip(*sums, strict=True)))
-        for i, ((theta, _, _, s), *_) in enumerate(groups):
-            here = type(total)(*(x.to(theta.device, theta.dtype) for x in total))
-            shared[i] = (follow(here, s, *shared[i]),)
-    return shared
+def over_all(
+    method: Method,
+    groups: Sequence[Sequence[Any]],
+    given: Sequence[Sequence[Any]] = (),
+    elsewhere: Callable[[list[Tensor]], Sequence[Tensor]] | None = None,
+) -> list[list[tuple[Any, ...]]]:
+    """What each kernel call is given besides: what comes before the step, if anything.
+
+    Args:
+        method: the algorithm's record.
+        groups: kernel calls (theta, g, state, s) with common scalars.
+        given: what the caller gives for each call, where the method reads any of it.
+        elsewhere: the gradients where the parameters hold other values.
+    """
+    calls = [call for group in groups for call in group]
+    besides = [{"given": x} for group in given for x in group] or [{} for _ in calls]
+    for first, then in method.passes if calls else ():
+        found = [first(*a, *b.values()) for a, b in zip(calls, besides, strict=True)]
+        if isinstance(then, str):
+            assert elsewhere is not None, f"{method.name} takes gradients of its own"
+            for b, g in zip(besides, elsewhere(found), strict=True):
+                b["given"] = b["given"]._replace(**{then: g})
+            continue
+        total = type(found[0])(*map(total_of, zip(*found, strict=True)))
+        rest = iter(besides)
+        for group in groups:
+            here = [next(rest) for _ in group]
+            (theta, _, _, s), *_ = group
+            near = type(total)(*(x.to(theta.device, theta.dtype) for x in total))
+            shared = then(near, s, *(() if "shared" not in here[0] else (here[0]["shared"],)))
+            for b in here:
+                b["shared"] = shared
+    rest = iter(besides)
+    return [[tuple(next(rest).values()) for _ in group] for group in groups]
 
 
 def total_of(parts: Sequence[Tensor]) -> Tensor:
@@ -1451,18 +1476,23 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     # A compiled training step calls this uncompiled: traced, it would be compiled anew for every t.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, **given: Any) -> Any:
         """Do one step.
 
         Args:
-            closure: evaluates the model again, with gradients, and returns the loss.
+            closure: evaluates the model again, with gradients, and returns the loss. Algorithms that
+                take several gradients a step call it again where the parameters hold another point;
+                afterwards they, and their gradients, are as after the first call.
+            **given: what else the algorithm reads, by name: a list with a tensor for each parameter,
+                or a function that makes one, called in those steps that read it.
 
         Returns:
-            What the closure returned, else None.
+            What the closure returned the first time, else None.
 
         Raises:
             ValueError: a hyperparameter or a gradient does not fit; nothing is changed.
-            TypeError: one has a wrong type, or a gradient is sparse; nothing is changed.
+            TypeError: one has a wrong type, a gradient is sparse, or the closure is missing; nothing
+                is changed.
             RuntimeError: in evaluation mode.
         """
         if self._evaluating and self.method.evaluate is not None:
@@ -1471,6 +1501,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 "the block of optimizer.evaluation()."
             )
         groups = self._groups()
+        self._check_given(closure, given)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -1482,10 +1513,124 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 if g is not None:
                     self._check(p, g, index, i)
                     ready.append((p, values, hypers))
-        jobs = self._jobs(ready)
-        for job, w in zip(jobs, self._over_all(jobs), strict=True):
+        fresh = [p for p, _, _ in ready if not self.state[p]]
+        try:
+            jobs = self._jobs(ready)
+            shared = self._before(jobs, closure, given)
+        except Exception:
+            for p in fresh:
+                del self.state[p]
+            raise
+        for job, w in zip(jobs, shared, strict=True):
             self._run(job, w)
         return loss
+
+    @property
+    def _takes_several(self) -> bool:
+        return any(isinstance(then, str) for _, then in self.method.passes)
+
+    def _check_given(self, closure: Any, given: Mapping[str, Any]) -> None:
+        """Refuse what the algorithm cannot do with: no closure, other inputs."""
+        if self._takes_several and closure is None:
+            raise TypeError(
+                f"{self._name} takes several gradients a step. Pass a closure that sets the gradients "
+                "to zero, computes the loss, calls backward() and returns the loss: "
+                "optimizer.step(closure)."
+            )
+        names = self.method.inputs
+        if odd := [k for k in given if k not in names]:
+            reads = f"reads {', '.join(names)}" if names else "reads nothing but gradients"
+            raise TypeError(f"{self._name}: step was given {', '.join(odd)}; it {reads}. Leave it out.")
+        if lacking := [k for k in names if given.get(k) is None]:
+            what = ", ".join(f"{k}=..." for k in lacking)
+            raise TypeError(f"{self._name}: step reads {', '.join(lacking)}. Pass {what}.")
+
+    def _before(
+        self, jobs: Sequence[_Job], closure: Any, given: Mapping[str, Any]
+    ) -> list[list[tuple[Any, ...]]]:
+        """For each parameter of each job what its kernel is given besides."""
+        inputs = self._given(jobs, given)
+        params = [p for job in jobs for p in job.params]
+        calls = [[self._arguments(p, job.s) for p in job.params] for job in jobs]
+        if not self._takes_several:
+            return over_all(self.method, calls, inputs)
+        # While the parameters hold other points, the kernels read copies.
+        calls = [[(theta.clone(), g.clone(), *rest) for theta, g, *rest in group] for group in calls]
+        before = [(p.detach().clone(), None if p.grad is None else p.grad.clone()) for p in params]
+
+        def elsewhere(points: list[Tensor]) -> list[Tensor]:
+            for p, point in zip(params, points, strict=True):
+                p.copy_(round_to(point, p.dtype))
+            with torch.enable_grad():
+                closure()
+            return [self._further(p).clone() for p in params]
+
+        try:
+            return over_all(self.method, calls, inputs, elsewhere)
+        finally:
+            for p, (value, g) in zip(params, before, strict=True):
+                p.copy_(value)
+                p.grad = g
+
+    def _further(self, p: Tensor) -> Tensor:
+        """A further gradient of a parameter in the compute dtype, checked."""
+        index, i = next(
+            (index, i)
+            for index, group in enumerate(self.param_groups)
+            for i, q in enumerate(group["params"])
+            if q is p
+        )
+        if p.grad is None:
+            raise ValueError(
+                f"{self._name}: {self._called(index, i)} has a first gradient in this step and no "
+                "further one. Give it all of them, or none."
+            )
+        self._check(p, p.grad, index, i)
+        return computed(p.grad)
+
+    def _given(self, jobs: Sequence[_Job], given: Mapping[str, Any]) -> list[list[Any]]:
+        """What the caller gives, for each parameter in its compute dtype; zeros where it is not read."""
+        method = self.method
+        if method.given is None:
+            return []
+        every = [p for group in self.param_groups for p in group["params"]]
+        made: dict[Tensor, dict[str, Any]] = {p: {} for job in jobs for p in job.params}
+        for name, when in method.inputs.items():
+            asked = not when or any(bool(getattr(job.exact, when)) for job in jobs)
+            value = given[name]() if asked and callable(given[name]) else given[name]
+            if name in method.numbers:
+                for p, m in made.items():
+                    number = _double(value) if isinstance(value, Tensor) else float(value)
+                    m[name] = _entering(number if asked else 0.0, compute_dtype(p.dtype)).to(p.device)
+                continue
+            found = dict(zip(every, self._inputs(name, value, every), strict=True)) if asked else {}
+            for p, m in made.items():
+                x = found.get(p)
+                if x is None and asked:
+                    raise ValueError(
+                        f"{self._name}: {name} has None for a parameter of shape {tuple(p.shape)}, which "
+                        "has a gradient. Pass a tensor."
+                    )
+                wide = compute_dtype(p.dtype)
+                m[name] = torch.zeros_like(p, dtype=wide) if x is None else computed(x.detach()).to(wide)
+        return [[method.given(**made[p]) for p in job.params] for job in jobs]
+
+    def _inputs(self, name: str, value: Any, every: Sequence[Tensor]) -> list[Tensor | None]:
+        """A tensor, or None, for each parameter, checked."""
+        if not isinstance(value, (list, tuple)) or len(value) != len(every):
+            got = f"{len(value)}" if isinstance(value, (list, tuple)) else f"a {type(value).__name__}"
+            raise ValueError(
+                f"{self._name}: {name} must be a list with a tensor for each of the {len(every)} "
+                f"parameters, got {got}. Pass one for each, in the order of the parameters."
+            )
+        for p, x in zip(every, value, strict=True):
+            if x is not None and (not isinstance(x, Tensor) or x.shape != p.shape):
+                its = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
+                raise ValueError(
+                    f"{self._name}: {name} of a parameter of shape {tuple(p.shape)} has {its}. Pass "
+                    "tensors in the order of the parameters."
+                )
+        return list(value)
 
     def _jobs(self, ready: Iterable[tuple[Tensor, Any, Any]]) -> list[_Job]:
         """Parameters by what their scalars and buffers depend on, whatever their groups are."""
@@ -1528,19 +1673,13 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     def _for_init(self, hypers: Mapping[str, Any]) -> dict[str, Any]:
         return {name: _double(hypers[name]) for name in self.method.init_hypers}
 
-    def _over_all(self, jobs: Sequence[_Job]) -> list[tuple[Any, ...]]:
-        """For each job what its kernel is given besides: what is computed over all parameters."""
-        return over_all(
-            self.method, [[self._arguments(p, job.s) for p in job.params] for job in jobs]
-        )
-
     def _arguments(self, p: Tensor, s: Any) -> tuple[Tensor, Tensor, Any, Any]:
         """What the kernel is given of a parameter."""
         slot, fields = self.state[p], self.method.state._fields
         state = self.method.state._make(slot.get(name) for name in fields)
         return computed(p.detach()), computed(p.grad), state, s
 
-    def _run(self, job: _Job, w: tuple[Any, ...]) -> None:
+    def _run(self, job: _Job, w: Sequence[tuple[Any, ...]]) -> None:
         """One step of the parameters of a job."""
         method = self.method
         flat = self._compile and method.elementwise
@@ -1552,9 +1691,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             for name in method.scalar_states:
                 slot[name] = getattr(job.exact, name)
 
-    def _run_each(self, params: list[Tensor], s: Any, w: tuple[Any, ...]) -> None:
+    def _run_each(self, params: list[Tensor], s: Any, besides: Sequence[tuple[Any, ...]]) -> None:
         """The kernel on one parameter after the other."""
-        for p in params:
+        for p, w in zip(params, besides, strict=True):
             slot = self.state[p]
             theta, g, *rest = self._arguments(p, s)
             # What is compiled for one shape serves all of as many axes, but for sizes 0 and 1.
@@ -1887,14 +2026,14 @@ def transformed(
             groups.setdefault(key, []).append((theta, computed(g), method.init(theta), s))
     shared = over_all(method, list(groups.values()))
     calls = {key: iter(made) for key, made in groups.items()}
-    besides = dict(zip(groups, shared, strict=True))
+    besides = {key: iter(made) for key, made in zip(groups, shared, strict=True)}
     results: list[Tensor | None] = []
     for path, g in given:
         if g is None:
             results.append(None)
             continue
         key = compute_dtype(at[path].dtype), at[path].device
-        u, _ = method.step(*next(calls[key]), *besides[key])
+        u, _ = method.step(*next(calls[key]), *next(besides[key]))
         results.append(round_to(u, g.dtype))
     return _rebuilt(grads, iter(results))
 
