@@ -16,16 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from generator import compose, language
+from generator import compose, derive, language
 from generator.check import Checked, check, reached
 from generator.errors import NotAvailable as NotAvailable
 from generator.errors import SpecError, explain, suggest
 from generator.freeze import freeze
 from generator.ir import Lowered, Program
-from generator.language import Chain, Spec
+from generator.language import Chain, Learner, Spec
 from generator.lower import lower
 from generator.syntax import declared, parse
 
+_DECLARED = Spec | Chain | Learner
 SPECS = Path(__file__).parents[1] / "specs"
 
 
@@ -33,7 +34,7 @@ SPECS = Path(__file__).parents[1] / "specs"
 class Entry:
     """One spec at every stage."""
 
-    spec: Spec | Chain
+    spec: Spec | Chain | Learner
     word: str = ""  # what named it where that is no file: "clip_by_norm > adamw"
 
     @property
@@ -47,6 +48,12 @@ class Entry:
         spec = self.spec
         if isinstance(spec, Spec):
             return freeze(spec.trace)
+        if isinstance(spec, Learner):
+            made = Entry(spec.part).checked.program
+            made = derive.hypergradient(
+                made, spec.wrt, spec.kappa, spec.name, spec.class_name, spec.file, spec.line
+            )
+            return replace(made, file=spec.file, line=spec.line)
         parts = [Entry(part).checked.program for part in spec.parts]
         made = compose.chain(parts, spec.name, spec.class_name)
         return replace(made, file=spec.file, line=spec.line)
@@ -95,7 +102,7 @@ def load(path: Path) -> list[Entry]:
     finally:
         sys.dont_write_bytecode = before
         sys.path.remove(str(SPECS.parent))
-    return [Entry(s) for s in vars(module).values() if isinstance(s, Spec | Chain) and s.file == file]
+    return [Entry(s) for s in vars(module).values() if isinstance(s, _DECLARED) and s.file == file]
 
 
 def _text(path: Path, file: str) -> None:
@@ -132,7 +139,9 @@ def entries(wanted: Sequence[str] = ()) -> list[Entry]:
     files = builtin()
     chosen: list[Path | Entry] = []
     for word in wanted or files:
-        if ">" in word:
+        if learnt := re.fullmatch(r"hypergradient\(([^()]+),\s*(\w+)\s*\)(?: as (\w+))?", word.strip()):
+            chosen.append(learning(word, *learnt.groups()))
+        elif ">" in word:
             chosen.append(chained(word))
         elif word in files:
             chosen.append(files[word])
@@ -150,6 +159,15 @@ def entries(wanted: Sequence[str] = ()) -> list[Entry]:
                 message = f"{name} is declared twice ({where}). Rename one of them."
                 raise SpecError(e.spec.file, e.spec.line, message)
     return made
+
+
+def learning(word: str, part: str, wrt: str, called: str | None) -> Entry:
+    """What learns a hyperparameter, as a text names it: `hypergradient(adam, lr)`."""
+    found = entries([part.strip()])
+    if len(found) != 1:
+        raise UnknownName(f"{part.strip()} has {len(found)} specs. Take a file that has one.")
+    made = language.hypergradient(found[0].spec, wrt, class_name=called or "")
+    return Entry(replace(made, file=str(SPECS.parent / word.strip()), line=1), word)
 
 
 def chained(word: str) -> Entry:

@@ -123,6 +123,7 @@ class _Checker(Inference):
                 s.line,
                 self.info[n].shape,
                 tuple((e, holds) for kind, e, holds in sorted(self.home[n], key=repr) if kind == "case"),
+                self.info[n].scope == "global",
             )
             for n, s in self.starts.items()
             if n not in self.loop_of
@@ -304,7 +305,7 @@ class _Checker(Inference):
     def generated(self, states: tuple[ir.State, ...]) -> None:
         """Refuse names that generated code needs for this program."""
         kind, p = self.program.kind, self.program
-        taken = {f"{s.name}_prev" for s in states if s.scalar}
+        taken = {f"{s.name}_prev" for s in states if s.scalar or s.shared}
         taken |= {p.class_name, f"{p.class_name}State", f"{p.class_name}Scalars"}
         if "g" in self.starts:
             taken |= {"g_prev", "is_first"}

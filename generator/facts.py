@@ -58,13 +58,13 @@ def states(entry: Entry) -> list[State]:
 
 def memory(entry: Entry) -> str:
     """What all states cost: `8 bytes a parameter`."""
-    counted = Counter(_unit(entry, s) for s in _kept(entry) if not s.scalar)
+    counted = Counter(_unit(entry, s) for s in _kept(entry) if not _single(s))
     return ", ".join(f"{_SIZE * n} bytes a {unit}" for unit, n in counted.items()) or "none"
 
 
 def bytes_a_parameter(entry: Entry) -> int:
     """The part of that which grows with the number of parameters, in float32."""
-    return _SIZE * sum(not s.scalar and _unit(entry, s) == "parameter" for s in _kept(entry))
+    return _SIZE * sum(not _single(s) and _unit(entry, s) == "parameter" for s in _kept(entry))
 
 
 def _kept(entry: Entry) -> list[ir.State]:
@@ -82,7 +82,12 @@ def _unit(entry: Entry, s: ir.State) -> str:
 
 
 def _memory(entry: Entry, s: ir.State) -> str:
-    return "one number" if s.scalar else f"{_SIZE} bytes a {_unit(entry, s)}"
+    return "one number" if _single(s) else f"{_SIZE} bytes a {_unit(entry, s)}"
+
+
+def _single(s: ir.State) -> bool:
+    """Whether there is one number, however many parameters there are."""
+    return s.scalar or s.shared
 
 
 def _start(s: ir.State) -> str:

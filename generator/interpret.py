@@ -256,7 +256,14 @@ class Exact:
             "g": np.asarray(g).astype(self.dtype),
             **{f"given.{k}": np.asarray(x).astype(self.dtype) for k, x in given.items()},
             **{f"state.{s.name}": self.state[s.name] for s in self.lowered.tensor_states},
+            **self.common(names),
+        }
+
+    def common(self, names: Numbers) -> dict[str, Any]:
+        """What a step reads that is the same for all parameters: scalars, old values of shared states."""
+        return {
             **{f"s.{e}": self.rounded(names[e]) for e in self.lowered.exports},
+            **{f"shared.{s.name}_prev": self.state[s.name] for s in self.lowered.shared_states},
         }
 
     def finish(self, tensors: dict[str, Any]) -> None:
@@ -281,13 +288,24 @@ class Exact:
                 found |= where if alike and np.ndim(size) <= found.ndim else True
         return found
 
-    def wait(self, hypers: Numbers, t: int) -> None:
+    def wait(self, hypers: Numbers, t: int | None) -> dict[str, Any]:
         """A step without a gradient where all parameters share one clock: only that goes on."""
-        self.t = t
+        if not self.state and self.lowered.states:
+            self.start(hypers)
+        self.t = self.t + 1 if t is None else t
         with np.errstate(all="ignore"):
             names = self.scalars(hypers)
         for s in self.lowered.scalar_states:
             self.state[s.name] = names[s.name]
+        return self.common(names)
+
+    def follow(self, p: ir.Pass, totals: Numbers, names: dict[str, Any]) -> None:
+        """What follows from the totals of a pass, new values of shared states included."""
+        names.update({k: np.dtype(self.dtype).type(x) for k, x in totals.items()})
+        evaluate(p.values, names, EXACT, self.literal)
+        names.update({f"shared.{e}": names[o] for e, o in p.exports})
+        for s in self.lowered.shared_states:
+            self.state[s.name] = names.get(f"shared.{s.name}", self.state[s.name])
 
     def scalars(self, hypers: Numbers) -> dict[str, Any]:
         """Everything of step scope, in double."""
@@ -329,6 +347,10 @@ def step(
         for i in moving:
             besides = {name: values[i] for name, values in (given or {}).items()}
             known.append((runs[i], runs[i].begin(grads[i], hypers, t, besides)))
+        waiting: list[tuple[Exact, dict[str, Any]]] = []
+        if moving and runs[0].lowered.shared_states:
+            idle = [r for r, g in zip(runs, grads, strict=True) if g is None]
+            waiting = [(r, r.wait(hypers, t)) for r in idle]
         for p in runs[moving[0]].lowered.passes if moving else ():
             if isinstance(p, Point):
                 assert again is not None, f"the program asks for another gradient ({p.name})"
@@ -340,10 +362,8 @@ def step(
                 for name, operand in p.sums:
                     sums[name].append(names[str(operand)])
             totals = {f"total.{name}": total(parts) for name, parts in sums.items()}
-            for r, names in known:
-                names.update({k: np.dtype(r.dtype).type(x) for k, x in totals.items()})
-                evaluate(p.values, names, EXACT, r.literal)
-                names.update({f"shared.{e}": names[o] for e, o in p.exports})
+            for r, names in (*known, *waiting):
+                r.follow(p, totals, names)
         for r, names in known:
             r.finish(names)
 
@@ -380,6 +400,8 @@ def _start(s: State, theta: Any, hypers: Numbers, dtype: Any) -> Any:
     value = start_number(s, hypers)
     if s.scalar:
         return np.float64(np.dtype(dtype).type(value))
+    if s.shared:
+        return np.dtype(dtype).type(value)
     if not exists(s, theta.shape):
         return None
     return theta.copy() if value is None else np.full(kept_shape(s, theta.shape), value, dtype)
@@ -464,6 +486,7 @@ class Oracle:
                 "g": _digits(g),
                 **{f"given.{k}": _digits(x) for k, x in (given or {}).items()},
                 **{f"state.{k}": v for k, v in self.state.items()},
+                **{f"shared.{k}_prev": v for k, v in self.state.items()},
             }
             for p in self.lowered.passes:
                 evaluate(p.partials, tensors, ORACLE_TENSORS, _high)
@@ -474,17 +497,19 @@ class Oracle:
                 tensors.update({f"total.{name}": tensors[str(o)] for name, o in p.sums})
                 evaluate(p.values, tensors, ORACLE_TENSORS, _high)
                 tensors.update({f"shared.{e}": tensors[o] for e, o in p.exports})
+            kept = {s.name: tensors[f"shared.{s.name}"] for s in self.lowered.shared_states}
             evaluate(self.lowered.step, tensors, ORACLE_TENSORS, _high)
             self.theta = tensors[str(self.lowered.result)]
             self.state = {
                 **{s.name: names[s.name] for s in self.lowered.scalar_states},
+                **kept,
                 **{k: tensors[str(v)] for k, v in self.lowered.new_states},
             }
 
     def started(self, s: State, hypers: Numbers) -> Any:
         """A state before the first step."""
         value = start_number(s, hypers)
-        if s.scalar:
+        if s.scalar or s.shared:
             return mpmath.mpf(value)
         if not exists(s, self.theta.shape):
             return None

@@ -463,7 +463,8 @@ class State:
     """What a program keeps between steps.
 
     `shape` holds symbolic sizes, `full` for the parameter's own; `home` the conditions on a
-    parameter's shape under which the state exists: (condition, whether it holds).
+    parameter's shape under which the state exists: (condition, whether it holds). A `shared` state is
+    one number for all parameters: it follows from sums over them.
     """
 
     name: str
@@ -472,6 +473,7 @@ class State:
     line: int = 0
     shape: tuple[str, ...] = ("shape",)
     home: tuple[tuple[Expr, bool], ...] = ()
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -480,7 +482,8 @@ class Pass:
 
     `partials` are computed a parameter, like a step, and end in one number for each of `sums`: its
     name among the totals `total.name`, and where the number is. `values` are computed once, of the
-    totals and the step's scalars; `exports` say what enters later passes and the step as `shared.name`.
+    totals and the step's scalars; `exports` say what enters later passes and the step as `shared.name`,
+    new values of shared states among them.
     """
 
     partials: tuple[Step, ...]
@@ -520,7 +523,10 @@ class Lowered:
 
     Names of inputs: hyperparameters by their names, the clock `t` or `n`; tensors: the parameter
     (`parameter`), the gradient `g`, old states as `state.m`; rounded scalars as `s.name`; what came of
-    the passes as `shared.name`; further gradients and what else the caller gives as `given.name`.
+    the passes as `shared.name`, where the old value of a shared state stands as `shared.name_prev`;
+    further gradients and what else the caller gives as `given.name`.
+
+    A program with shared states has one clock for all its parameters, those without a gradient included.
     """
 
     program: Program
@@ -564,10 +570,15 @@ class Lowered:
 
     @property
     def tensor_states(self) -> tuple[State, ...]:
-        """The states that have a tensor in them."""
-        return tuple(s for s in self.states if not s.scalar)
+        """The states that each parameter has."""
+        return tuple(s for s in self.states if not s.scalar and not s.shared)
 
     @property
     def scalar_states(self) -> tuple[State, ...]:
         """The states of step scope."""
         return tuple(s for s in self.states if s.scalar)
+
+    @property
+    def shared_states(self) -> tuple[State, ...]:
+        """The states of all parameters together."""
+        return tuple(s for s in self.states if s.shared)

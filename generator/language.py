@@ -43,7 +43,8 @@ _TIMED = ("theta", "g", "lr")
 
 __all__ = [
     *(*_FUNCTIONS, *_VALUES, *_SHAPES, *_TIMED),
-    *"names optimizer schedule transform wrapper chain Choice Optional Annotated Domain".split(),
+    *"names optimizer schedule transform wrapper chain hypergradient".split(),
+    *"Choice Optional Annotated Domain".split(),
     *"NonNegative Positive Decay Real Count PositiveCount Schedule".split(),
 ]
 
@@ -573,11 +574,12 @@ def _decorator(kind: ir.Kind) -> Callable[..., Any]:
 optimizer, schedule = _decorator("optimizer"), _decorator("schedule")
 transform, wrapper = _decorator("transform"), _decorator("wrapper")
 
+
 @dataclass(frozen=True, eq=False)
 class Chain:
     """Several specs as one: transforms, then an optimizer, then wrappers."""
 
-    parts: tuple[Spec | Chain, ...]
+    parts: tuple[Spec | Chain | Learner, ...]
     name: str
     class_name: str
     file: str
@@ -600,17 +602,62 @@ def chain(*parts: Any, name: str = "", class_name: str = "") -> Chain:
     """
     file, line = _here()
     for part in parts:
-        if not isinstance(part, Spec | Chain):
+        if not isinstance(part, Spec | Chain | Learner):
             what = f"{brief(part)} is no spec. Chain what @optimizer and @transform made."
             raise SpecError(file, line, what)
     if len(parts) < 2:
         what = "a chain has two specs or more. Write chain(clip_by_norm, adamw)."
         raise SpecError(file, line, what)
-    whole = name or "_".join(part.name for part in parts)
-    if not _NAME.fullmatch(whole) or whole in RESERVED:
-        what = f"{whole!r} is no name for a spec. Choose letters, digits and _."
-        raise SpecError(file, line, what)
+    whole = _named(name or "_".join(part.name for part in parts))
     return Chain(parts, whole, class_name or "".join(p.class_name for p in parts), file, line)
+
+
+def _named(name: str) -> str:
+    if not _NAME.fullmatch(name) or name in RESERVED:
+        what = f"{name!r} is no name for a spec. Choose letters, digits and _."
+        raise SpecError(*_here(), what)
+    return name
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """An optimizer that learns one of its hyperparameters."""
+
+    part: Spec | Chain | Learner
+    wrt: str
+    kappa: float
+    name: str
+    class_name: str
+    file: str
+    line: int
+    kind: ir.Kind = "optimizer"
+
+
+def hypergradient(
+    part: Any, wrt: str = "lr", *, kappa: float = 1e-7, name: str = "", class_name: str = ""
+) -> Learner:
+    """The optimizer with a hyperparameter learnt: `sgd_hd = hypergradient(sgd, wrt="lr")`.
+
+    Args:
+        part: a spec, or a chain with an optimizer.
+        wrt: the hyperparameter, a real number; its value is where the learnt one begins.
+        kappa: default of the step size of what is learnt, a new hyperparameter.
+        name: what users create it by; the name of the part and _hd if left out.
+        class_name: the name of its class; that of the part and HD if left out.
+    """
+    file, line = _here()
+    if not isinstance(part, Spec | Chain | Learner):
+        what = f"{brief(part)} is no spec. Give what @optimizer or chain(...) made."
+        raise SpecError(file, line, what)
+    if not isinstance(wrt, str):
+        what = f"{brief(wrt)} is no name. Name a hyperparameter: wrt=\"lr\"."
+        raise SpecError(file, line, what)
+    if type(kappa) not in (int, float) or not NonNegative.contains(kappa):
+        raise SpecError(file, line, f"kappa is {NonNegative.phrase}, not {brief(kappa)}. Correct it.")
+    words = [] if wrt == "lr" else [wrt]
+    whole = _named(name or "_".join([part.name, "hd", *words]))
+    called = class_name or part.class_name + "HD" + "".join(w.capitalize() for w in wrt.split("_") if words)
+    return Learner(part, wrt, float(kappa), whole, called, file, line)
 
 
 _RESULTS = {"transform": "u", "schedule": "lr"}

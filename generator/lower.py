@@ -98,8 +98,10 @@ class _Lowerer:
             self.old["theta"] = Typed("theta", True, "float", FULL)
         for s in states:
             name = f"{s.name}_prev" if s.scalar else f"state.{s.name}"
-            if checked.info[s.name].scope == "global":
-                raise self.missing(f"a state of all parameters ({s.name})")
+            if s.shared:
+                name = f"shared.{s.name}_prev"
+                if program.kind == "transform":
+                    raise self.missing(f"a state of all parameters ({s.name}) in a transform")
             if s.shape != FULL and not set(s.shape) <= _KEPT:
                 raise self.missing(f"a state of shape ({', '.join(s.shape)})")
             self.old[s.name] = Typed(name, not s.scalar, "float", s.shape)
@@ -725,7 +727,7 @@ def _describe(op: str, args: tuple[Operand, ...]) -> str:
         if isinstance(a, Number):
             words.append(_WORDS.get(float(a.value), ""))
         else:
-            words.append(a.removeprefix("s.").removeprefix("state."))
+            words.append(a.rpartition(".")[2])
     if not all(words):
         return ""
     match op, words:

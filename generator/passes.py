@@ -6,7 +6,8 @@ the step. Must not know: how anything is computed.
 Each `global_sum` and each `grad` has a level: one more than those that it depends on. Pass k computes,
 a parameter, what the sums of level k are of, and then, once, what follows from the totals alone; then
 come the points of the gradients of level k. The step that remains reads the results as `shared.name`
-and `given.name`.
+and `given.name`. New values of the states of all parameters leave a pass in the same way; everybody
+reads their old values, as `shared.name_prev`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def split(lowered: Lowered) -> Lowered:
         return lowered
     level: dict[str, int] = {}
     shared: dict[str, Value] = {}  # what is the same for all parameters
+    early: set[str] = set()  # ... and follows from old states alone, so that no sum need be waited for
     points: dict[str, Value] = {}
     for v in lowered.step:
         below = [level.get(a, 0) for a in _read(v)]
@@ -39,12 +41,19 @@ def split(lowered: Lowered) -> Lowered:
             points[_value(v).name] = _value(v)
         elif isinstance(v, Value):
             tensors = [a for a in v.args if isinstance(a, str) and not a.startswith("s.")]
-            if _is_sum(v) or (tensors and all(a in shared for a in tensors)):
+            common = all(a in shared or a.startswith("shared.") for a in tensors)
+            if _is_sum(v) or (tensors and common):
                 shared[v.name] = v
-    results = {str(lowered.result), *(str(o) for _, o in lowered.new_states)}
+                early |= {v.name} if level[v.name] == 0 else set()
+    kept = _kept(lowered, shared)
+    states = [(s, o) for s, o in lowered.new_states if s not in kept]
+    results = {str(lowered.result), *(str(o) for _, o in states)}
     own = [v for v in lowered.step if not isinstance(v, Value) or v.name not in {**shared, **points}]
     seen = {name: f"shared.{name}" for name in shared} | {name: f"given.{name}" for name in points}
     made: list[Pass | Point] = []
+    first_sums = min((level[name] for name, v in shared.items() if _is_sum(v)), default=0)
+    for name in (*early, *kept.values()):
+        level[name] = max(level.get(name, 0), first_sums)
     for k in range(1, max(level[name] for name in (*shared, *points)) + 1):
         sums = [v for v in shared.values() if _is_sum(v) and level[v.name] == k]
         values = [v for v in shared.values() if not _is_sum(v) and level[v.name] == k]
@@ -53,25 +62,46 @@ def split(lowered: Lowered) -> Lowered:
         names = {n: here.get(n, seen[n]) for n in (*shared, *points)}
         used = {a for v in (*own, *points.values()) for a in _read(v)} | results
         used |= {a for v in shared.values() if level[v.name] > k for a in v.args if isinstance(a, str)}
+        # Until a pass has left it, each parameter computes for itself what follows from old states.
+        alone = early if k <= first_sums else set()
+        there = {name: text for name, text in seen.items() if name not in alone}
+        local = [v for v in lowered.step if v in own or alone & set(_made(v))]
         if sums:
-            first = _needed(own, [a for v in sums for a in v.args])
+            first = _needed(local, [a for v in sums for a in v.args])
+            exports = {n: here[n] for n in here if n in used}
+            exports |= {s: names.get(o, o) for s, o in kept.items() if level[o] == k}
+            needed = _needed(values, exports.values())
             made.append(
                 Pass(
-                    partials=tuple(_renamed(v, seen) for v in first),
+                    partials=tuple(_renamed(v, there) for v in first),
                     sums=tuple((str(v.args[0]), v.args[0]) for v in sums),
-                    values=tuple(replace(_value(_renamed(v, names)), name=v.name) for v in values),
-                    exports=tuple((n, here[n]) for n in here if n in used),
+                    values=tuple(replace(_value(_renamed(v, names)), name=_value(v).name) for v in needed),
+                    exports=tuple(exports.items()),
                 )
             )
+            there = seen
         for v in points.values():
             if level[v.name] == k:
-                before = tuple(_renamed(x, seen) for x in _needed(own, v.args))
-                made.append(Point(before, v.name, _named(v.args[0], seen)))
-    step = tuple(_renamed(v, seen) for v in _needed(own, list(results)))
-    states = tuple((s, _named(o, seen)) for s, o in lowered.new_states)
+                at = _needed(own if there is seen else local, v.args)
+                before = tuple(_renamed(x, there) for x in at)
+                made.append(Point(before, v.name, _named(v.args[0], there)))
     return replace(
-        lowered, step=step, passes=tuple(made), new_states=states, delta=_delta(lowered, seen)
+        lowered,
+        step=tuple(_renamed(v, seen) for v in _needed(own, list(results))),
+        passes=tuple(made),
+        new_states=tuple((s, _named(o, seen)) for s, o in states),
+        delta=_delta(lowered, seen),
     )
+
+
+def _kept(lowered: Lowered, shared: Mapping[str, Value]) -> dict[str, str]:
+    """The new values of the states of all parameters, which follow from sums and other such states."""
+    kept = {}
+    for s in lowered.shared_states:
+        kept[s.name] = str(dict(lowered.new_states)[s.name])
+        if kept[s.name] not in shared and not kept[s.name].startswith("shared."):
+            raise Unsplit(f"a state of all parameters ({s.name}) that a region sets")
+    return kept
 
 
 def _is_sum(v: Step) -> bool:

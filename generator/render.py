@@ -104,6 +104,7 @@ class View:
     spec_hypers: tuple[str, ...]
     states: tuple[str, ...]
     scalar_states: tuple[tuple[str, str], ...]
+    shared_states: tuple[tuple[str, str], ...]
     starts: tuple[Start, ...]  # of tensor states
     init_hypers: tuple[str, ...]
     memory: str
@@ -191,6 +192,7 @@ def view(lowered: Lowered, backend: Backend) -> View:
         spec_hypers=tuple(p.name for p in program.parameters),
         states=tuple(s.name for s in lowered.tensor_states),
         scalar_states=tuple((s.name, _scalar_start(s)) for s in lowered.scalar_states),
+        shared_states=tuple((s.name, _scalar_start(s)) for s in lowered.shared_states),
         starts=starts,
         init_hypers=tuple(dict.fromkeys(s.value for s in starts if s.value in _names(program))),
         memory=_memory(lowered),
@@ -340,8 +342,10 @@ def _scalar_start(s: ir.State) -> str:
 def _memory(lowered: Lowered) -> str:
     """What the states cost, in words."""
     states = lowered.tensor_states
+    once = ", ".join(s.name for s in lowered.shared_states)
+    once = f"For all parameters together: {once}, one number{' each' if ',' in once else ''}." if once else ""
     if not states:
-        return "States: none."
+        return once or "States: none."
     names = ", ".join(s.name for s in states)
     plural = "s" if len(states) > 1 else ""
     costs = []
@@ -355,7 +359,7 @@ def _memory(lowered: Lowered) -> str:
         where = {True: "of a matrix", False: "of other parameters"}[home[0][1]] if home else ""
         costs.append(" ".join([" and ".join(parts), where]).strip())
     cost = f"{'; '.join(costs)} (float32 and below), twice that in float64."
-    return _wrapped(f"State{plural}: {names}; {cost}", 96)
+    return _wrapped(" ".join([f"State{plural}: {names}; {cost}", *([once] if once else [])]), 96)
 
 
 def _hypers(program: Program, backend: Backend) -> tuple[Hyper, ...]:

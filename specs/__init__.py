@@ -33,7 +33,8 @@ Operations: + - * / ** elementwise; sqrt abs sign minimum maximum; exp log cos f
     scope; where(condition, a, b) chooses, equal(a, b) compares, & | ~ join conditions; // and %
     on integers. A constant of the file, EPS = 1e-3, is a number like any other.
 Reductions: sum mean norm rms of one parameter's tensor; row_mean row_sum col_mean col_sum, @ and
-    .T of a matrix; global_sum global_norm over all parameters.
+    .T of a matrix; global_sum global_norm over all parameters. A state that follows from these is one
+    number for all parameters, which then share one count of steps t, and is kept once.
 Regions: `with case(matrix):` and `with case(vector):` for parameters with two axes or more, and
     with fewer. `with when(condition):` and `with otherwise():` are for steps: a condition on t
     or a bool decides for all parameters at once, and a state that is not set keeps its value.
@@ -45,6 +46,9 @@ Composition: `chain(clip_by_norm, adamw, polyak_average)`: transforms, one optim
     the command line "clip_by_norm > adamw > polyak_average". A wrapper has theta[t] follow from
     `inner = update(g[t])`, the new parameters of what it wraps; in `with when(equal(t % k, 0)):`
     that happens, and is counted, every k steps.
+Learning: `hypergradient(adam, wrt="lr")` is adam with lr learnt by hypergradient descent, from the
+    derivatives of its own equations; `kappa` is the step size of that. On the command line
+    "hypergradient(adam, lr)".
 Relations: require(condition) refuses hyperparameters that do not fit each other.
 
 What can be declared and has no code yet is refused by name: `python -m generator show FILE` says so.

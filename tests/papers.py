@@ -38,6 +38,7 @@ Sources of the optimizers:
     sophia              Liu et al., ICLR 2024, Algorithm 3, arXiv:2305.14342
     adahessian          Yao et al., AAAI 2021, Algorithm 1, arXiv:2006.00719
     schedule_free_*     Defazio et al., NeurIPS 2024, equations 3 to 5, Algorithm 1, arXiv:2405.15682
+    *_hd, *_hd_beta     Baydin et al., ICLR 2018, section 3, arXiv:1703.04782
 Sources of the schedules and transforms stand beside them.
 """
 
@@ -319,6 +320,103 @@ def adan(
 def signum(theta: Array, grads: Sequence[Array], *, lr: float, beta: float) -> list[Array]:
     """Steps of lr against the sign of the mean."""
     return _path(theta, [-lr * np.sign(m) for m in _average(beta, grads)])
+
+
+def _learnt(
+    theta: Array,
+    grads: Sequence[Array],
+    directions: Sequence[Array],
+    *,
+    lr: float,
+    kappa: float,
+    weight_decay: float = 0.0,
+) -> list[Array]:
+    """alpha_t = alpha_{t-1} - beta g_t . u_{t-1}, then theta_t = theta_{t-1} + alpha_t u_t."""
+    last, path = np.zeros_like(theta), []
+    for g, direction in zip(grads, directions, strict=True):
+        lr -= kappa * np.vdot(g, last)
+        last = direction - weight_decay * theta
+        theta = theta + lr * last
+        path.append(theta)
+    return path
+
+
+def sgd_hd(theta: Array, grads: Sequence[Array], *, lr: float, kappa: float) -> list[Array]:
+    """SGD-HD: a rate that grows with the product of two gradients in a row."""
+    return _learnt(theta, grads, [-g for g in grads], lr=lr, kappa=kappa)
+
+
+def momentum_hd(
+    theta: Array, grads: Sequence[Array], *, lr: float, beta: float, kappa: float
+) -> list[Array]:
+    """The same along an average."""
+    return _learnt(theta, grads, [-v for v in _average(beta, grads)], lr=lr, kappa=kappa)
+
+
+def _adam_directions(grads: Sequence[Array], beta1: float, beta2: float, eps: float) -> list[Array]:
+    means, mean_squares = _corrected(beta1, grads), _corrected(beta2, _squares(grads))
+    return [-m / (np.sqrt(v) + eps) for m, v in zip(means, mean_squares, strict=True)]
+
+
+def adam_hd(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    kappa: float,
+) -> list[Array]:
+    """Adam-HD."""
+    return _learnt(theta, grads, _adam_directions(grads, beta1, beta2, eps), lr=lr, kappa=kappa)
+
+
+def adamw_hd(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    kappa: float,
+) -> list[Array]:
+    """The same with a decay, which is multiplied by the rate."""
+    directions = _adam_directions(grads, beta1, beta2, eps)
+    return _learnt(theta, grads, directions, lr=lr, kappa=kappa, weight_decay=weight_decay)
+
+
+def lion_hd(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    kappa: float,
+) -> list[Array]:
+    """The same along a sign."""
+    means = [np.zeros_like(theta), *_average(beta2, grads)]
+    signs = [-np.sign(g + beta1 * (m - g)) for g, m in zip(grads, means, strict=False)]
+    return _learnt(theta, grads, signs, lr=lr, kappa=kappa, weight_decay=weight_decay)
+
+
+def momentum_hd_beta(
+    theta: Array, grads: Sequence[Array], *, lr: float, beta: float, kappa: float
+) -> list[Array]:
+    """A decay that is learnt; the slope of a step by a complex difference, which is exact."""
+    v, slope, path = np.zeros_like(theta), np.zeros_like(theta), []
+    for g in grads:
+        beta -= kappa * np.vdot(g, slope)
+        tiny = 1e-100
+        slope = (-lr * ((beta + 1j * tiny) * v + (1 - (beta + 1j * tiny)) * g)).imag / tiny
+        v = beta * v + (1 - beta) * g
+        theta = theta - lr * v
+        path.append(theta)
+    return path
 
 
 def lars(

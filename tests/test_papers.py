@@ -29,7 +29,7 @@ TOLERANCE = STEPS * ROUNDINGS * 2.0**-53
 def hypers_of(entry, ordinary):
     if ordinary:
         return {p.name: p.default for p in entry.program.parameters}
-    other = {"lr": 0.05, "eps": 1e-3, "weight_decay": 0.1}
+    other = {"lr": 0.05, "eps": 1e-3, "weight_decay": 0.1, "kappa": 1e-5}
     return {
         p.name: other.get(p.name, 0.7 if p.domain.high == 1.0 else p.default)
         for p in entry.program.parameters

@@ -351,6 +351,8 @@ class Method:
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, Any] = field(default_factory=dict)  # starts: numbers, or a name
+    shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
+    shared_states: Mapping[str, Any] = field(default_factory=dict)  # of all parameters, likewise
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
     requires: Callable[..., Mapping[str, Any]] | None = None  # what must hold between them
 
@@ -730,7 +732,8 @@ class State(NamedTuple):
         count: finished steps, int32; it stays at the largest integer.
         tensors: the algorithm's states by name, each in the structure of the parameters and in the
             compute dtype; None for a parameter whose shape has no such state.
-        scalars: states without a tensor in them, for each compute dtype.
+        scalars: states without a tensor in them, and those of all parameters together, for each
+            compute dtype.
     """
 
     count: Any
@@ -819,7 +822,8 @@ def _shared_kernel(function: Callable[..., Any]) -> Any:
     """What follows from the sums over all arrays, compiled as kernels are."""
 
     def kernel(total: Any, s: Any, zero: Any, *w: Any) -> Any:
-        return function(_tied(total, zero), s, *w)
+        total, w = _tied((total, w), zero)
+        return function(total, s, *w)
 
     return jax.jit(kernel)
 
@@ -838,6 +842,7 @@ def over_all(
     calls: list[Any],
     given: Sequence[Any] = (),
     elsewhere: Callable[[list[Any]], list[Any]] | None = None,
+    begun: Sequence[Any] = (),
 ) -> list[Any]:
     """What kernels are given, and behind it what comes before the step, if anything.
 
@@ -846,8 +851,11 @@ def over_all(
         calls: (theta, g, state, s, zero) for each parameter.
         given: what the caller gives for each, where the method reads any of it.
         elsewhere: the gradients where the parameters hold other values.
+        begun: old states of all parameters together, for each, where there are any.
     """
     besides: list[dict[str, Any]] = [{"given": x} for x in given] or [{} for _ in calls]
+    for b, old in zip(besides, begun, strict=False):
+        b["shared"] = old
     for first, then in method.passes if calls else ():
         found = [_kernel(first)(*x, *b.values()) for x, b in zip(calls, besides, strict=True)]
         if isinstance(then, str):
@@ -902,7 +910,8 @@ class _Shell:
     def __init__(self, method: Method, hypers: Mapping[str, Any]) -> None:
         self.method = method
         self.hypers = _hypers(method, hypers)
-        starts = [x for x in method.scalar_states.values() if isinstance(x, str)]
+        numbers = (*method.scalar_states.values(), *method.shared_states.values())
+        starts = [x for x in numbers if isinstance(x, str)]
         for name in (*method.init_hypers, *starts):
             if callable(self.hypers[name]):
                 raise TypeError(
@@ -949,7 +958,8 @@ class _Shell:
                 hypers[name] = _kept(self.method, name, x(state.count))
         made = {}
         for dtype in dtypes:
-            kept = {f"{k}_prev": x for k, x in state.scalars.get(str(dtype), {}).items()}
+            old = state.scalars.get(str(dtype), {})
+            kept = {f"{name}_prev": old[name] for name in self.method.scalar_states}
             s = _evaluated(self.method.scalars, state.count, hypers, dtype, kept)
             made[dtype] = (s, _compiled_cover(s))
         return made
@@ -1003,6 +1013,14 @@ class _Shell:
 
         return further
 
+    def begun(self, state: State, dtype: Any) -> tuple[Any, ...]:
+        """What enters the first pass: old states of all parameters together, where there are any."""
+        names = self.method.shared_states
+        if not names:
+            return ()
+        old = state.scalars[str(dtype)]
+        return (self.method.shared(**{f"{name}_prev": old[name] for name in names}),)
+
     def run(
         self,
         one: Callable[..., Any],
@@ -1026,13 +1044,21 @@ class _Shell:
         params = jax.tree.unflatten(structure, arrays)
         given = self.given(structure, params, arrays, scalars, values)
         results, slots = [], []
-        for arguments in over_all(self.method, calls, given, elsewhere):
+        new_scalars = {str(dtype): s for dtype, (s, _) in scalars.items()}
+        new_shared = {}
+        begun = [x for dtype in dtypes for x in self.begun(state, dtype)]
+        made = over_all(self.method, calls, given, elsewhere, begun)
+        for arguments, dtype in zip(made, dtypes, strict=True):
             result, new = one(*arguments)
             results.append(result)
             slots.append(new)
+            new_shared[str(dtype)] = arguments[-1]
         kept = {
-            dtype: {name: getattr(scalars[jnp.dtype(dtype)][0], name) for name in names}
-            for dtype, names in state.scalars.items()
+            dtype: {
+                **{name: getattr(new_scalars[dtype], name) for name in self.method.scalar_states},
+                **{name: getattr(new_shared[dtype], name) for name in self.method.shared_states},
+            }
+            for dtype in state.scalars
         }
         count = state.count + (state.count < np.iinfo(np.int32).max)
         after = State(count, self.gathered(slots, structure), kept)
@@ -1053,10 +1079,12 @@ class _Shell:
                 dtype = compute_dtype(theta.dtype)
                 hypers = {name: jnp.asarray(self.hypers[name], dtype) for name in method.init_hypers}
                 slots.append(method.init(theta.astype(dtype), **hypers))
-                starts = {name: self.hypers.get(x, x) for name, x in method.scalar_states.items()}
-                scalars[str(dtype)] = {k: jnp.asarray(x, dtype) for k, x in starts.items()}
+                starts = {**method.scalar_states, **method.shared_states}
+                numbers = {name: self.hypers.get(x, x) for name, x in starts.items()}
+                if numbers:
+                    scalars[str(dtype)] = {k: jnp.asarray(x, dtype) for k, x in numbers.items()}
             tensors = self.gathered(slots, jax.tree.structure(params))
-            return State(jnp.zeros((), jnp.int32), tensors, scalars if method.scalar_states else {})
+            return State(jnp.zeros((), jnp.int32), tensors, scalars)
 
     def step(self, params: Tree, grads: Any, state: State, **given: Any) -> tuple[Tree, State]:
         """The new parameters and the new state."""

@@ -26,8 +26,8 @@ def trajectory(run: Run, mode: str) -> Outcome:
         taken = _taken(run, step) if run.further else list(grads)
         optimizer.step(taken, **run.inputs(step))
     states = [
-        {k: np.asarray(v) for k, v in slot.items() if k != "step"}
-        for slot in optimizer.state.values()
+        {k: np.asarray(v) for k, v in {**slot, **_common(optimizer, p)}.items() if k != "step"}
+        for p, slot in zip(params, optimizer.state.values(), strict=True)
     ]
     return Outcome(params, states)
 
@@ -43,6 +43,12 @@ def _taken(run: Run, step: int) -> Any:
         return [a if a is None else further(a, p, np.where) for a, p in zip(given, params, strict=True)]
 
     return gradient
+
+
+def _common(optimizer: Any, p: Any) -> dict[str, Any]:
+    """What parameters of this compute dtype keep together."""
+    kept: dict[str, Any] = optimizer.shared.get("float64" if p.dtype == np.float64 else "float32", {})
+    return kept
 
 
 def kernels(

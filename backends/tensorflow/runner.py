@@ -91,7 +91,7 @@ def trajectory(run: Run, mode: str) -> Outcome:
             for name in optimizer.method.state._fields
             if (slot := optimizer._slot(name, v)) is not None
         }
-        for name in optimizer.method.scalar_states:
+        for name in optimizer._kept_once():
             kind = "float64" if v.dtype == "float64" else "float32"
             slots[name] = getattr(optimizer, f"_state_{name}")[kind].numpy()
         states.append(slots)

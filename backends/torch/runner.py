@@ -67,6 +67,13 @@ def _input(x: Any, device: str) -> Any:
     return [None if a is None else tensor(a, device) for a in x]
 
 
+def _common(optimizer: Any, p: torch.Tensor) -> dict[str, Any]:
+    """What parameters of this compute dtype keep together."""
+    kind = "float64" if p.dtype == torch.float64 else "float32"
+    kept: dict[str, Any] = optimizer.param_groups[0].get("shared", {}).get(kind, {})
+    return kept
+
+
 def trajectory(run: Run, mode: str) -> Outcome:
     """The optimizer on a list of parameters."""
     params = [torch.nn.Parameter(tensor(p, run.device)) for p in run.params]
@@ -82,7 +89,7 @@ def trajectory(run: Run, mode: str) -> Outcome:
     states = [
         {
             k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v)
-            for k, v in optimizer.state[p].items()
+            for k, v in {**optimizer.state[p], **_common(optimizer, p)}.items()
             if k != "step"
         }
         for p in params

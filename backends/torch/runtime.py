@@ -566,6 +566,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _kind(x: Tensor) -> str:
+    """The name of a parameter's compute dtype: float32."""
+    return str(compute_dtype(x.dtype)).removeprefix("torch.")
+
+
 def computed(x: Tensor) -> Tensor:
     """A parameter or gradient in its compute dtype; exact."""
     return x.to(compute_dtype(x.dtype))
@@ -737,6 +742,8 @@ class Method(NamedTuple):
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
+    shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
+    shared_states: Mapping[str, float | str] = {}  # states of all parameters, likewise
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
     requires: Requires = None
 
@@ -744,6 +751,8 @@ class Method(NamedTuple):
 _PARAMETERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # The entry of a parameter's state that holds what it is trained with, while it is evaluated.
 _TRAINING = "training"
+# The entry of a param group that holds what its parameters keep together, for each compute dtype.
+_SHARED = "shared"
 
 
 @dataclass
@@ -761,6 +770,8 @@ class _Job:
     t: int
     exact: Any  # the step's scalars in double
     s: Any  # the same, rounded
+    clock: dict[str, Any] | None = None  # what is kept of them together
+    shared: Any = None  # what the passes have left of it so far
 
 
 def over_all(
@@ -768,6 +779,7 @@ def over_all(
     groups: Sequence[Sequence[Any]],
     given: Sequence[Sequence[Any]] = (),
     elsewhere: Callable[[list[Tensor]], Sequence[Tensor]] | None = None,
+    together: Sequence[_Job] = (),
 ) -> list[list[tuple[Any, ...]]]:
     """What each kernel call is given besides: what comes before the step, if anything.
 
@@ -776,9 +788,15 @@ def over_all(
         groups: kernel calls (theta, g, state, s) with common scalars.
         given: what the caller gives for each call, where the method reads any of it.
         elsewhere: the gradients where the parameters hold other values.
+        together: the job of each group, where parameters have states together; gets their new values.
     """
     calls = [call for group in groups for call in group]
     besides = [{"given": x} for group in given for x in group] or [{} for _ in calls]
+    rest = iter(besides)
+    parts = [[next(rest) for _ in group] for group in groups]
+    for job, here in zip(together, parts, strict=False):
+        for b in here:
+            b["shared"] = job.shared
     for first, then in method.passes if calls else ():
         found = [first(*a, *b.values()) for a, b in zip(calls, besides, strict=True)]
         if isinstance(then, str):
@@ -787,16 +805,18 @@ def over_all(
                 b["given"] = b["given"]._replace(**{then: g})
             continue
         total = type(found[0])(*map(total_of, zip(*found, strict=True)))
-        rest = iter(besides)
-        for group in groups:
-            here = [next(rest) for _ in group]
-            (theta, _, _, s), *_ = group
-            near = type(total)(*(x.to(theta.device, theta.dtype) for x in total))
-            shared = then(near, s, *(() if "shared" not in here[0] else (here[0]["shared"],)))
+        for i, (group, here) in enumerate(zip(groups, parts, strict=True)):
+            if together:
+                like, s, before = together[i].shared[0], together[i].s, [together[i].shared]
+            else:
+                like, s = group[0][0], group[0][3]
+                before = [] if "shared" not in here[0] else [here[0]["shared"]]
+            shared = then(type(total)(*(x.to(like.device, like.dtype) for x in total)), s, *before)
+            if together:
+                together[i].shared = shared
             for b in here:
                 b["shared"] = shared
-    rest = iter(besides)
-    return [[tuple(next(rest).values()) for _ in group] for group in groups]
+    return [[tuple(b.values()) for b in here] for here in parts]
 
 
 def total_of(parts: Sequence[Tensor]) -> Tensor:
@@ -842,9 +862,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     The state of a parameter is a dictionary: `step`, an integer, and the method's states by their
     names, float32 for float16 and bfloat16 parameters. A parameter without a gradient is left
-    alone, its step included. With `compile=True`, torch.compile takes the kernel, over all
-    parameters at once where every number goes its own way, else one after the other; the bits are
-    the same.
+    alone, its step included. States of all parameters together are kept once a param group, in its
+    entry `shared`, with the one count of steps that the group then has; sums go over all groups.
+
+    With `compile=True`, torch.compile takes the kernel, over all parameters at once where every
+    number goes its own way, else one after the other; the bits are the same.
     """
 
     method: ClassVar[Method]
@@ -945,10 +967,26 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             if known is None or not all(map(operator.is_, values, known[0])):
                 group.update(self._in_domains(group, f" of param group {index}"))
                 values = tuple(group[name] for name in self.domains)
-                known = values, _in_the_specs_words(self.domains, self.spelling, group)
+                hypers = _in_the_specs_words(self.domains, self.spelling, group)
+                self._begun_already(index, group, hypers, known[1] if known else hypers)
+                known = values, hypers
             seen.append(known)
         self._seen = seen
         return seen
+
+    def _begun_already(
+        self, index: int, group: Mapping[str, Any], now: Mapping[str, Any], before: Mapping[str, Any]
+    ) -> None:
+        """Refuse to change or schedule where a state of all parameters begins."""
+        for state, start in self.method.shared_states.items():
+            if (start == "lr" and "initial_lr" in group) or (
+                isinstance(start, str) and _SHARED in group and now[start] is not before[start]
+            ):
+                raise ValueError(
+                    f"{self._name}: {start} of param group {index} is where {state} begins, which then goes "
+                    "its own way: no scheduler can drive it. Leave the scheduler out, and set "
+                    f'group["{_SHARED}"]["float32"]["{state}"] if need be.'
+                )
 
     # A compiled training step calls this uncompiled: traced, it would be compiled anew for every t.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -984,15 +1022,16 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             with torch.enable_grad():
                 loss = closure()
         ready = []
-        for index, (group, (values, hypers)) in enumerate(zip(self.param_groups, groups, strict=True)):
+        for index, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
                 g = p.grad
                 if g is not None:
                     self._check(p, g, index, i)
-                    ready.append((p, values, hypers))
-        fresh = [p for p, _, _ in ready if not self.state[p]]
+                    ready.append((p, index))
+        fresh = [p for p, _ in ready if not self.state[p]]
+        clocks = self._clocks(groups) if ready and self.method.shared_states else []
         try:
-            jobs = self._jobs(ready)
+            jobs = self._jobs(ready, groups, clocks)
             shared = self._before(jobs, closure, given)
         except Exception:
             for p in fresh:
@@ -1000,6 +1039,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             raise
         for job, w in zip(jobs, shared, strict=True):
             self._run(job, w)
+        for group, kept in zip(self.param_groups, clocks, strict=False):
+            group[_SHARED] = kept
         return loss
 
     @property
@@ -1027,10 +1068,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     ) -> list[list[tuple[Any, ...]]]:
         """For each parameter of each job what its kernel is given besides."""
         inputs = self._given(jobs, given)
+        together = jobs if self.method.shared_states else ()
         params = [p for job in jobs for p in job.params]
         calls = [[self._arguments(p, job.s) for p in job.params] for job in jobs]
         if not self._takes_several:
-            return over_all(self.method, calls, inputs)
+            return over_all(self.method, calls, inputs, None, together)
         # While the parameters hold other points, the kernels read copies.
         calls = [[(theta.clone(), g.clone(), *rest) for theta, g, *rest in group] for group in calls]
         before = [(p.detach().clone(), None if p.grad is None else p.grad.clone()) for p in params]
@@ -1043,7 +1085,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             return [self._further(p).clone() for p in params]
 
         try:
-            return over_all(self.method, calls, inputs, elsewhere)
+            return over_all(self.method, calls, inputs, elsewhere, together)
         finally:
             for p, (value, g) in zip(params, before, strict=True):
                 p.copy_(value)
@@ -1109,17 +1151,52 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 )
         return list(value)
 
-    def _jobs(self, ready: Iterable[tuple[Tensor, Any, Any]]) -> list[_Job]:
-        """Parameters by what their scalars and buffers depend on, whatever their groups are."""
-        jobs: dict[Any, tuple[Any, list[Tensor]]] = {}
-        for p, values, hypers in ready:
-            slot = self.state[p]
+    def _clocks(self, groups: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+        """What the parameters of each group keep together, for each compute dtype; a copy."""
+        method, clocks = self.method, []
+        for group, (_, hypers) in zip(self.param_groups, groups, strict=True):
+            kept = {kind: dict(clock) for kind, clock in group.get(_SHARED, {}).items()}
+            for p in group["params"]:
+                if _kind(p) not in kept:
+                    wide = compute_dtype(p.dtype)
+                    clock = kept[_kind(p)] = {"step": 0, **self._starts(method.scalar_states, wide, hypers)}
+                    for name, x in self._starts(method.shared_states, wide, hypers).items():
+                        clock[name] = _entering(x, wide).detach().to(p.device, copy=True)
+            clocks.append(kept)
+        return clocks
+
+    def _jobs(
+        self,
+        ready: Sequence[tuple[Tensor, int]],
+        groups: Sequence[tuple[Any, Mapping[str, Any]]],
+        clocks: Sequence[dict[str, Any]],
+    ) -> list[_Job]:
+        """Parameters by what their scalars and buffers depend on, whatever their groups are.
+
+        Where parameters have states together, which go on without gradients, a job may have none.
+        """
+        jobs: dict[Any, tuple[Any, dict[str, Any] | None, list[Tensor]]] = {}
+
+        def job(index: int, dtype: torch.dtype, kept: Any, place: Any, clock: Any) -> list[Tensor]:
+            values, hypers = groups[index]
+            scalars = tuple(kept[name] for name in self.method.scalar_states)
+            key = (values, dtype, kept["step"] + 1, scalars, place, id(clock))
+            return jobs.setdefault(key, (hypers, clock, []))[2]
+
+        for p, index in ready:
+            slot, clock = self.state[p], clocks[index][_kind(p)] if clocks else None
             if not slot:
-                slot.update(self._start(p, hypers))
-            kept = tuple(slot[name] for name in self.method.scalar_states)
-            key = (values, p.dtype, slot["step"] + 1, kept, p.device)
-            jobs.setdefault(key, (hypers, []))[1].append(p)
-        return [self._job(params, hypers, *key[1:4]) for key, (hypers, params) in jobs.items()]
+                slot.update(self._start(p, groups[index][1]))
+            job(index, p.dtype, clock or slot, p.device, clock).append(p)
+        begun = {id(clock) for _, clock, _ in jobs.values()}
+        for index, kinds in enumerate(clocks):
+            for kind, clock in kinds.items():
+                if id(clock) not in begun:
+                    job(index, getattr(torch, kind), clock, None, clock)
+        return [
+            self._job(params, hypers, dtype, t, kept, clock)
+            for (_, dtype, t, kept, _, _), (hypers, clock, params) in jobs.items()
+        ]
 
     def _job(
         self,
@@ -1128,6 +1205,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         dtype: torch.dtype,
         t: int,
         kept: tuple[Any, ...],
+        clock: dict[str, Any] | None,
     ) -> _Job:
         """Parameters that share everything but their values, and the scalars of their step."""
         method, wide = self.method, compute_dtype(dtype)
@@ -1136,16 +1214,28 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             given |= {f"{k}_prev": x for k, x in zip(method.scalar_states, kept, strict=True)}
             given["store"] = storing(wide)
         exact = method.scalars(t, **given)
-        return _Job(params, t, exact, rounded(exact, wide))
+        shared = None
+        if clock is not None:
+            old = {f"{name}_prev": clock[name] for name in method.shared_states}
+            place = params[0].device if params else None
+            shared = method.shared(**{name: x.to(place or x.device) for name, x in old.items()})
+        return _Job(params, t, exact, rounded(exact, wide), clock, shared)
 
     def _start(self, p: Tensor, hypers: Mapping[str, Any]) -> dict[str, Any]:
         """The state of a parameter before its first step."""
-        method, store = self.method, storing(compute_dtype(p.dtype))
+        method = self.method
         slot: dict[str, Any] = {"step": 0}
-        for name, start in method.scalar_states.items():
-            slot[name] = store(_double(hypers[start]) if isinstance(start, str) else float(start))
+        if not method.shared_states:
+            slot.update(self._starts(method.scalar_states, compute_dtype(p.dtype), hypers))
         slot.update(_there(method.init(computed(p.detach()), **self._for_init(hypers))))
         return slot
+
+    def _starts(
+        self, starts: Mapping[str, float | str], dtype: torch.dtype, hypers: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Numbers that states begin with, in a compute dtype."""
+        given = {k: _double(hypers[x]) if isinstance(x, str) else float(x) for k, x in starts.items()}
+        return {name: storing(dtype)(x) for name, x in given.items()}
 
     def _for_init(self, hypers: Mapping[str, Any]) -> dict[str, Any]:
         return {name: _double(hypers[name]) for name in self.method.init_hypers}
@@ -1162,9 +1252,15 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         flat = self._compile and method.elementwise
         if not (flat and self._run_flat(job.params, job.s)):
             self._run_each(job.params, job.s, w)
-        for p in job.params:
-            slot = self.state[p]
+        kept = [self.state[p] for p in job.params]
+        for slot in kept:
             slot["step"] = job.t
+        if job.clock is not None:
+            kept = [job.clock]
+            job.clock["step"] = job.t
+            for name in method.shared_states:
+                job.clock[name] = getattr(job.shared, name)
+        for slot in kept:
             for name in method.scalar_states:
                 slot[name] = getattr(job.exact, name)
 
@@ -1306,6 +1402,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     "parameters in the same order."
                 )
             groups.append({**{name: new[name] for name in self.domains}, **old})
+            begun = _SHARED in old or any(state.get(key) for key in old["params"])
+            if self.method.shared_states and begun:
+                groups[-1][_SHARED] = self._common(index, old.get(_SHARED, {}), new["params"])
             hypers = _in_the_specs_words(self.domains, self.spelling, new)
             for i, (key, p) in enumerate(zip(old["params"], new["params"], strict=True)):
                 if state.get(key):
@@ -1319,7 +1418,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         """The saved state of one parameter, on its device, in the dtypes of this method."""
         method = self.method
         start = method.init(computed(p.detach()).to("meta"), **self._for_init(hypers))
-        wanted = {"step", *method.scalar_states, *_there(start)}
+        own = () if method.shared_states else method.scalar_states
+        wanted = {"step", *own, *_there(start)}
         if wanted != entries.keys() - {_TRAINING}:
             raise ValueError(
                 f"{self._name}: the checkpoint has {', '.join(sorted(entries))} for {called}; "
@@ -1337,9 +1437,34 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 )
             fitted[field] = entries[field].detach().to(p.device, like.dtype, copy=True)
         fitted["step"] = int(entries["step"])
-        for field in method.scalar_states:
+        for field in own:
             fitted[field] = float(entries[field])
         return fitted
+
+    def _common(
+        self, index: int, saved: Mapping[str, Any], params: Sequence[Tensor]
+    ) -> dict[str, dict[str, Any]]:
+        """The saved states that parameters of a group have together, on their device, in their dtypes."""
+        method = self.method
+        places: dict[str, Tensor] = {}
+        for p in params:
+            places.setdefault(_kind(p), p)
+        names = {"step", *method.scalar_states, *method.shared_states}
+        if saved.keys() != places.keys() or any(set(x) != names for x in saved.values()):
+            has = {name for x in saved.values() for name in x}
+            raise ValueError(
+                f"{self._name}: the checkpoint has {', '.join(sorted(has))} for all parameters of "
+                f"param group {index} together, in {', '.join(sorted(saved))}; expected are "
+                f"{', '.join(sorted(names))} in {', '.join(sorted(places))}. Another optimizer saved it."
+            )
+        common = {}
+        for kind, values in saved.items():
+            like = places[kind].new_empty((), dtype=compute_dtype(places[kind].dtype))
+            common[kind] = {k: float(x) for k, x in values.items() if k in method.scalar_states}
+            common[kind]["step"] = int(values["step"])
+            for name in method.shared_states:
+                common[kind][name] = torch.as_tensor(values[name]).detach().reshape(()).to(like, copy=True)
+        return common
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying take: torch's three entries and the two modes."""

@@ -738,6 +738,8 @@ class Method(NamedTuple):
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
+    shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
+    shared_states: Mapping[str, float | str] = {}  # states of all parameters, likewise
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
     requires: Callable[..., Mapping[str, Any]] | None = None  # relations: text, whether it holds
 
@@ -846,11 +848,22 @@ def _check_gradient(owner: str, path: str, p: Array, g: Any, what: str = "gradie
         )
 
 
+@dataclass
+class _Together:
+    """What parameters of one compute dtype have in common, where they have states together."""
+
+    s: Any  # the step's scalars
+    dtype: np.dtype[Any]
+    clock: dict[str, Any]  # what is kept of them
+    shared: Any  # what the passes have left so far
+
+
 def over_all(
     method: Method,
     arguments: Sequence[Any],
     given: Sequence[Any] = (),
     elsewhere: Callable[[list[Any]], Sequence[Any]] | None = None,
+    together: Sequence[_Together] = (),
 ) -> list[tuple[Any, ...]]:
     """What each kernel call is given besides: what comes before the step, if anything.
 
@@ -859,8 +872,12 @@ def over_all(
         arguments: (theta, g, state, s) for each parameter.
         given: what the caller gives, for each parameter, where the method reads any of it.
         elsewhere: the gradients where the parameters hold other values.
+        together: what parameters have in common, for each s, where they have states together.
     """
     besides = [{"given": x} for x in given] or [{} for _ in arguments]
+    common = {id(x.s): x for x in together}
+    for (*_, s), b in zip(arguments, besides, strict=True):
+        b |= {"shared": common[id(s)].shared} if together else {}
     for first, then in method.passes if arguments else ():
         found = [first(*a, *b.values()) for a, b in zip(arguments, besides, strict=True)]
         if isinstance(then, str):
@@ -869,7 +886,9 @@ def over_all(
                 b["given"] = b["given"]._replace(**{then: g})
             continue
         total = type(found[0])(*map(total_of, zip(*found, strict=True)))
-        made: dict[int, Any] = {}  # the parameters of a step share their scalars
+        for x in together:
+            x.shared = then(type(total)(*map(x.dtype.type, total)), x.s, x.shared)
+        made = {key: x.shared for key, x in common.items()}  # the parameters of a step share their scalars
         for (theta, _, _, s), b in zip(arguments, besides, strict=True):
             if id(s) not in made:
                 shared = () if "shared" not in b else (b["shared"],)
@@ -916,6 +935,7 @@ class Optimizer:
         self.__dict__.update(hypers)
         self.params = params
         self.steps = 0  # finished steps; the clock of schedules
+        self.shared: dict[str, dict[str, Any]] = {}  # what is kept once, for each compute dtype
         self._arrays = _by_path(self.name, "parameters", params)
         self._evaluating: dict[str, Array] | None = None
         if not self._arrays:
@@ -933,6 +953,12 @@ class Optimizer:
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.domains:
             self._check({**self.hypers, name: value})
+            for state, start in self.method.shared_states.items():
+                if start == name and self.shared:
+                    raise ValueError(
+                        f"{self.name}: {name} is where {state} began, and changes nothing any more. "
+                        f'Set optimizer.shared["float32"]["{state}"].'
+                    )
         super().__setattr__(name, value)
 
     @property
@@ -944,6 +970,12 @@ class Optimizer:
         """Refuse what lies outside its domain; schedules are checked by what they give."""
         known = {k: v for k, v in hypers.items() if self.domains[k].kind != "float" or not callable(v)}
         check_all(type(self).__name__, {k: self.domains[k] for k in known}, known)
+        for state, start in self.method.shared_states.items():
+            if callable(hypers.get(str(start))):
+                raise TypeError(
+                    f"{type(self).__name__}: {start} is where {state} begins, which goes its own way, so "
+                    "it cannot be a schedule. Pass a number."
+                )
         if len(hypers) == len(self.domains):
             check_relations(type(self).__name__, self.method.requires, hypers)
 
@@ -962,9 +994,10 @@ class Optimizer:
 
         Args:
             grads: gradients in the structure of `params`; shapes equal the parameters'. None for a
-                parameter leaves it, its states and its step count as they are. Or a function that
-                computes them, `gradient(params)`: algorithms that take several gradients a step call
-                it again while `params` hold another point.
+                parameter leaves it, its states and its step count as they are; where there are
+                states of all parameters together, `shared`, there is one count for all, which goes on.
+                Or a function that computes them, `gradient(params)`: algorithms that take several
+                gradients a step call it again while `params` hold another point.
             **given: what else the algorithm reads, by name: a tree like `grads`, or a function that
                 makes one of `params`, called in those steps that read it.
 
@@ -985,16 +1018,18 @@ class Optimizer:
         hypers = self._now()
         with np.errstate(all="ignore"):
             scalars: dict[Any, Any] = {}
-            ready = [
-                self._ready(path, p, now[path], hypers, scalars)
-                for path, p in self._arrays.items()
-                if now[path] is not None
-            ]
+            moving = [path for path, g in now.items() if g is not None]
+            together = self._together(hypers, scalars) if moving else {}
+            ready = [self._ready(path, now[path], hypers, scalars, together) for path in moving]
             besides = self._given(ready, given)
             with self._elsewhere(ready, again) as elsewhere:
-                shared = over_all(self.method, [x.arguments for x in ready], besides, elsewhere)
+                calls = [x.arguments for x in ready]
+                shared = over_all(self.method, calls, besides, elsewhere, [*together.values()])
             for x, w in zip(ready, shared, strict=True):
                 self._update(x, w)
+            for kind, common in together.items():
+                new = {name: getattr(common.shared, name) for name in self.method.shared_states}
+                self.shared[kind] = {**common.clock, **new}
         self.steps += 1
 
     @property
@@ -1099,22 +1134,65 @@ class Optimizer:
                 _check_writeable(self.name, path, self._arrays[path])
         return given
 
+    def _together(
+        self, hypers: Mapping[str, Any], scalars: dict[Any, Any]
+    ) -> dict[str, _Together]:
+        """What parameters have in common in this step, where they have states together."""
+        method, made = self.method, {}
+        for dtype in {compute_dtype(p.dtype) for p in self._arrays.values()} if method.shared_states else ():
+            clock = dict(self.shared.get(dtype.name, {}))
+            if not clock:
+                clock = {"step": 0, **self._starts(method.scalar_states, dtype, hypers)}
+                begun = self._starts(method.shared_states, dtype, hypers)
+                clock |= {name: dtype.type(x) for name, x in begun.items()}
+            shared = method.shared(**{f"{name}_prev": clock[name] for name in method.shared_states})
+            s = self._scalars(dtype, clock, hypers, scalars)
+            made[dtype.name] = _Together(s, dtype, clock, shared)
+        return made
+
+    def _starts(
+        self, starts: Mapping[str, float | str], dtype: np.dtype[Any], hypers: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Numbers that states begin with, in a compute dtype."""
+        given = {k: hypers[x] if isinstance(x, str) else x for k, x in starts.items()}
+        return {name: float(dtype.type(x)) for name, x in given.items()}
+
     def _ready(
-        self, path: str, p: Array, g: Array, hypers: Mapping[str, Any], scalars: dict[Any, Any]
+        self,
+        path: str,
+        g: Array,
+        hypers: Mapping[str, Any],
+        scalars: dict[Any, Any],
+        together: Mapping[str, _Together],
     ) -> _Ready:
         """One parameter: what its kernel is given. Nothing is changed yet."""
-        method, slot, dtype = self.method, dict(self.state[path]), compute_dtype(p.dtype)
+        method, slot, p = self.method, dict(self.state[path]), self._arrays[path]
+        dtype = compute_dtype(p.dtype)
         # Where further gradients are taken the parameter's memory holds other points.
         theta = p.astype(dtype, copy=self._takes_several)
         g32 = g.astype(dtype, copy=False)
         if not slot:
             started = method.init(theta, **{h: hypers[h] for h in method.init_hypers})
             slot.update(step=0, **_there(started))
-            for name, start in method.scalar_states.items():
-                start = hypers[start] if isinstance(start, str) else start
-                slot[name] = float(dtype.type(start))
-        t = slot["step"] + 1
-        kept = {f"{name}_prev": np.float64(slot[name]) for name in method.scalar_states}
+            if not together:
+                slot.update(self._starts(method.scalar_states, dtype, hypers))
+        if together:
+            s, slot["step"] = together[dtype.name].s, together[dtype.name].clock["step"]
+        else:
+            s = self._scalars(dtype, slot, hypers, scalars)
+        return _Ready(path, slot, (theta, g32, self._state_of(slot), s))
+
+    def _scalars(
+        self,
+        dtype: np.dtype[Any],
+        clock: dict[str, Any],
+        hypers: Mapping[str, Any],
+        scalars: dict[Any, Any],
+    ) -> Any:
+        """The scalars of the coming step; the clock and the states of step scope are put on."""
+        method = self.method
+        t = clock["step"] + 1
+        kept = {f"{name}_prev": np.float64(clock[name]) for name in method.scalar_states}
         key = (t, dtype, *kept.values())
         if key not in scalars:
             store = {"store": _rounding(dtype)} if kept else {}
@@ -1122,9 +1200,9 @@ class Optimizer:
             scalars[key] = s, _rounded(s, dtype)
         s, rounded = scalars[key]
         for name in method.scalar_states:
-            slot[name] = float(getattr(s, name))
-        slot["step"] = t
-        return _Ready(path, slot, (theta, g32, self._state_of(slot), rounded))
+            clock[name] = float(getattr(s, name))
+        clock["step"] = t
+        return rounded
 
     def _update(self, x: _Ready, w: tuple[Any, ...]) -> None:
         """One parameter: run the kernel and store."""
@@ -1171,7 +1249,11 @@ class Optimizer:
             path: {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in slot.items()}
             for path, slot in self.state.items()
         }
-        return {"steps": self.steps, "state": state}
+        kept = {
+            kind: {k: x if k == "step" else float(x) for k, x in values.items()}
+            for kind, values in self.shared.items()
+        }
+        return {"steps": self.steps, "state": state} | ({"shared": kept} if kept else {})
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`; refused, with nothing changed, where it does not fit."""
@@ -1183,7 +1265,8 @@ class Optimizer:
         for path, slot in saved["state"].items():
             p = self._arrays[path]
             fitting = _there(self.method.init(p, **dict.fromkeys(self.method.init_hypers, 0.0)))
-            wanted = {"step", *self.method.scalar_states, *fitting}
+            own = () if self.method.shared_states else self.method.scalar_states
+            wanted = {"step", *own, *fitting}
             if slot and set(slot) != wanted:
                 has, needs = (", ".join(sorted(names)) for names in (slot, wanted))
                 raise ValueError(
@@ -1199,12 +1282,32 @@ class Optimizer:
                         f"{self.name}: the saved {name} of {path} has shape {np.shape(value)}, that of "
                         f"a parameter of shape {p.shape} has shape {shape}."
                     )
-        self.steps = int(saved["steps"])
+        kept = self._kept(saved)
+        self.steps, self.shared = int(saved["steps"]), kept
         for path, slot in saved["state"].items():
             dtype = compute_dtype(self._arrays[path].dtype)
             self.state[path] = {
                 k: np.array(v, dtype) if isinstance(v, np.ndarray) else v for k, v in slot.items()
             }
+
+    def _kept(self, saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """The saved states of all parameters together, in their dtypes."""
+        method, kept = self.method, saved.get("shared", {})
+        names = {"step", *method.scalar_states, *method.shared_states}
+        kinds = {compute_dtype(p.dtype).name for p in self._arrays.values()}
+        begun = method.shared_states and any(saved["state"].values())
+        if set(kept) != (kinds if kept or begun else set()) or any(set(x) != names for x in kept.values()):
+            raise ValueError(
+                f"{self.name}: the saved state has other states of all parameters together; expected "
+                f"are {', '.join(sorted(names))} in {', '.join(sorted(kinds))}. Another optimizer saved it."
+                if method.shared_states
+                else f"{self.name}: the saved state has states of all parameters together, of which "
+                "there are none here. Another optimizer saved it."
+            )
+        return {
+            kind: {k: np.dtype(kind).type(x) if k in method.shared_states else x for k, x in values.items()}
+            for kind, values in kept.items()
+        }
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{k}={v!r}" for k, v in self.hypers.items())

@@ -994,6 +994,8 @@ class Method:
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     # States of step scope: where they start, a number or a hyperparameter's name.
     scalar_states: Mapping[str, float | str] = field(default_factory=dict)
+    shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
+    shared_states: Mapping[str, float | str] = field(default_factory=dict)  # of all parameters, likewise
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
     requires: Function | None = None  # relations: text, whether it holds
 
@@ -1043,7 +1045,7 @@ def _scalars(
     fl = rounded(t)
     extra: dict[str, Any] = {}
     if method.scalar_states:
-        extra = {f"{name}_prev": _double(value) for name, value in kept.items()}
+        extra = {f"{name}_prev": _double(kept[name]) for name in method.scalar_states}
         # The guard between the casts: XLA drops a pair of casts that only loses precision.
         extra["store"] = lambda x: _double(fl(tf.cast(_double(x), dtype)))
     s = method.scalars(t, **extra, **hypers)
@@ -1174,6 +1176,12 @@ class _Kernel:
             state = state._replace(**{copy: first})
         # A gradient may be a constant that XLA knows; the clock never is.
         return theta, rounded(t)(g), state
+
+    def begun(self, kept: Mapping[str, Any]) -> Any:
+        """What enters the first pass: old states of all parameters together, where there are any."""
+        names = self.method.shared_states
+        old = {f"{name}_prev": tf.convert_to_tensor(kept[name]) for name in names}
+        return self.method.shared(**old) if names else None
 
     def partials(self, n: int, t: Tensor, s: Any, theta: Tensor, g: Tensor, state: Any, *w: Any) -> Any:
         return self.method.passes[n][0](*self.given(t, theta, g, state), s, *self.besides(t, w))
@@ -1424,10 +1432,14 @@ def _each(
         for i, group in enumerate(zip(thetas, grads, states, strict=True))
     ]
     inputs, elsewhere = taking(s) if taking is not None else (None, None)
+    shared = [k.begun(p) for k, p in zip(kernels, kept, strict=True)]
     besides: list[list[dict[str, Any]]] = [
         [{} if inputs is None else {"given": inputs[i][j]} for j, _ in enumerate(group)]
         for i, group in enumerate(calls)
     ]
+    for old, bs in zip(shared, besides, strict=True):
+        for b in bs if old is not None else ():
+            b["shared"] = old
     for n, (_, then) in enumerate(kernels[0].method.passes if any(calls) else ()):
         found = [
             [run(kernel, "partials", n, *call, *b.values()) for call, b in zip(group, bs, strict=True)]
@@ -1441,17 +1453,20 @@ def _each(
             continue
         total = run(kernels[0], "total", [x for group in found for x in group])
         for i, (kernel, bs) in enumerate(zip(kernels, besides, strict=True)):
-            if not bs:
+            if not bs and shared[i] is None:
                 continue
-            before = () if "shared" not in bs[0] else (bs[0]["shared"],)
-            shared = run(kernel, "shared", n, total, s[i], *before)
+            before = () if shared[i] is None else (shared[i],)
+            shared[i] = run(kernel, "shared", n, total, s[i], *before)
             for b in bs:
-                b["shared"] = shared
+                b["shared"] = shared[i]
     made = [
         [run(kernel, "step", *call, *b.values()) for call, b in zip(group, bs, strict=True)]
         for kernel, group, bs in zip(kernels, calls, besides, strict=True)
     ]
-    after = [{name: getattr(x, name) for name in p} for x, p in zip(s, kept, strict=True)]
+    after = [
+        {name: getattr(x if name in k.method.scalar_states else w, name) for name in p}
+        for k, x, p, w in zip(kernels, s, kept, shared, strict=True)
+    ]
     return [[x for x, _ in group] for group in made], [[x for _, x in group] for group in made], after
 
 
@@ -1645,6 +1660,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.domains and name != "learning_rate" and getattr(self, "_checks", False):
+            self._not_begun(name)
             now = {k: getattr(self, k) for k in self.domains if k != "learning_rate"}
             if "learning_rate" in self.domains:
                 now["learning_rate"] = self._learning_rate
@@ -1663,7 +1679,28 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     @classmethod
     def _accepted(cls, hypers: Mapping[str, Any]) -> dict[str, Any]:
         requires = cls.method.requires
+        for name, state in cls._begins().items():
+            if name in hypers and _is_schedule(cls.domains[name], hypers[name]):
+                raise TypeError(
+                    f"{cls.__name__}: {name} is where {state} begins, which goes its own way, so it cannot "
+                    "be a schedule. Pass a number."
+                )
         return _checked(cls.__name__, cls.domains, hypers, requires, cls.spelling)
+
+    @classmethod
+    def _begins(cls) -> dict[str, str]:
+        """Hyperparameters, by Keras' names, at which states of all parameters together begin."""
+        states = {start: state for state, start in cls.method.shared_states.items()}
+        return {k: states[s] for k in cls.domains if (s := cls.spelling.get(k, k)) in states}
+
+    def _not_begun(self, name: str) -> None:
+        """Refuse to set where a state begins once it has."""
+        if name in self._begins() and getattr(self, "built", False):
+            state = self._begins()[name]
+            raise ValueError(
+                f"{type(self).__name__}: {name} is where {state} began, and changes nothing any more: no "
+                f"callback can drive it. Assign the variable {state}_float32 of optimizer.variables."
+            )
 
     @property
     def learning_rate(self) -> Any:
@@ -1673,6 +1710,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         if "learning_rate" in self.domains:
+            self._not_begun("learning_rate")
             value = self._accepted({"learning_rate": value})["learning_rate"]
         keras.optimizers.Optimizer.learning_rate.fset(self, value)
 
@@ -1680,6 +1718,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """Let variables, given themselves or by parts of their names, not decay. Call it before building."""
         if "weight_decay" not in self.domains:
             raise TypeError(self._no_decay())
+        if "weight_decay" in self._begins():
+            raise TypeError(f"{type(self).__name__}: one weight_decay goes its own way for all variables.")
         super().exclude_from_weight_decay(var_list, var_names)
 
     def _apply_weight_decay(self, variables: Any) -> None:
@@ -1703,10 +1743,15 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         for i, name in enumerate(self.method.state._fields):
             setattr(self, f"_state_{name}", [slot[i] if slot else None for slot in slots])
         kinds = {compute_dtype(_native(v).dtype).name for v in variables} or {"float32"}
-        for name, start in self.method.scalar_states.items():
-            first = float(numbers[start] if isinstance(start, str) else start)
+        for name, start in self._kept_once().items():
+            with tf.init_scope():
+                first = float(numbers[start] if isinstance(start, str) else start)
             kept = {kind: self._kept(name, first, kind) for kind in sorted(kinds)}
             setattr(self, f"_state_{name}", kept)
+
+    def _kept_once(self) -> dict[str, float | str]:
+        """What is kept once for each compute dtype, and where it starts."""
+        return {**self.method.scalar_states, **self.method.shared_states}
 
     def _check_distinct(self, variables: Sequence[Any]) -> None:
         seen: set[Any] = set()
@@ -1874,6 +1919,11 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def _backend_update_step(self, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
         """Keras calls this with the gradients clipped, averaged and unscaled."""
+        if tf.distribute.has_strategy() and self.method.shared_states:
+            raise NotImplementedError(
+                f"{type(self).__name__} keeps {', '.join(self.method.shared_states)} for all parameters "
+                "together, which is not there under tf.distribute yet. Leave the strategy out."
+            )
         if tf.distribute.has_strategy():  # Keras sums gradients over replicas, then goes one by one
             super()._backend_update_step(grads, trainable_variables, learning_rate)
             grads, trainable_variables = [], []
@@ -1906,7 +1956,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         for g, v in zip(grads, variables, strict=True):
             groups.setdefault((_native(v).dtype, self._decays(v)), []).append((g, v))
         kept_by_kind: dict[str, dict[str, Any]] = {}
-        for name in self.method.scalar_states:
+        for name in self._kept_once():
             for kind, variable in getattr(self, f"_state_{name}").items():
                 kept_by_kind.setdefault(kind, {})[name] = tf.convert_to_tensor(variable)
         present = {compute_dtype(dtype).name for dtype, _ in groups}
@@ -1919,7 +1969,10 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             _prepared(self.method, dtype, self._hypers(learning_rate, decays)) for dtype, decays in groups
         ]
         advance = self._advance_joined if self.method.elementwise else self._advance_each
-        moved = dict(zip(kinds, advance(t, prepared, kept, [*groups.values()]), strict=True))
+        made = advance(t, prepared, kept, [*groups.values()])
+        # What is kept once follows from the optimizer's own hyperparameters, decay included.
+        order = sorted(zip(kinds, groups, made, strict=True), key=lambda x: x[1][1])
+        moved = {kind: new for kind, _, new in order}
         return {(name, kind): new for kind, news in moved.items() for name, new in news.items()}
 
     def _advance_joined(self, t: Tensor, prepared: Any, kept: Any, groups: Any) -> list[Any]:
