@@ -173,8 +173,10 @@ def _spliced(
                 if any(isinstance(x, ir.Start) and x.target == "g" for x in program.body):
                     what = f"{program.name} keeps the gradient, which {wrapper.name} would replace."
                     raise SpecError(wrapper.file, s.line, f"{what} Wrap another optimizer.")
-                names["g"] = f"{wrapper.name}_g"
-                made.append(ir.Assign(names["g"], given, s.line))
+                plain = isinstance(given, ir.Ref) and not given.lag
+                names["g"] = given.name if plain else f"{wrapper.name}_g"  # type: ignore[union-attr]
+                if not plain:
+                    made.append(ir.Assign(names["g"], given, s.line))
             inner = _statements(program.body, names, now_only=True)
             if clock is None and _is_inside(wrapper, s):
                 what = "update(...) happens every k steps in a chain: with when(equal(t % k, 0))."

@@ -39,7 +39,11 @@ Regions: `with case(matrix):` and `with case(vector):` for parameters with two a
     with fewer. `with when(condition):` and `with otherwise():` are for steps: a condition on t
     or a bool decides for all parameters at once, and a state that is not set keeps its value.
 Gradients: `g[t] = grad(point)` where the gradient is not taken at theta[t-1]; evaluate(x[t]) names
-    what the model is evaluated with where that is not theta.
+    what the model is evaluated with where that is not theta. `h[t] = grad(point)` takes one more in
+    the same step, at a point of what is known by then, g[t] included.
+Inputs: `D = oracle("D")` is something shaped like theta that the caller knows (a Hessian's diagonal),
+    `loss = oracle("loss", shape="scalar", scope="global")` a number. One that is read inside of
+    `with when(...)` is asked for only in those steps.
 Loops: `x[0] = start`, then `for k in iterate(count):` with `x[k] = f(x[k-1])`; x[count] is the
     result. A tuple hyperparameter is read as boundaries[k], k = 1, ..., length(boundaries).
 Composition: `chain(clip_by_norm, adamw, polyak_average)`: transforms, one optimizer, wrappers; on

@@ -576,6 +576,28 @@ def sam(theta: Array, grad: Callable[[Array], Array], *, rho: float) -> Array:
     return grad(theta + rho * g / np.linalg.norm(g))
 
 
+def adamw_sam(
+    theta: Array,
+    grads: Sequence[Callable[[Array], Array]],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    rho: float,
+) -> list[Array]:
+    """AdamW with the gradients of the worst points nearby."""
+    path = [theta]
+    taken: list[Array] = []
+    for t, grad in enumerate(grads, 1):
+        taken.append(sam(path[-1], grad, rho=rho))
+        m = _average(beta1, taken)[-1] / (1 - beta1**t)
+        v = _average(beta2, [g**2 for g in taken])[-1] / (1 - beta2**t)
+        path.append((1 - lr * weight_decay) * path[-1] - lr * m / (np.sqrt(v) + eps))
+    return path[1:]
+
+
 def sophia(
     theta: Array,
     grads: Sequence[Array],

@@ -1326,6 +1326,10 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             )
         chosen = self._trainable_variables if trainable_variables is None else trainable_variables
         variables = list(chosen)
+        if not variables:
+            raise ValueError(
+                f"{owner}: there are no variables yet. Call the model once before: model(x[:1])."
+            )
         first = list(gradient() if callable(gradient) else gradient)
 
         def by_reference(what: str, value: Any) -> dict[Any, Tensor]:

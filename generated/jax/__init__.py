@@ -31,6 +31,7 @@ _WHERE = {
     "adamax": "optimizers.adamax",
     "adamw": "optimizers.adamw",
     "adamw_hd": "optimizers.adamw_hd",
+    "adamw_sam": "optimizers.adamw_sam",
     "adan": "optimizers.adan",
     "amsgrad": "optimizers.amsgrad",
     "heavy_ball": "optimizers.heavy_ball",
@@ -92,6 +93,7 @@ _BY_NAME = {
     "adamax": "adamax",
     "adamw": "adamw",
     "adamw_hd": "adamw_hd",
+    "adamw_sam": "adamw_sam",
     "adan": "adan",
     "amsgrad": "amsgrad",
     "heavy_ball": "heavy_ball",
@@ -183,6 +185,11 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "b2": "beta2",
     },
     "adamw_hd": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
+    "adamw_sam": {
         "learning_rate": "lr",
         "b1": "beta1",
         "b2": "beta2",

@@ -11,6 +11,7 @@ from .optimizers.adam_hd import adam_hd as adam_hd
 from .optimizers.adamax import adamax as adamax
 from .optimizers.adamw import adamw as adamw
 from .optimizers.adamw_hd import adamw_hd as adamw_hd
+from .optimizers.adamw_sam import adamw_sam as adamw_sam
 from .optimizers.adan import adan as adan
 from .optimizers.amsgrad import amsgrad as amsgrad
 from .optimizers.heavy_ball import heavy_ball as heavy_ball

@@ -11,6 +11,7 @@ from .optimizers.adam_hd import AdamHD as AdamHD
 from .optimizers.adamax import Adamax as Adamax
 from .optimizers.adamw import AdamW as AdamW
 from .optimizers.adamw_hd import AdamWHD as AdamWHD
+from .optimizers.adamw_sam import AdamWSAM as AdamWSAM
 from .optimizers.adan import Adan as Adan
 from .optimizers.amsgrad import AMSGrad as AMSGrad
 from .optimizers.heavy_ball import HeavyBall as HeavyBall

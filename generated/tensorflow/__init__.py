@@ -29,6 +29,7 @@ _WHERE = {
     "Adamax": "optimizers.adamax",
     "AdamW": "optimizers.adamw",
     "AdamWHD": "optimizers.adamw_hd",
+    "AdamWSAM": "optimizers.adamw_sam",
     "Adan": "optimizers.adan",
     "AMSGrad": "optimizers.amsgrad",
     "HeavyBall": "optimizers.heavy_ball",
@@ -90,6 +91,7 @@ _BY_NAME = {
     "adamax": "Adamax",
     "adamw": "AdamW",
     "adamw_hd": "AdamWHD",
+    "adamw_sam": "AdamWSAM",
     "adan": "Adan",
     "amsgrad": "AMSGrad",
     "heavy_ball": "HeavyBall",
@@ -189,6 +191,12 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "epsilon": "eps",
     },
     "adamw_hd": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+        "epsilon": "eps",
+    },
+    "adamw_sam": {
         "learning_rate": "lr",
         "beta_1": "beta1",
         "beta_2": "beta2",

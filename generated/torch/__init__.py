@@ -30,6 +30,7 @@ _WHERE = {
     "Adamax": "optimizers.adamax",
     "AdamW": "optimizers.adamw",
     "AdamWHD": "optimizers.adamw_hd",
+    "AdamWSAM": "optimizers.adamw_sam",
     "Adan": "optimizers.adan",
     "AMSGrad": "optimizers.amsgrad",
     "HeavyBall": "optimizers.heavy_ball",
@@ -91,6 +92,7 @@ _BY_NAME = {
     "adamax": "Adamax",
     "adamw": "AdamW",
     "adamw_hd": "AdamWHD",
+    "adamw_sam": "AdamWSAM",
     "adan": "Adan",
     "amsgrad": "AMSGrad",
     "heavy_ball": "HeavyBall",
@@ -161,6 +163,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "betas": ("beta1", "beta2"),
     },
     "adamw_hd": {
+        "betas": ("beta1", "beta2"),
+    },
+    "adamw_sam": {
         "betas": ("beta1", "beta2"),
     },
     "adan": {

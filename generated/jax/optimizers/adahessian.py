@@ -164,6 +164,8 @@ def adahessian(
 ) -> Optimizer:
     """Adam with the diagonal of the Hessian in place of the gradient in the second moment.
 
+    Reads hessian_diagonal: `step(params, gradient, state, hessian_diagonal=...)`.
+
     Each hyperparameter is a number, an array without axes, or a function of the number of finished
     steps.
 

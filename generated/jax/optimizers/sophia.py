@@ -169,6 +169,8 @@ def sophia(
 ) -> Optimizer:
     """Second-order clipped steps: momentum over an estimate of the Hessian's diagonal.
 
+    Reads hessian_diagonal in some steps: `step(params, gradient, state, hessian_diagonal=...)`.
+
     Each hyperparameter is a number, an array without axes, or a function of the number of finished
     steps.
 

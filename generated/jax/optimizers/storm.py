@@ -129,6 +129,8 @@ def storm(
 ) -> Optimizer:
     """Stochastic recursive momentum: an average of gradients that moves with the parameters.
 
+    Takes 2 gradients a step: `step(params, gradient, state)`.
+
     Each hyperparameter is a number, an array without axes, or a function of the number of finished
     steps.
 

@@ -136,6 +136,9 @@ def svrg(
 ) -> Optimizer:
     """Stochastic variance-reduced gradient.
 
+    Takes 2 gradients a step: `step(params, gradient, state)`.
+    Reads full_gradient in some steps: `step(params, gradient, state, full_gradient=...)`.
+
     Each hyperparameter is a number, an array without axes, or a function of the number of finished
     steps.
 

@@ -113,6 +113,8 @@ METHOD = Method(
 class AdaHessian(Optimizer):
     """Adam with the diagonal of the Hessian in place of the gradient in the second moment.
 
+    Reads hessian_diagonal: `step(gradient, hessian_diagonal=...)`.
+
     Args:
         params: an array, or a list or (nested) dictionary of arrays; float16, bfloat16, float32 or
             float64, updated in place.

@@ -134,6 +134,8 @@ METHOD = Method(
 class Sophia(Optimizer):
     """Second-order clipped steps: momentum over an estimate of the Hessian's diagonal.
 
+    Reads hessian_diagonal in some steps: `step(gradient, hessian_diagonal=...)`.
+
     Args:
         params: an array, or a list or (nested) dictionary of arrays; float16, bfloat16, float32 or
             float64, updated in place.

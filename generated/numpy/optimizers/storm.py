@@ -107,6 +107,8 @@ METHOD = Method(
 class STORM(Optimizer):
     """Stochastic recursive momentum: an average of gradients that moves with the parameters.
 
+    Takes 2 gradients a step: `step(gradient)`.
+
     Args:
         params: an array, or a list or (nested) dictionary of arrays; float16, bfloat16, float32 or
             float64, updated in place.

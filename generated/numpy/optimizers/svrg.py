@@ -113,6 +113,9 @@ METHOD = Method(
 class SVRG(Optimizer):
     """Stochastic variance-reduced gradient.
 
+    Takes 2 gradients a step: `step(gradient)`.
+    Reads full_gradient in some steps: `step(gradient, full_gradient=...)`.
+
     Args:
         params: an array, or a list or (nested) dictionary of arrays; float16, bfloat16, float32 or
             float64, updated in place.

@@ -132,6 +132,8 @@ METHOD = Method(
 class AdaHessian(Optimizer):
     """Adam with the diagonal of the Hessian in place of the gradient in the second moment.
 
+    Reads hessian_diagonal: `step(gradient, variables, hessian_diagonal=...)`.
+
     Args:
         learning_rate: a number in [0, inf).
         beta_1: a number in [0, 1).

@@ -139,6 +139,8 @@ METHOD = Method(
 class Sophia(Optimizer):
     """Second-order clipped steps: momentum over an estimate of the Hessian's diagonal.
 
+    Reads hessian_diagonal in some steps: `step(gradient, variables, hessian_diagonal=...)`.
+
     Args:
         learning_rate: learning rate, the most that a number moves in a step; a number in [0, inf).
         beta_1: decay of the momentum; a number in [0, 1).

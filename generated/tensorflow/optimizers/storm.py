@@ -111,6 +111,8 @@ METHOD = Method(
 class STORM(Optimizer):
     """Stochastic recursive momentum: an average of gradients that moves with the parameters.
 
+    Takes 2 gradients a step: `step(gradient, variables)`.
+
     Args:
         learning_rate: learning rate; a number in [0, inf).
         a: weight of the new gradient; a number in [0, 1].

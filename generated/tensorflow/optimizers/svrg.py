@@ -126,6 +126,9 @@ METHOD = Method(
 class SVRG(Optimizer):
     """Stochastic variance-reduced gradient.
 
+    Takes 2 gradients a step: `step(gradient, variables)`.
+    Reads full_gradient in some steps: `step(gradient, variables, full_gradient=...)`.
+
     Args:
         learning_rate: learning rate; a number in [0, inf).
         period: steps from one snapshot to the next; an integer in [1, inf).

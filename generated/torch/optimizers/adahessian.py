@@ -115,6 +115,8 @@ METHOD = Method(
 class AdaHessian(Optimizer):
     """Adam with the diagonal of the Hessian in place of the gradient in the second moment.
 
+    Reads hessian_diagonal: `step(closure, hessian_diagonal=...)`.
+
     Args:
         params: tensors, named tensors, or parameter groups, as `torch.optim` takes them.
         lr: a number in [0, inf).

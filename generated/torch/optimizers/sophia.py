@@ -134,6 +134,8 @@ METHOD = Method(
 class Sophia(Optimizer):
     """Second-order clipped steps: momentum over an estimate of the Hessian's diagonal.
 
+    Reads hessian_diagonal in some steps: `step(closure, hessian_diagonal=...)`.
+
     Args:
         params: tensors, named tensors, or parameter groups, as `torch.optim` takes them.
         lr: learning rate, the most that a number moves in a step; a number in [0, inf).

@@ -109,6 +109,8 @@ METHOD = Method(
 class STORM(Optimizer):
     """Stochastic recursive momentum: an average of gradients that moves with the parameters.
 
+    Takes 2 gradients a step: `step(closure)`.
+
     Args:
         params: tensors, named tensors, or parameter groups, as `torch.optim` takes them.
         lr: learning rate; a number in [0, inf).

@@ -115,6 +115,9 @@ METHOD = Method(
 class SVRG(Optimizer):
     """Stochastic variance-reduced gradient.
 
+    Takes 2 gradients a step: `step(closure)`.
+    Reads full_gradient in some steps: `step(closure, full_gradient=...)`.
+
     Args:
         params: tensors, named tensors, or parameter groups, as `torch.optim` takes them.
         lr: learning rate; a number in [0, inf).
