@@ -100,8 +100,9 @@ def test_numpy_is_as_before_where_a_further_gradient_fails():
     same(params, after)
     assert optimizer.state_dict()["steps"] == state["steps"]
     assert all(optimizer.state[k]["step"] == 1 for k in optimizer.state)
+    both = iter([True, False])
     with pytest.raises(ValueError, match="has a first gradient in this step and no further one"):
-        optimizer.step(lambda p, n=iter(range(2)): [p[0], p[1] if next(n) == 0 else None])
+        optimizer.step(lambda p: [p[0], p[1] if next(both) else None])
     same(params, after)
 
 
@@ -141,7 +142,8 @@ def test_torch(set_to_none):
 
         before = [p.detach().clone() for p in params]
         loss = optimizer.step(closure)
-        assert float(loss.detach()) == pytest.approx(sum(float((p * p).sum()) for p in before) * (0.25 if step % 2 else 0.125))
+        first = sum(float((p * p).sum()) for p in before) * (0.25 if step % 2 else 0.125)
+        assert float(loss.detach()) == pytest.approx(first)
         same([p.grad for p in params], gradient_of(step, [p.numpy() for p in before]))
     same([p.detach().numpy() for p in params], reference("adamw_sam", gradient_of))
 
@@ -306,7 +308,7 @@ def test_tensorflow_in_fit():
                 return tape.gradient(loss, self.trainable_variables)
 
             self.optimizer.step(gradient, self.trainable_variables)
-            return {"loss": losses[0]}
+            return {"first": losses[0]}
 
     model = Model()
     with pytest.raises(ValueError, match=r"there are no variables yet\. Call the model once"):
@@ -315,8 +317,9 @@ def test_tensorflow_in_fit():
     model.compile(optimizer=AdamWSAM(learning_rate=0.1), loss="mse")
     x = DATA.reshape(-1, 4)
     y = x @ np.array([[1.0], [-2.0], [0.5], [0.0]], np.float32)
-    history = model.fit(x, y, epochs=12, batch_size=10, verbose=0)
-    assert history.history["loss"][-1] < 0.05 * history.history["loss"][0]
+    before = model.evaluate(x, y, verbose=0)
+    model.fit(x, y, epochs=12, batch_size=10, verbose=0)
+    assert model.evaluate(x, y, verbose=0) < 0.2 * before
 
 
 def test_tensorflow_refuses():
