@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+
 import numpy as np
 import pytest
 
@@ -352,3 +355,88 @@ def test_tensorflow_refuses():
     assert int(optimizer.iterations) == 0
     optimizer.step(lambda: grads, variables)
     assert int(optimizer.iterations) == 1
+
+
+# Saving and evaluating at the right point -----------------------------------------------------------
+
+
+def test_numpy_warns_where_evaluation_parameters_are_resumed():
+    from generated.numpy import Nesterov
+
+    params = [p.copy() for p in START]
+    optimizer = Nesterov(params)
+    optimizer.step(gradient_of(0, params))
+    state = optimizer.state_dict()
+    with optimizer.evaluation():
+        wrong = [p.copy() for p in params]
+    again = Nesterov(wrong)
+    again.load_state_dict(state)
+    with pytest.warns(UserWarning, match="the parameters are those to evaluate with"):
+        again.step(gradient_of(0, wrong))
+    again = Nesterov(params)
+    again.load_state_dict(state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again.step(gradient_of(0, params))
+
+
+def test_torch_warns_where_it_is_evaluated_or_resumed_at_the_wrong_point():
+    torch = pytest.importorskip("torch")
+    from generated.torch import AdamW, Nesterov
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+    optimizer = Nesterov(model.parameters())
+    handle = optimizer.watch(model)
+    x = torch.from_numpy(DATA[0])
+    model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x)  # nothing has been done yet
+    model.train()
+    model(x).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    model.eval()
+    with pytest.warns(UserWarning, match="the model is evaluated with the point at which the next"):
+        model(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with optimizer.evaluation():
+            model(x)
+            other = torch.nn.Linear(4, 1)
+            other.load_state_dict(model.state_dict())
+        handle.remove()
+        model(x)
+    resumed = Nesterov(other.parameters())
+    resumed.load_state_dict(state)
+    other(x).sum().backward()
+    with pytest.warns(UserWarning, match="the parameters are those to evaluate with"):
+        resumed.step()
+    plain = AdamW(model.parameters())
+    plain.watch(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x)
+        right = Nesterov(model.parameters())
+        right.load_state_dict(state)
+        right.step()
+
+
+@pytest.mark.parametrize("evaluating", [True, False])
+def test_keras_warns_where_evaluation_weights_are_resumed(evaluating, tmp_path):
+    keras = pytest.importorskip("keras")
+    from generated.tensorflow import Nesterov
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(optimizer=Nesterov(0.1), loss="mse")
+    x, y = DATA.reshape(-1, 4), DATA.reshape(-1, 4)[:, :1]
+    model.train_on_batch(x, y)
+    with model.optimizer.evaluation() if evaluating else contextlib.nullcontext():
+        model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        loaded.train_on_batch(x, y)
+    told = [w for w in found if "the variables hold the weights to evaluate with" in str(w.message)]
+    assert len(told) == evaluating

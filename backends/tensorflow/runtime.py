@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -1106,6 +1107,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         self._parked: _Parked | None = None
         self._taking: _Taking | None = None
         self._evaluating = False
+        self._resumed = False  # whether a state was loaded since the last step
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.domains and name != "learning_rate" and getattr(self, "_checks", False):
@@ -1264,6 +1266,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             )
         if self.method.given is not None and self._taking is None:
             raise TypeError(self._takes_more())
+        if self._resumed and self.built:
+            self._check_point()
         grads = list(grads)
         given = self._trainable_variables if trainable_variables is None else trainable_variables
         variables = list(given)
@@ -1524,6 +1528,29 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         if parked is not None and parked.step == int(self._iterations.numpy()):
             for v, value in parked.values:
                 v.assign(value)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load the states that `save_own_variables` saved."""
+        super().load_own_variables(store)
+        self._resumed = True
+
+    def _check_point(self) -> None:
+        """Warn where what is resumed from are the weights to evaluate with."""
+        self._resumed, name = False, self.method.evaluate
+        with tf.init_scope():
+            if name is None or not tf.executing_eagerly() or not int(self._iterations.numpy()):
+                return
+            pairs = [(_native(v), self._slot(name, v)) for v in self._trainable_variables]
+            found = [(v, slot) for v, slot in pairs if slot is not None]
+            same = [tf.reduce_all(tf.equal(v, stored(tf.convert_to_tensor(x), v.dtype))) for v, x in found]
+            if found and bool(tf.reduce_all(tf.stack(same))):
+                warnings.warn(
+                    f"{type(self).__name__}: the variables hold the weights to evaluate with, not those that "
+                    "the loaded state was trained with, so this run does not go on where that one was. "
+                    "Save outside of optimizer.evaluation() to go on, or place the checkpoint's callback "
+                    "before EvaluationWeights.",
+                    stacklevel=3,
+                )
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Leave the evaluation weights in the model, as Keras does at the end of `fit`.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -938,6 +939,7 @@ class Optimizer:
         self.shared: dict[str, dict[str, Any]] = {}  # what is kept once, for each compute dtype
         self._arrays = _by_path(self.name, "parameters", params)
         self._evaluating: dict[str, Array] | None = None
+        self._resumed = False  # whether a state was loaded since the last step
         if not self._arrays:
             raise ValueError(f"{self.name}: there is nothing to optimize; params is empty.")
         seen: dict[int, str] = {}
@@ -1011,6 +1013,8 @@ class Optimizer:
                 f"{self.name}: step inside `with optimizer.evaluation()`. Leave the block first."
             )
         self._check_given(grads, given)
+        if self._resumed:
+            self._check_point()
         again = grads if callable(grads) else None
         now = self._matched(grads(self.params) if callable(grads) else grads)
         if self._takes_several:  # the function may use its memory again
@@ -1243,6 +1247,21 @@ class Optimizer:
                     p[...] = self._evaluating[path]
                 self._evaluating = None
 
+    def _check_point(self) -> None:
+        """Warn where what is resumed from are the parameters to evaluate with."""
+        self._resumed, name = False, self.method.evaluate
+        moved = {path: slot for path, slot in self.state.items() if slot and slot["step"]}
+        if name is not None and moved and all(
+            np.array_equal(self._arrays[path], stored(slot[name], self._arrays[path].dtype), equal_nan=True)
+            for path, slot in moved.items()
+        ):
+            warnings.warn(
+                f"{self.name}: the parameters are those to evaluate with, not those that the loaded "
+                "state was saved beside, so this run does not go on where that one was. Save them "
+                "outside of optimizer.evaluation() to go on, inside to use them.",
+                stacklevel=3,
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Everything a run needs to go on, as numbers and copies of arrays; no pickle needed."""
         state = {
@@ -1289,6 +1308,7 @@ class Optimizer:
             self.state[path] = {
                 k: np.array(v, dtype) if isinstance(v, np.ndarray) else v for k, v in slot.items()
             }
+        self._resumed = True
 
     def _kept(self, saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """The saved states of all parameters together, in their dtypes."""

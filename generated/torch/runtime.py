@@ -1401,6 +1401,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         Flag.check(self._name, "compile", compile)
         self._compile = compile
         self._evaluating = False
+        self._resumed = False  # whether a state was loaded since the last step
         self._seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         super().__init__(params, self._in_domains(hypers))
 
@@ -1540,6 +1541,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             )
         groups = self._groups()
         self._check_given(closure, given)
+        if self._resumed:
+            self._check_point()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -1877,6 +1880,44 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 p.copy_(slot.pop(_TRAINING))
         self._evaluating = False
 
+    def watch(self, model: torch.nn.Module) -> Any:
+        """Warn where the model is evaluated while its parameters hold the point of the next gradient.
+
+        That is, where `model` is called in its evaluation mode and the optimizer is in training mode.
+        Nothing is watched where the algorithm trains and evaluates with the same parameters.
+
+        Args:
+            model: the module whose parameters are optimized.
+
+        Returns:
+            A handle whose `remove()` ends it.
+        """
+
+        def look(module: torch.nn.Module, _: Any) -> None:
+            wrong = self.method.evaluate is not None and not self._evaluating
+            if wrong and not module.training and any(True for _ in self._stateful()):
+                warnings.warn(
+                    f"{self._name}: the model is evaluated with the point at which the next gradient is "
+                    "taken. Evaluate inside `with optimizer.evaluation():`, or call optimizer.eval().",
+                    stacklevel=3,
+                )
+
+        return model.register_forward_pre_hook(look)
+
+    def _check_point(self) -> None:
+        """Warn where what is resumed from are the parameters to evaluate with."""
+        self._resumed, name = False, self.method.evaluate
+        if name is None or torch.compiler.is_compiling():
+            return
+        pairs = [(p, slot[name]) for p, slot in self._stateful() if slot["step"]]
+        if pairs and all(torch.equal(p.detach(), round_to(x, p.dtype)) for p, x in pairs):
+            warnings.warn(
+                f"{self._name}: the parameters are those to evaluate with, not those that the loaded "
+                "state was saved beside, so this run does not go on where that one was. Save the model "
+                "outside of optimizer.evaluation() to go on, inside to use it.",
+                stacklevel=3,
+            )
+
     def _stateful(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         for group in self.param_groups:
             for p in group["params"]:
@@ -1907,6 +1948,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             super().load_state_dict(state_dict)
         finally:
             last.remove()
+        self._resumed = not self._evaluating
 
     def _understood(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """A checkpoint with every state checked, copied, and shielded from torch's cast."""
@@ -1991,13 +2033,15 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying take: torch's three entries and the two modes."""
-        modes = {"_compile": self._compile, "_evaluating": self._evaluating}
+        kept = ("_compile", "_evaluating", "_resumed")
+        modes = {name: getattr(self, name) for name in kept}
         return {**super().__getstate__(), **modes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what `__getstate__` or `load_state_dict` made."""
         super().__setstate__(state)
         self._seen = []
+        self._resumed = state.get("_resumed", False)
         for p, slot in self.state.items():
             if isinstance(slot, _Loaded):
                 self.state[p] = slot.entries
