@@ -61,6 +61,8 @@ OPERATORS: Table = {
     "size_maximum": "larger_size",
     "size_minimum": "smaller_size",
     "size_rounded": "rounded_size",
+    "random_key": "random_key",
+    "normal": "normal",
     "fl": "fl",
 }
 

@@ -539,4 +539,6 @@ def _sharding(program: ir.Program) -> str:
         return "all-reduces of rows and columns"
     if used & ir.REDUCTIONS:
         return "an all-reduce of scalars"
+    if "noise" in used:
+        return "where it begins: random numbers are counted"
     return "nothing: elementwise"

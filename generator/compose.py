@@ -23,6 +23,8 @@ _RESULT = {"optimizer": "theta", "wrapper": "theta", "transform": "u"}
 
 def chain(programs: Sequence[ir.Program], name: str, class_name: str) -> ir.Program:
     """One program that does what these do in turn."""
+    drawn = {ir.SEED for p in programs if ir.noises(p)}  # one seed for all
+    programs = [ir.unseeded(p) for p in programs]
     kinds = [p.kind for p in programs]
     main = next((i for i, kind in enumerate(kinds) if kind == "optimizer"), len(programs) - 1)
     before, core, after = programs[:main], programs[main], programs[main + 1 :]
@@ -34,14 +36,14 @@ def chain(programs: Sequence[ir.Program], name: str, class_name: str) -> ir.Prog
             raise _misplaced(p, core)
     if core.kind not in ("optimizer", "transform"):
         raise _misplaced(core, core)
-    taken = {"g", "theta"}
+    taken = {"g", "theta"} | drawn
     made = _Part(core, taken, {})
     result = made.program
     for p in reversed(before):
         result = _after(result, _Part(p, taken, {}).program)
     for p in after:
         result = _wrapped(_Part(p, taken, {}).program, result)
-    return replace(
+    result = replace(
         result,
         name=name,
         class_name=class_name,
@@ -49,6 +51,7 @@ def chain(programs: Sequence[ir.Program], name: str, class_name: str) -> ir.Prog
         source=tuple(f"{p.class_name}: {s}" for p in programs for s in p.source),
         notes=tuple(f"{p.class_name}: {n}" for p in programs for n in p.notes),
     )
+    return ir.seeded(result)
 
 
 def _title(before: Sequence[ir.Program], core: ir.Program, after: Sequence[ir.Program]) -> str:

@@ -83,7 +83,7 @@ class _Freezer:
         if self.trace.evaluate is not None:
             value, self.line = self.trace.evaluate
             evaluated = self.expr(value)
-        return ir.Program(
+        program = ir.Program(
             kind=spec.kind,
             name=spec.name,
             class_name=spec.class_name,
@@ -98,6 +98,11 @@ class _Freezer:
             line=spec.line,
             doc=tuple(doc.other),
         )
+        for p in parameters:
+            if p.name == ir.SEED and ir.noises(program):
+                what = "seed is the hyperparameter that noise(...) brings with it. Rename this one."
+                raise self.fail(what, p.line)
+        return ir.seeded(program)
 
     def printable(self, raw: str) -> None:
         """Refuse a docstring that would end, or mean something else, in the docstring of a module."""

@@ -15,7 +15,7 @@ from typing import Any
 import mpmath
 import numpy as np
 
-from generator import elementary, ir, summation
+from generator import elementary, ir, normal, summation, threefry
 from generator.ir import Branch, Lowered, Number, Operand, Point, Repeat, State, Value
 from generator.shapes import FULL
 
@@ -109,6 +109,8 @@ EXACT: dict[str, Callable[..., Any]] = {
     "size_rounded": lambda x, like: like.dtype.type(x),
     "col_sum": summation.col_sum,
     "col_mean": summation.col_mean,
+    "random_key": threefry.random_key,
+    "normal": normal.normal,
 }
 
 # ... and with 50 digits, on single numbers
@@ -145,6 +147,7 @@ ORACLE: dict[str, Callable[..., Any]] = {
     "to_float": mpmath.mpf,
     "pi": lambda: +mpmath.pi,
     "store": lambda x: x,
+    "random_key": threefry.random_key,
 }
 
 
@@ -167,6 +170,11 @@ def _fsum(axis: int | None, mean: bool) -> Callable[[Any], Any]:
     return function
 
 
+def _drawn(key: Any, like: Any) -> Any:
+    """The numbers of the wider dtype, of which the others are roundings."""
+    return _digits(normal.normal(key, np.zeros(np.shape(like))))
+
+
 _AXES = {"": None, "row_": -1, "col_": -2}
 ORACLE_TENSORS: dict[str, Callable[..., Any]] = {
     **{op: _elementwise(function) for op, function in ORACLE.items()},
@@ -180,6 +188,7 @@ ORACLE_TENSORS: dict[str, Callable[..., Any]] = {
     "transpose": summation.transposed,
     **{f"{a}sum": _fsum(axis, mean=False) for a, axis in _AXES.items()},
     **{f"{a}mean": _fsum(axis, mean=True) for a, axis in _AXES.items()},
+    "normal": _drawn,
 }
 
 
@@ -228,6 +237,7 @@ class Exact:
     state: dict[str, Any] = field(default_factory=dict)
     t: int = 0
     dtype: Any = np.float32  # the compute dtype
+    stream: int = 0  # the parameter's place in its optimizer; noise is drawn there
     subnormal: Any = False  # where a value on the way was subnormal; such are flushed by some
     operations: Mapping[str, Callable[..., Any]] = field(default_factory=lambda: EXACT)
 
@@ -317,7 +327,9 @@ class Exact:
         return evaluate(self.lowered.scalars, names, operations, exact)
 
     def rounded(self, x: Any) -> Any:
-        """A scalar in the compute dtype; conditions as they are."""
+        """A scalar in the compute dtype; conditions as they are, keys in the parameter's stream."""
+        if np.ndim(x):
+            return threefry.in_stream(x, self.stream)
         return x if isinstance(x, bool | np.bool_) else np.dtype(self.dtype).type(x)
 
     def literal(self, value: int | float) -> Any:

@@ -250,6 +250,29 @@ class Program:
         return tuple((e, line) for e, line in self.requires if e not in _SHAPES)
 
 
+def noises(program: Program) -> list[str]:
+    """The noise sources of a program, in their order."""
+    found = (e for s in statements(program.body) for top in expressions(s) for e in walk(top))
+    return list(dict.fromkeys(e.text for e in found if isinstance(e, Call) and e.op == "noise"))
+
+
+def seeded(program: Program) -> Program:
+    """The program with the hyperparameter that says which random numbers it draws, if it draws any."""
+    if not noises(program):
+        return program
+    about = "which random numbers are drawn"
+    seed = Parameter(SEED, Domain("Count", "int", low=0), 0, about, program.line)
+    return replace(program, parameters=(*program.parameters, seed))
+
+
+def unseeded(program: Program) -> Program:
+    """The program without that hyperparameter."""
+    own = tuple(p for p in program.parameters if p.name != SEED or not noises(program))
+    return replace(program, parameters=own)
+
+
+SEED = "seed"
+
 # ---------------------------------------------------------------------------------------------------
 # Operations
 
@@ -331,6 +354,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "grad": Operation(1, "float", "input", "the gradient at a point"),
     "oracle": Operation(0, "float", "input", "a further input, given by the caller"),
     "noise": Operation(0, "float", "input", "standard normal numbers, the same on every backend"),
+    "random_key": Operation(3, "int", "input", "what a noise source draws with in a step"),
+    "normal": Operation(2, "float", "input", "standard normal numbers, drawn with a key"),
     "first": Operation(0, "float", "input", "the gradient of the first step"),
     "update": Operation(1, "float", "input", "the wrapped optimizer's new parameters"),
 }
@@ -397,7 +422,7 @@ class Value:
     name: str
     op: str
     args: tuple[Operand, ...]
-    type: Literal["float", "int", "bool"]
+    type: Literal["float", "int", "bool", "key"]
     spec: bool = False  # the name stands in the spec and keeps a line of its own in the text
     line: int = 0
 
@@ -550,6 +575,11 @@ class Lowered:
             OPERATIONS[v.op].shape == "elementwise" if v.op in OPERATIONS else v.op not in SIZED
             for v in values_of(self.step)
         )
+
+    @property
+    def clocked(self) -> bool:
+        """Whether anything depends on the step's number."""
+        return "t" in self.exports or any("t" in v.args for v in values_of(self.scalars))
 
     def replaced(self, function: Callable[[Value], Iterable[Value]]) -> Lowered:
         """The program with each operation on tensors replaced by others."""

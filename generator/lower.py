@@ -28,7 +28,7 @@ from generator.ir import Branch, Given, Lowered, Number, Operand, Repeat, State,
 from generator.regions import EVERYWHERE, Fact, Region
 from generator.shapes import FULL, MATRIX, Shape
 
-Type = Literal["float", "int", "bool"]
+Type = Literal["float", "int", "bool", "key"]
 ADDITIVE = ("add", "sub")
 _KEPT = {"rows", "cols", "1"}  # sizes that a state's axes may have
 _OF_SIZES = ("add", "sub", "mul", "div", "neg", "sqrt", "minimum", "maximum")
@@ -80,8 +80,6 @@ class _Lowerer:
 
     def run(self) -> Lowered:
         checked, program = self.checked, self.program
-        if checked.noises:
-            raise self.missing(f"a further input ({checked.noises[0]})")
         if program.kind == "wrapper":
             raise NotAvailable(
                 f"{program.name} wraps an optimizer and has no code of its own. Chain it: "
@@ -499,6 +497,8 @@ class _Lowerer:
             both = [self.expr(a) for a in e.args[0].args]
             if all(x.type == "int" for x in both):
                 return self.make("floordiv", both, "int")
+        if e.op == "noise":
+            return self.noise(e.text)
         given = [self.expr(a) for a in e.args]
         match e.op:
             case "power":
@@ -530,6 +530,13 @@ class _Lowerer:
         sizes = [self.local(x.shape) for x in given]
         shape = (sizes[0][0], sizes[1][1]) if op == "matmul" else sizes[0][::-1]
         return self.make(op, given, "float", shape)
+
+    def noise(self, name: str) -> Typed:
+        """Standard normal numbers; their source is the noise's place in the program."""
+        source = Typed(Number(self.checked.noises.index(name)), False, "int")
+        key = self.make("random_key", [Typed(ir.SEED, False, "int"), self.clock, source], "key")
+        key = self.rename(key, f"{name}_key")
+        return self.rename(self.make("normal", [key, self.now["g"]], "float", FULL), name)
 
     def reduction(self, op: str, x: Typed) -> Typed:
         """A sum, or what is made of one."""

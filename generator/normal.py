@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from generator.threefry import random_words, word
+from generator.threefry import moved, random_words, word
 
 sqrt, select = np.sqrt, np.where
 
@@ -53,11 +53,6 @@ def of_bits(bits: Any, like: Any) -> Any:
 def shaped_like(x: Any, like: Any) -> Any:
     """Numbers one after another in the shape of an array."""
     return x.reshape(like.shape)
-
-
-def moved(x: Any, k: int) -> Any:
-    """The bits of integers moved down by k."""
-    return x >> k
 
 
 # <text>

@@ -135,6 +135,8 @@ class View:
     passes: tuple[emit.PassText | emit.PointText, ...]
     shared: tuple[str, ...]  # what the passes leave to the step: fields
     given: tuple[ir.Given, ...]  # what the caller gives beside the gradient
+    sources: tuple[str, ...]  # the scalars that are keys of noise
+    clock: bool  # whether anything depends on t
 
 
 def view(lowered: Lowered, backend: Backend) -> View:
@@ -237,6 +239,8 @@ def view(lowered: Lowered, backend: Backend) -> View:
         passes=passes,
         shared=tuple(e for p in lowered.passes if isinstance(p, ir.Pass) for e, _ in p.exports),
         given=lowered.given,
+        sources=tuple(e for e in lowered.exports if lowered.types.get(e) == "key"),
+        clock=lowered.clocked,
     )
 
 

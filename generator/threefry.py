@@ -2,13 +2,13 @@
 
 In: keys and counters, words of 32 bits. Out: words. Must not know: any framework; the text below is
 the one definition, run as it stands by interpret.py and copied into each backend's runtime by
-render.py, where the words that it is written in (`word`, `packed`, `counted`, `added`, `rotated`) are the
+render.py, where the words that it is written in (`word`, `packed`, `counted`, `added`, ...) are the
 framework's own.
 
 There is no state: a number is a function of where it is drawn (Salmon et al., Parallel Random Numbers:
 As Easy as 1, 2, 3, SC 2011). For a given seed no two draws share a key and a counter:
 
-    key of a step     Threefry under the key (seed, 0), of the counter (t, source)
+    key of a step     Threefry under the two words of the seed, of the counter (t, source)
     a number          Threefry under the key of the step, of the counter (position, stream)
 
 t is the step, source what is drawn for (a program's noise sources are 0, 1, ...), stream the
@@ -49,6 +49,11 @@ def rotated(x: Any, k: int) -> Any:
     return x << k | x >> (32 - k)
 
 
+def moved(x: Any, k: int) -> Any:
+    """The bits of integers moved down by k."""
+    return x >> k
+
+
 # <text>
 
 
@@ -70,12 +75,17 @@ def threefry(k0: Any, k1: Any, x0: Any, x1: Any) -> tuple[Any, Any]:
 
 def random_key(seed: Any, t: Any, source: int) -> Any:
     """What one source draws with in step t, three words; the last is the stream, here 0."""
-    return packed([*threefry(word(seed), word(0), word(t), word(source)), word(0)])
+    return packed([*threefry(word(seed), word(moved(seed, 32)), word(t), word(source)), word(0)])
 
 
 def in_stream(key: Any, stream: int) -> Any:
     """The key for one parameter, whose place in the optimizer is its stream."""
     return packed([key[:2], word(stream)])
+
+
+def of_parameter(sources: Sequence[str], s: Any, stream: int) -> Any:
+    """A step's scalars with the keys of one parameter in place of those that all have."""
+    return s._replace(**{k: in_stream(getattr(s, k), stream) for k in sources}) if sources else s
 
 
 def random_words(key: Any, count: int, like: Any) -> tuple[Any, Any]:

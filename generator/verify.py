@@ -185,7 +185,10 @@ def reference(
 ) -> Outcome:
     """The lowered program, node by node in NumPy, under an ecosystem's contract."""
     kind = compute_dtype(dtype)
-    runs = [Exact(lowered, np.array(p), dtype=kind, operations=operations) for p in case.params]
+    runs = [
+        Exact(lowered, np.array(p), dtype=kind, operations=operations, stream=i)
+        for i, p in enumerate(case.params)
+    ]
     hypers = {k: _counted(k, v, policy) for k, v in case.hypers.items()}
     for r in runs:
         r.start(hypers)
@@ -567,14 +570,16 @@ def _transform_rows(
         shapes = ONLY[program.only]
         g = [np.asarray(rng.standard_normal(s) * 3).astype(kind) for s in shapes]
         theta = [np.asarray(rng.standard_normal(s)).astype(kind) for s in shapes]
-        hypers = {p.name: 0.37 for p in program.parameters}
-        runs = [Exact(entry.lowered, np.array(p), dtype=compute_dtype(dtype)) for p in theta]
-        interpret.step(runs, g, hypers)
+        hypers = {p.name: 5 if p.domain.type == "int" else 0.37 for p in program.parameters}
+        kind = compute_dtype(dtype)
+        runs = [Exact(entry.lowered, np.array(p), dtype=kind, stream=i) for i, p in enumerate(theta)]
+        clock: dict[str, Any] = {"t": 3} if entry.lowered.clocked else {}
+        interpret.step(runs, g, hypers, **clock)
         want = [r.theta for r in runs]
         for mode in backend.modes:
             row = Row(program.name, backend.name, mode, dtype, cases=1)
             try:
-                got = runner.transform(package, program.name, hypers, theta, g, mode)
+                got = runner.transform(package, program.name, hypers, theta, g, mode, **clock)
                 row.ulp = max(distance(a, b) for a, b in zip(want, got, strict=True))
             except Exception as error:
                 row.ulp, row.error = math.inf, f"{type(error).__name__}: {error}"[:300]

@@ -44,6 +44,8 @@ Gradients: `g[t] = grad(point)` where the gradient is not taken at theta[t-1]; e
 Inputs: `D = oracle("D")` is something shaped like theta that the caller knows (a Hessian's diagonal),
     `loss = oracle("loss", shape="scalar", scope="global")` a number. One that is read inside of
     `with when(...)` is asked for only in those steps.
+Noise: `xi = noise("xi")` is a standard normal tensor shaped like theta, other numbers for each step,
+    parameter and source. The program gets a hyperparameter seed with it.
 Loops: `x[0] = start`, then `for k in iterate(count):` with `x[k] = f(x[k-1])`; x[count] is the
     result. A tuple hyperparameter is read as boundaries[k], k = 1, ..., length(boundaries).
 Composition: `chain(clip_by_norm, adamw, polyak_average)`: transforms, one optimizer, wrappers; on

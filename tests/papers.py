@@ -48,6 +48,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import mpmath
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -684,6 +685,35 @@ def clip_by_norm(theta: Array, g: Array, *, max_norm: float) -> Array:
 def clip_by_global_norm(theta: Array, g: Array, *, max_norm: float) -> Array:
     """The same where there is one tensor."""
     return clip_by_norm(theta, g, max_norm=max_norm)
+
+
+def add_noise(theta: Array, g: Array, *, eta0: float, gamma: float, seed: int) -> Array:
+    """Normal noise of variance eta0 / (1 + t)^gamma, here at t = 1. arXiv:1511.06807, section 3."""
+    key = _threefry((seed % 2**32, seed >> 32), (1, 0))  # step 1, source 0
+    words = [_threefry(key, (place, 0)) for place in range(g.size)]  # stream 0
+    return g + math.sqrt(eta0 / 2**gamma) * np.array([_quantile(*w) for w in words])
+
+
+def _threefry(key: tuple[int, int], counter: tuple[int, int]) -> tuple[int, int]:
+    """Threefry-2x32, 20 rounds, in Python's integers. Salmon et al., SC 2011, section 3.2."""
+    keys = (*key, key[0] ^ key[1] ^ 0x1BD11BDA)
+    x, y = ((c + k) % 2**32 for c, k in zip(counter, key, strict=True))
+    for i in range(20):
+        turn = (13, 15, 26, 6, 17, 29, 16, 24)[i % 8]
+        x = (x + y) % 2**32
+        y = (y << turn | y >> (32 - turn)) % 2**32 ^ x
+        if i % 4 == 3:
+            n = i // 4 + 1
+            x, y = (x + keys[n % 3]) % 2**32, (y + keys[(n + 1) % 3] + n) % 2**32
+    return x, y
+
+
+def _quantile(high: int, low: int) -> float:
+    """Where the normal distribution has the probability 1/2 plus or minus a fraction of 63 bits."""
+    with mpmath.workdps(40):
+        i = high % 2**31 * 2**32 + low
+        x = mpmath.sqrt(2) * mpmath.erfinv((2 * i + 1) / mpmath.mpf(2) ** 64)
+    return float(-x if high >= 2**31 else x)
 
 
 def weight_decay(theta: Array, g: Array, *, weight_decay: float) -> Array:

@@ -985,7 +985,7 @@ INFERRED = {
         "nothing: elementwise",
         "",
     ),
-    "langevin": ({}, 0, ("xi",), "nothing: elementwise", "a further input (xi)"),
+    "langevin": ({}, 0, ("xi",), "where it begins: random numbers are counted", ""),
     "shampoo": (
         {"L": "float element (rows, rows)", "R": "float element (cols, cols)"},
         0,

@@ -11,7 +11,10 @@ import mpmath
 import numpy as np
 import pytest
 
-from generator import normal, threefry
+from backends import discover
+from generator import catalogue, ir, normal, threefry, verify
+from generator.errors import SpecError
+from generator.interpret import Exact
 from generator.verify import distance
 
 MODES = {
@@ -163,3 +166,177 @@ def test_neighbours_have_nothing_to_do_with_each_other() -> None:
     others = [draw(1, 1, 0, 0), draw(0, 2, 0, 0), draw(0, 1, 1, 0), draw(0, 1, 0, 1)]
     for other in (*others, np.roll(first, 1), np.roll(first, 2)):
         assert abs(np.mean(first * other)) < 5 / math.sqrt(n)
+
+
+# --------------------------------------------------------------------------------------------------
+# noise in programs
+
+TWO_SOURCES = '''
+from generator.language import *
+
+m = names("m")
+
+
+@optimizer
+def langevin(lr: NonNegative = 1e-2, heat: NonNegative = 0.5):
+    """Langevin dynamics with a noisy momentum; the norm reads noise before the step.
+
+    Source: this test.
+    """
+    xi = noise("xi")
+    zeta = noise("zeta")
+    m[0] = 0
+    m[t] = 0.9 * m[t-1] + g[t] + heat * zeta
+    theta[t] = theta[t-1] - lr * m[t] / global_norm(g[t] + xi) + sqrt(2 * lr * heat) * xi
+'''
+
+
+@pytest.mark.parametrize("backend", MODES)
+def test_two_sources_have_the_same_bits(backend: str, tmp_path: Any) -> None:
+    pytest.importorskip(backend)
+    file = tmp_path / "langevin.py"
+    file.write_text(TWO_SOURCES)
+    rows = verify.job(str(file), f"backends.{backend}", 4, ("float64",), "cpu", brief=True)
+    assert [(r["mode"], r["ulp"], r["error"]) for r in rows if r["ulp"]] == []
+
+
+def one(word: str) -> Any:
+    return catalogue.entries([word])[0]
+
+
+def test_every_parameter_draws_its_own_numbers() -> None:
+    """Also where another has no gradient; each step and each seed has others."""
+    from generated.numpy import add_noise
+
+    g = np.zeros((3, 2), np.float32)
+    a, b, c = add_noise([g, g, g], t=1)
+    assert not (a == b).any() and not (b == c).any() and not (a == c).any()
+    assert add_noise([g, None, g], t=1)[1] is None
+    assert np.array_equal(add_noise([g, None, g], t=1)[2], c)
+    assert np.array_equal(add_noise({"w": g}, t=1)["w"], a)
+    assert not (add_noise([g], t=2)[0] == a).any() and not (add_noise([g], t=1, seed=1)[0] == a).any()
+    assert not (add_noise([g], t=1, seed=2**32)[0] == a).any()  # a seed has two words
+    more = add_noise([np.zeros(7, np.float32)], t=1)[0]
+    assert np.array_equal(more[:6].reshape(3, 2), a)  # by position, whatever the shape
+    assert (np.abs(add_noise([g.astype(np.float64)], t=1)[0] - a) < 1e-6).all()  # and the dtype
+
+
+def test_steps_and_seeds_are_checked() -> None:
+    from generated.numpy import add_noise
+
+    g = [np.zeros(3, np.float32)]
+    with pytest.raises(ValueError, match=r"t must be an integer in \[1, inf\), got 0"):
+        add_noise(g, t=0)
+    with pytest.raises(TypeError, match="seed must be an integer"):
+        add_noise(g, t=1, seed=0.5)
+    with pytest.raises(TypeError, match="'t'"):
+        add_noise(g)
+
+
+def test_noise_leaves_nan_where_it_is() -> None:
+    from generated.numpy import add_noise
+
+    g = np.array([1.0, np.nan, -np.inf], np.float32)
+    empty, scalar, made = add_noise([np.zeros((0, 3)), np.array(1.0), g], t=1)
+    assert empty.shape == (0, 3) and scalar.shape == () and float(scalar) != 1.0
+    assert np.isfinite(made[0]) and np.isnan(made[1]) and made[2] == -np.inf
+    assert np.array_equal(add_noise([g], t=1, eta0=0.0)[0], g, equal_nan=True)
+
+
+def test_a_chain_has_one_seed() -> None:
+    chained = one("add_noise > add_noise > sgd").program
+    assert [p.name for p in chained.parameters if "seed" in p.name] == ["seed"]
+    assert len(ir.noises(chained)) == 2
+    from generated.numpy import add_noise
+
+    g = np.zeros(5, np.float32)
+    run = Exact(one("add_noise > sgd").lowered, np.ones(5, np.float32))
+    run.step(g, {**verify.defaults(run.lowered.program), "lr": 1.0})
+    assert np.array_equal(run.theta, 1 - add_noise([g], t=1)[0])
+
+
+def test_torch_compiles_noise_once(tmp_path: Any) -> None:
+    torch = pytest.importorskip("torch")
+    chained = one("add_noise > heavy_ball")
+    package: Any = verify.built([chained], discover()["torch"], tmp_path)
+    p = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = package.create(chained.program.name, [p], compile=True)
+    for step in range(4):
+        p.grad = torch.ones(4, 3) * step
+        if step < 2:
+            optimizer.step()
+            continue
+        with torch.compiler.set_stance("fail_on_recompile"):
+            optimizer.step()
+    assert torch.isfinite(p).all()
+
+
+def test_jax_draws_under_its_transformations() -> None:
+    """In a scan and a jit as one by one; a sweep over seeds has those of each seed."""
+    jax = pytest.importorskip("jax")
+    jnp = importlib.import_module("jax.numpy")
+    from generated.jax import add_noise
+
+    g = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(4)}
+    rule = add_noise(seed=3)
+    state, alone = rule.init(g), []
+    for _ in range(3):
+        u, state = rule.update(g, state)
+        alone.append(u)
+
+    def body(state: Any, _: Any) -> Any:
+        u, state = rule.update(g, state)
+        return state, u
+
+    _, scanned = jax.jit(lambda s: jax.lax.scan(body, s, length=3))(rule.init(g))
+    for k in g:
+        assert np.array_equal(scanned[k], np.stack([u[k] for u in alone]))
+
+    def with_seed(seed: Any) -> Any:
+        rule = add_noise(seed=seed)
+        return rule.update(g, rule.init(g))[0]
+
+    swept = jax.vmap(with_seed)(jnp.arange(5))
+    assert np.array_equal(swept["a"][3], alone[0]["a"])
+    slope = jax.grad(lambda x: rule.update(x, rule.init(x))[0]["a"].sum())(g)
+    assert (slope["a"] == 1).all() and (slope["b"] == 0).all()
+
+
+def test_derivatives_see_noise_as_a_constant() -> None:
+    torch = pytest.importorskip("torch")
+    from generated.torch import add_noise
+
+    g = torch.zeros(4, requires_grad=True)
+    eta0 = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
+    (u,) = add_noise([g], t=1, eta0=eta0, gamma=0.0)
+    u.sum().backward()
+    assert g.grad.tolist() == [1.0] * 4
+    # u = sqrt(eta0) xi: the slope in eta0 is xi / (2 sqrt(eta0)), and xi is u / sqrt(eta0).
+    assert float(eta0.grad) == pytest.approx(float(u.detach().sum()) / 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_tensorflow_derivatives_see_noise_as_a_constant(mode: str) -> None:
+    tf = pytest.importorskip("tensorflow")
+    from generated.tensorflow import add_noise
+
+    def slope(g: Any, t: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(g)
+            (u,) = add_noise([g], t=t)
+            total = tf.reduce_sum(u * u)
+        return u, tape.gradient(total, g)
+
+    function = slope if mode == "eager" else tf.function(slope, jit_compile=mode == "xla")
+    g = tf.constant([1.0, 2.0])
+    for t in (1, 2):
+        u, by_g = function(g, tf.constant(t, tf.int64))
+        want = add_noise([g], t=t)[0]
+        assert np.array_equal(u, want) and np.array_equal(by_g, 2 * u.numpy())
+
+
+def test_a_spec_with_noise_has_no_seed_of_its_own(tmp_path: Any) -> None:
+    file = tmp_path / "langevin.py"
+    file.write_text(TWO_SOURCES.replace("heat", "seed"))
+    with pytest.raises(SpecError, match=r"seed is the hyperparameter that noise\(...\) brings with it"):
+        assert catalogue.entries([str(file)])[0].program

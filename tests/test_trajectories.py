@@ -137,7 +137,7 @@ def flagged(lr: NonNegative = 1e-2, mu: Decay = 0.9, nesterov: bool = True):
 '''
 
 
-CHAINS = ("clip_by_global_norm > adamw > lookahead", "adafactor > accumulate")
+CHAINS = ("clip_by_global_norm > adamw > lookahead", "adafactor > accumulate", "add_noise > heavy_ball")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -169,12 +169,14 @@ def transform(
     params: Sequence[Any],
     grads: Sequence[Any],
     mode: str,
+    t: int = 1,
 ) -> list[Any]:
-    """What a transform makes of some gradients."""
+    """What a transform makes of some gradients at step t."""
     made = package.create(name, **hypers)
     with _wide(grads):
         thetas, gs = [_exact(p) for p in params], [_exact(g) for g in grads]
         state = made.init(thetas)
+        state = state._replace(count=state.count + (t - 1))
         update = jax.jit(made.update) if mode in ("jit", "update") else made.update
         updates, _ = update(gs, state, thetas)
         return [np.asarray(u) for u in updates]

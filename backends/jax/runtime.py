@@ -28,7 +28,7 @@ from backends.domains import Domain, check_all, check_relations, check_shape
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal as normal
 from generator.summation import sized, tree_sum
-from generator.threefry import in_stream, random_key
+from generator.threefry import of_parameter, random_key
 
 try:
     from optax import GradientTransformationExtraArgs
@@ -128,6 +128,11 @@ def _behind(zero: Any, x: Any) -> Any:
 def _wide(x: Any) -> Any:
     whole = jnp.issubdtype(jnp.result_type(x), jnp.integer)
     return jnp.asarray(x, jnp.int64 if whole else jnp.float64)
+
+
+def _is_real(x: Any) -> bool:
+    """Whether an array holds numbers; neither conditions nor keys of noise."""
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
 
 
 def _is_array(value: Any) -> bool:
@@ -349,6 +354,7 @@ class Method:
     given: Any = None  # the NamedTuple of what the caller gives beside the gradient
     inputs: Mapping[str, str] = field(default_factory=dict)  # what of it is no gradient: name, when read
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
+    sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, Any] = field(default_factory=dict)  # starts: numbers, or a name
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
@@ -420,7 +426,7 @@ def _in_double(function: Callable[..., Any], dtype: Any) -> Any:
 
     def narrow(*args: Any) -> Any:
         results = function(True, *args)
-        return jax.tree.map(lambda x: x if x.dtype == bool else x.astype(dtype), results)
+        return jax.tree.map(lambda x: x.astype(dtype) if _is_real(x) else x, results)
 
     def in_scope(*args: Any) -> Any:
         with jax.enable_x64(True):
@@ -432,7 +438,7 @@ def _in_double(function: Callable[..., Any], dtype: Any) -> Any:
         slopes = iter(_in_double(functools.partial(_slopes, function, moved), dtype)(*primals))
         changes: list[Any] = []
         for x in results:
-            if x.dtype == bool:
+            if not _is_real(x):
                 changes.append(np.zeros(x.shape, jax.dtypes.float0))
                 continue
             pairs = zip(moved, next(slopes), strict=True)
@@ -470,7 +476,7 @@ def _slopes(function: Callable[..., Any], moved: tuple[int, ...], exact: bool, *
     def along(*xs: Any) -> list[Any]:
         given = dict(zip(moved, xs, strict=True))
         results = function(False, *(given.get(i, x) for i, x in enumerate(args)))
-        return [x for x in jax.tree.leaves(results) if x.dtype != bool]
+        return [x for x in jax.tree.leaves(results) if _is_real(x)]
 
     at = tuple(args[i] for i in moved)
     directions = tuple(jnp.eye(len(moved)))
@@ -897,7 +903,7 @@ def _shapes(slot: Any) -> list[tuple[int, ...] | None]:
 
 def _cover(s: Any) -> Any:
     """A zero that has to do with each of the scalars."""
-    bits = [_bits(x) for x in jax.tree.leaves(s) if x.dtype != bool]
+    bits = [_bits(x) for x in jax.tree.leaves(s) if _is_real(x)]
     return _zero(functools.reduce(lax.bitwise_xor, bits)) if bits else jnp.int32(0)
 
 
@@ -1035,11 +1041,15 @@ class _Shell:
 
         `gradient` takes further gradients, `values` are what else the method reads, by name.
         """
+        method = self.method
         old = self.slots(state, structure, arrays)
         dtypes = [compute_dtype(x.dtype) for x in arrays]
         scalars = self.scalars(state, set(dtypes))
         columns = zip(arrays, gs, old, dtypes, strict=True)
-        calls = [(theta, g, slot, *scalars[dtype]) for theta, g, slot, dtype in columns]
+        calls = []
+        for place, (theta, g, slot, dtype) in enumerate(columns):
+            s, zero = scalars[dtype]
+            calls.append((theta, g, slot, of_parameter(method.sources, s, place), zero))
         elsewhere = self.elsewhere(structure, arrays, gradient)
         params = jax.tree.unflatten(structure, arrays)
         given = self.given(structure, params, arrays, scalars, values)
@@ -1047,7 +1057,7 @@ class _Shell:
         new_scalars = {str(dtype): s for dtype, (s, _) in scalars.items()}
         new_shared = {}
         begun = [x for dtype in dtypes for x in self.begun(state, dtype)]
-        made = over_all(self.method, calls, given, elsewhere, begun)
+        made = over_all(method, calls, given, elsewhere, begun)
         for arguments, dtype in zip(made, dtypes, strict=True):
             result, new = one(*arguments)
             results.append(result)

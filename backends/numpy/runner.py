@@ -91,9 +91,12 @@ def transform(
     params: Sequence[Any],
     grads: Sequence[Any],
     mode: str,
+    t: int = 1,
 ) -> list[Any]:
-    """What a transform makes of some gradients."""
+    """What a transform makes of some gradients at step t."""
     function = getattr(package, name)
-    takes_params = "params" in inspect.signature(function).parameters
-    made: list[Any] = function(list(grads), *([list(params)] if takes_params else []), **hypers)
+    taken = inspect.signature(function).parameters
+    clock = {"t": t} if "t" in taken else {}
+    given = [list(grads), *([list(params)] if "params" in taken else [])]
+    made: list[Any] = function(*given, **clock, **hypers)
     return made

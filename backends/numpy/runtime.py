@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.domains import Domain, check_all, check_relations, check_shape
+from backends.domains import Domain, PositiveCount, check_all, check_relations, check_shape
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal as normal
 from generator.summation import sized, tree_sum
-from generator.threefry import in_stream, random_key
+from generator.threefry import of_parameter, random_key
 
 Array = NDArray[Any]
 Scalar = Any  # numpy.float64 in step scope; a scalar of the compute dtype in a kernel
@@ -201,6 +201,7 @@ class Method(NamedTuple):
     given: Any = None  # the NamedTuple of what the caller gives beside the gradient
     inputs: Mapping[str, str] = {}  # what of it is no gradient: the scalar that says whether it is read
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
+    sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
@@ -225,9 +226,9 @@ def _rounding(dtype: np.dtype[Any]) -> Callable[[Any], Any]:
 
 
 def _rounded(s: Any, dtype: np.dtype[Any]) -> Any:
-    """The step's scalars in the compute dtype, conditions as they are."""
+    """The step's scalars in the compute dtype, conditions and keys as they are."""
     kind = dtype.type
-    return type(s)(*(x if isinstance(x, (bool, np.bool_)) else kind(x) for x in s))
+    return type(s)(*(x if isinstance(x, (bool, np.bool_)) or np.ndim(x) else kind(x) for x in s))
 
 
 def _exact(value: Any) -> Any:
@@ -486,9 +487,11 @@ class Optimizer:
         hypers = self._now()
         with np.errstate(all="ignore"):
             scalars: dict[Any, Any] = {}
-            moving = [path for path, g in now.items() if g is not None]
+            moving = [(i, path) for i, path in enumerate(self._arrays) if now[path] is not None]
             together = self._together(hypers, scalars) if moving else {}
-            ready = [self._ready(path, now[path], hypers, scalars, together) for path in moving]
+            ready = [
+                self._ready(path, i, now[path], hypers, scalars, together) for i, path in moving
+            ]
             besides = self._given(ready, given)
             with self._elsewhere(ready, again) as elsewhere:
                 calls = [x.arguments for x in ready]
@@ -628,6 +631,7 @@ class Optimizer:
     def _ready(
         self,
         path: str,
+        place: int,
         g: Array,
         hypers: Mapping[str, Any],
         scalars: dict[Any, Any],
@@ -648,6 +652,7 @@ class Optimizer:
             s, slot["step"] = together[dtype.name].s, together[dtype.name].clock["step"]
         else:
             s = self._scalars(dtype, slot, hypers, scalars)
+        s = of_parameter(method.sources, s, place)
         return _Ready(path, slot, (theta, g32, self._state_of(slot), s))
 
     def _scalars(
@@ -844,8 +849,10 @@ def transformed(
     grads: Tree,
     params: Tree | None,
     hypers: Mapping[str, Any],
+    t: int = 1,
 ) -> Tree:
     """New gradients in the structure of the old; None stays None."""
+    PositiveCount.check(owner, "t", t)
     check_all(owner, domains, hypers)
     given = dict(leaves(grads))
     at = dict(leaves(params)) if params is not None else {}
@@ -853,7 +860,7 @@ def transformed(
     arguments: dict[str, Any] = {}
     with np.errstate(all="ignore"):
         scalars: dict[Any, Any] = {}
-        for path, g in given.items():
+        for place, (path, g) in enumerate(given.items()):
             if g is None:
                 continue
             _check_array(owner, "the gradient of", path, g)
@@ -862,9 +869,10 @@ def transformed(
             check_shape(owner, method.only, f"the gradient {path or 'array'}", g.shape)
             dtype = compute_dtype(g.dtype)
             if dtype not in scalars:
-                scalars[dtype] = _rounded(method.scalars(1, **exact), dtype)
+                scalars[dtype] = _rounded(method.scalars(t, **exact), dtype)
             theta, g32 = theta.astype(dtype, copy=False), g.astype(dtype, copy=False)
-            arguments[path] = theta, g32, method.init(theta), scalars[dtype]
+            s = of_parameter(method.sources, scalars[dtype], place)
+            arguments[path] = theta, g32, method.init(theta), s
         shared = dict(zip(arguments, over_all(method, list(arguments.values())), strict=True))
         results = [
             None if g is None else stored(np.asarray(method.step(*arguments[k], *shared[k])[0]), g.dtype)

@@ -153,14 +153,16 @@ def transform(
     params: Sequence[Any],
     grads: Sequence[Any],
     mode: str,
+    t: int = 1,
 ) -> list[Any]:
-    """What a transform makes of some gradients."""
-    takes_params = "variables" in inspect.signature(getattr(package, name)).parameters
+    """What a transform makes of some gradients at step t."""
+    taken = inspect.signature(getattr(package, name)).parameters
+    clock = {"t": t} if "t" in taken else {}
     given = [
         [tf.constant(g) for g in grads],
-        *([[tf.constant(p) for p in params]] if takes_params else []),
+        *([[tf.constant(p) for p in params]] if "variables" in taken else []),
     ]
-    made = _in_mode(lambda *lists: package.create(name, *lists, **hypers), mode)(*given)
+    made = _in_mode(lambda *lists: package.create(name, *lists, **clock, **hypers), mode)(*given)
     return [np.asarray(u.numpy()) for u in made]
 
 

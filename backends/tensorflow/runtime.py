@@ -25,11 +25,11 @@ from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 import keras
 import tensorflow as tf
 
-from backends.domains import Domain, check_all, check_relations, check_shape
+from backends.domains import Domain, PositiveCount, check_all, check_relations, check_shape
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal as normal
 from generator.summation import sized, tree_sum
-from generator.threefry import in_stream, random_key
+from generator.threefry import of_parameter, random_key
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
@@ -331,8 +331,10 @@ def rotated(x: Tensor, k: int) -> Tensor:
     return tf.bitwise.left_shift(x, tf.constant(k, tf.uint32)) | moved(x, 32 - k)
 
 
-def moved(x: Tensor, k: int) -> Tensor:
+def moved(x: Any, k: int) -> Any:
     """The bits of integers moved down by k."""
+    if isinstance(x, int):
+        return x >> k
     return tf.bitwise.right_shift(x, tf.constant(k, x.dtype))
 
 
@@ -441,6 +443,7 @@ class Method:
     given: Any = None  # the NamedTuple of what the caller gives beside the gradient
     inputs: Mapping[str, str] = field(default_factory=dict)  # what of it is no gradient: name, when read
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
+    sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     # States of step scope: where they start, a number or a hyperparameter's name.
     scalar_states: Mapping[str, float | str] = field(default_factory=dict)
@@ -499,7 +502,7 @@ def _scalars(
         # The guard between the casts: XLA drops a pair of casts that only loses precision.
         extra["store"] = lambda x: _double(fl(tf.cast(_double(x), dtype)))
     s = method.scalars(t, **extra, **hypers)
-    names = [k for k, v in s._asdict().items() if not _is_condition(v)]
+    names = [k for k, v in s._asdict().items() if not _is_condition(v) and k not in method.sources]
     if not names:
         return s
     values = fl(tf.cast(tf.stack([_double(getattr(s, name)) for name in names]), dtype))
@@ -761,9 +764,13 @@ def _step_each(
     variables: Any,
     grads: Any,
     slots: Any,
+    places: Any,
     taking: _Taking | None = None,
 ) -> list[dict[str, Tensor]]:
-    """As `_step`, for several groups of variables, one after the other; slots may be None."""
+    """As `_step`, for several groups of variables, one after the other; slots may be None.
+
+    `places` are those of the variables in the optimizer, None where there is no noise.
+    """
     thetas = [[tf.convert_to_tensor(v) for v in group] for group in variables]
     given = [
         [tf.ensure_shape(tf.cast(g, compute_dtype(v.dtype)), v.shape) for g, v in zip(*group, strict=True)]
@@ -772,7 +779,8 @@ def _step_each(
     record = kernels[0].method.state
     read = [[record(*map(_read, slot)) for slot in group] for group in slots]
     here = None if taking is None else functools.partial(taking.here, variables)
-    new_thetas, new_states, new_kept = _each_step(kernels, t, numbers, kept, thetas, given, read, here)
+    arguments = t, numbers, kept, thetas, given, read, places, here
+    new_thetas, new_states, new_kept = _each_step(kernels, *arguments)
     targets = variables, slots
     for target, value in zip(_flat(targets), _flat((new_thetas, new_states)), strict=True):
         target.assign(value)
@@ -851,7 +859,7 @@ def _each_step(kernels: Sequence[_Kernel], *arguments: Any) -> Any:
     each = functools.partial(_each, _as_it_is, kernels)
     if tf.executing_eagerly():
         return each(*arguments)
-    kept, thetas, _, states, *taking = arguments[2:]
+    kept, thetas, _, states, _, *taking = arguments[2:]
     if taking and taking[0] is not None:
         raise NotImplementedError(
             f"{kernels[0].method.name}: without XLA a tf.function cannot take further gradients in a step. "
@@ -869,6 +877,7 @@ def _each(
     thetas: Any,
     grads: Any,
     states: Any,
+    places: Any,
     taking: Function | None = None,
 ) -> tuple[list[list[Tensor]], list[list[Any]], list[dict[str, Tensor]]]:
     """The parts of the kernels, in their order; `run` says how each is called.
@@ -877,9 +886,10 @@ def _each(
     gradients.
     """
     s = [run(k, "scalars", t, *n, p) for k, n, p in zip(kernels, numbers, kept, strict=True)]
+    sources = kernels[0].method.sources
     calls = [
-        [(t, s[i], *tensors) for tensors in zip(*group, strict=True)]
-        for i, group in enumerate(zip(thetas, grads, states, strict=True))
+        [(t, of_parameter(sources, s[i], place), *tensors) for place, *tensors in zip(*group, strict=True)]
+        for i, group in enumerate(zip(places, thetas, grads, states, strict=True))
     ]
     inputs, elsewhere = taking(s) if taking is not None else (None, None)
     shared = [k.begun(p) for k, p in zip(kernels, kept, strict=True)]
@@ -1458,10 +1468,22 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         variables = [[_native(v) for _, v in pairs] for pairs in groups]
         slots = [[[_native(self._slot(k, v)) for k in fields] for _, v in pairs] for pairs in groups]
         shapes = tuple(tuple(tuple(v.shape) for v in group) for group in variables)
+        places = self._places(groups)
         if self._taking is not None and self.method.given is not None:
-            return _step_each(kernels, t, numbers, kept, variables, grads, slots, self._taking)
+            given = variables, grads, slots, places, self._taking
+            return _step_each(kernels, t, numbers, kept, *given)
         step = self._called(_step_each, kernels, shapes)
-        return step(t, numbers, kept, variables, grads, slots)
+        return step(t, numbers, kept, variables, grads, slots, places)
+
+    def _places(self, groups: Any) -> list[list[Tensor | None]]:
+        """The variables' places in the optimizer, which only noise needs."""
+        return [
+            [
+                tf.constant(self._get_variable_index(v), tf.int64) if self.method.sources else None
+                for _, v in pairs
+            ]
+            for pairs in groups
+        ]
 
     def _called(self, step: Function, kernels: Any, shapes: Any) -> Function:
         if tf.executing_eagerly() and _use_xla and not tf.distribute.has_strategy():
@@ -1741,10 +1763,9 @@ def _deserialized(value: Any, custom_objects: Any = None) -> Any:
     return value
 
 
-def _transformed_flat(kernel: _Kernel, ints: Tensor) -> Function:
+def _transformed_flat(kernel: _Kernel, t: Tensor, ints: Tensor) -> Function:
     """A transform over flat tensors; its derivatives are those of the kernel, run again under a tape."""
     state = kernel.method.state()
-    t = _opaque()[0] + 1
 
     @_with_gradient
     def value(*given: Tensor) -> tuple[Tensor, Function]:
@@ -1762,22 +1783,22 @@ def _transformed_flat(kernel: _Kernel, ints: Tensor) -> Function:
     return value
 
 
-def _transformed_joined(calls: Sequence[Any]) -> list[list[Tensor]]:
+def _transformed_joined(t: Tensor, calls: Sequence[Any]) -> list[list[Tensor]]:
     """Gradients in groups, those of a group joined."""
     made = []
-    for kernel, (floats, ints), thetas, gs in calls:
+    for kernel, (floats, ints), thetas, gs, _ in calls:
         g = _joined(gs)
         theta = g if thetas is gs else _joined(thetas)
-        u = _transformed_flat(kernel, ints)(floats, theta, g)
+        u = _transformed_flat(kernel, t, ints)(floats, theta, g)
         made.append(_parted(u, [g.shape for g in gs]))
     return made
 
 
-def _transformed_each(calls: Sequence[Any]) -> list[list[Tensor]]:
+def _transformed_each(t: Tensor, calls: Sequence[Any]) -> list[list[Tensor]]:
     """Gradients in groups, a kernel call for each; differentiated as those of `_transformed_flat`."""
     if not calls:
         return []
-    kernels, (numbers, *_), *tensors = (list(x) for x in zip(*calls, strict=True))
+    kernels, (numbers, *_), *tensors, places = (list(x) for x in zip(*calls, strict=True))
     floats, ints = numbers  # the kernels differ in their dtype, the numbers do not
     like = floats, *tensors
     none: list[dict[str, Tensor]] = [{} for _ in kernels]
@@ -1785,8 +1806,9 @@ def _transformed_each(calls: Sequence[Any]) -> list[list[Tensor]]:
 
     def made(each: Function, values: Sequence[Tensor]) -> list[Tensor]:
         floats, thetas, gs = tf.nest.pack_sequence_as(like, values)
-        t, numbers = _opaque()[0] + 1, [(floats, ints) for _ in kernels]
-        us: list[Tensor] = tf.nest.flatten(each(kernels, t, numbers, none, thetas, gs, states)[0])
+        numbers = [(floats, ints) for _ in kernels]
+        given = t, numbers, none, thetas, gs, states, places
+        us: list[Tensor] = tf.nest.flatten(each(kernels, *given)[0])
         return us
 
     @_with_gradient
@@ -1823,8 +1845,12 @@ def transformed(
     params: Sequence[Any] | None,
     hypers: Mapping[str, Any],
     spelling: Mapping[str, str] | None = None,
+    t: Any = 1,
 ) -> list[Any]:
     """New gradients in place of the old, in a list; None stays None, sparse ones are made dense."""
+    if not _is_tensor(t):
+        PositiveCount.check(owner, "t", t)
+    step = tf.cast(tf.convert_to_tensor(t), tf.int64) + _opaque()[0]  # which no compiler knows
     hypers = _checked(owner, domains, hypers, method.requires, spelling)
     hypers = _respelled(hypers, spelling or {})
     grads = list(grads)
@@ -1850,9 +1876,10 @@ def transformed(
     for (_, compute), members in groups.items():
         gs = [tf.cast(grads[i], compute) for i in members]
         thetas = gs if params is None else [tf.cast(_native(at[i]), compute) for i in members]
-        calls.append((*_prepared(method, compute, hypers), thetas, gs))
+        places = [tf.constant(i, tf.int64) if method.sources else None for i in members]
+        calls.append((*_prepared(method, compute, hypers), thetas, gs, places))
     transform = _transformed_joined if method.elementwise else _transformed_each
-    for ((dtype, _), members), us in zip(groups.items(), transform(calls), strict=True):
+    for ((dtype, _), members), us in zip(groups.items(), transform(step, calls), strict=True):
         for i, u in zip(members, us, strict=True):
             wide = u.dtype == tf.float64 and dtype == tf.float64
             grads[i] = u if wide else stored(tf.cast(u, tf.float32), dtype)

@@ -170,12 +170,14 @@ def transform(
     params: Sequence[Any],
     grads: Sequence[Any],
     mode: str,
+    t: int = 1,
 ) -> list[Any]:
-    """What a transform makes of some gradients."""
+    """What a transform makes of some gradients at step t."""
     function = getattr(package, name)
-    takes_params = "params" in inspect.signature(function).parameters
-    given = [[tensor(g) for g in grads], *([[tensor(p) for p in params]] if takes_params else [])]
-    made = function(*given, **hypers)
+    taken = inspect.signature(function).parameters
+    clock = {"t": t} if "t" in taken else {}
+    given = [[tensor(g) for g in grads], *([[tensor(p) for p in params]] if "params" in taken else [])]
+    made = function(*given, **clock, **hypers)
     return [array(u, g) for u, g in zip(made, grads, strict=True)]
 
 

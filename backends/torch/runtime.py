@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
-from backends.domains import Domain, Flag, check_relations, check_shape
+from backends.domains import Domain, Flag, PositiveCount, check_relations, check_shape
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal
 from generator.summation import (
@@ -43,7 +43,7 @@ from generator.summation import (
     smaller_size,
     tree_sum,
 )
-from generator.threefry import in_stream, random_key, random_words
+from generator.threefry import of_parameter, random_key, random_words
 
 try:
     import numpy as np
@@ -621,7 +621,7 @@ def _entering(x: Any, dtype: torch.dtype) -> Any:
     if isinstance(x, bool):
         return x
     if isinstance(x, Tensor):
-        return x if x.dtype == torch.bool else x.to(dtype)
+        return x.to(dtype) if x.is_floating_point() else x  # conditions and keys as they are
     return torch.tensor(x, dtype=dtype, device="cpu")
 
 
@@ -740,6 +740,7 @@ class Method(NamedTuple):
     given: Any = None  # the NamedTuple of what the caller gives beside the gradient
     inputs: Mapping[str, str] = {}  # what of it is no gradient: the scalar that says whether it is read
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
+    sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
@@ -879,6 +880,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         self._compile = compile
         self._evaluating = False
         self._resumed = False  # whether a state was loaded since the last step
+        self._places: dict[Tensor, int] = {}  # of the parameters in the optimizer, for noise
         self._seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         super().__init__(params, self._in_domains(hypers))
 
@@ -1031,6 +1033,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 if g is not None:
                     self._check(p, g, index, i)
                     ready.append((p, index))
+        if self.method.sources:
+            every = [p for group in self.param_groups for p in group["params"]]
+            self._places = {p: i for i, p in enumerate(every)}
         fresh = [p for p, _ in ready if not self.state[p]]
         clocks = self._clocks(groups) if ready and self.method.shared_states else []
         try:
@@ -1247,6 +1252,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         """What the kernel is given of a parameter."""
         slot, fields = self.state[p], self.method.state._fields
         state = self.method.state._make(slot.get(name) for name in fields)
+        if self.method.sources:
+            s = of_parameter(self.method.sources, s, self._places[p])
         return computed(p.detach()), computed(p.grad), state, s
 
     def _run(self, job: _Job, w: Sequence[tuple[Any, ...]]) -> None:
@@ -1654,22 +1661,25 @@ def transformed(
     grads: Tree,
     params: Tree | None,
     hypers: Mapping[str, Any],
+    t: int = 1,
 ) -> Tree:
     """New gradients in the structure of the old; None stays None."""
     checked = _checked_all(owner, domains, {}, method.requires, hypers)
-    exact = method.scalars(1, **{name: _double(value) for name, value in checked.items()})
+    PositiveCount.check(owner, "t", t)
+    exact = method.scalars(t, **{name: _double(value) for name, value in checked.items()})
     given, at = list(_leaves(grads)), dict(_leaves(grads if params is None else params))
     for path, g in given:
         if g is not None:
             _check_leaf(owner, path, g, at.get(path))
             check_shape(owner, method.only, f"the gradient {path}".rstrip(), g.shape)
     groups: dict[Any, list[Any]] = {}
-    for path, g in given:
+    for place, (path, g) in enumerate(given):
         if g is not None:
             theta = computed(at[path])
             key = theta.dtype, theta.device
             s = groups[key][0][3] if key in groups else rounded(exact, theta.dtype)
-            groups.setdefault(key, []).append((theta, computed(g), method.init(theta), s))
+            own = of_parameter(method.sources, s, place)
+            groups.setdefault(key, []).append((theta, computed(g), method.init(theta), own))
     shared = over_all(method, list(groups.values()))
     calls = {key: iter(made) for key, made in groups.items()}
     besides = {key: iter(made) for key, made in zip(groups, shared, strict=True)}

@@ -545,12 +545,17 @@ def threefry(k0: Any, k1: Any, x0: Any, x1: Any) -> tuple[Any, Any]:
 
 def random_key(seed: Any, t: Any, source: int) -> Any:
     """What one source draws with in step t, three words; the last is the stream, here 0."""
-    return packed([*threefry(word(seed), word(0), word(t), word(source)), word(0)])
+    return packed([*threefry(word(seed), word(moved(seed, 32)), word(t), word(source)), word(0)])
 
 
 def in_stream(key: Any, stream: int) -> Any:
     """The key for one parameter, whose place in the optimizer is its stream."""
     return packed([key[:2], word(stream)])
+
+
+def of_parameter(sources: Sequence[str], s: Any, stream: int) -> Any:
+    """A step's scalars with the keys of one parameter in place of those that all have."""
+    return s._replace(**{k: in_stream(getattr(s, k), stream) for k in sources}) if sources else s
 
 
 def random_words(key: Any, count: int, like: Any) -> tuple[Any, Any]:
@@ -737,6 +742,7 @@ class Method(NamedTuple):
     given: Any = None  # the NamedTuple of what the caller gives beside the gradient
     inputs: Mapping[str, str] = {}  # what of it is no gradient: the scalar that says whether it is read
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
+    sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
@@ -761,9 +767,9 @@ def _rounding(dtype: np.dtype[Any]) -> Callable[[Any], Any]:
 
 
 def _rounded(s: Any, dtype: np.dtype[Any]) -> Any:
-    """The step's scalars in the compute dtype, conditions as they are."""
+    """The step's scalars in the compute dtype, conditions and keys as they are."""
     kind = dtype.type
-    return type(s)(*(x if isinstance(x, (bool, np.bool_)) else kind(x) for x in s))
+    return type(s)(*(x if isinstance(x, (bool, np.bool_)) or np.ndim(x) else kind(x) for x in s))
 
 
 def _exact(value: Any) -> Any:
@@ -1022,9 +1028,11 @@ class Optimizer:
         hypers = self._now()
         with np.errstate(all="ignore"):
             scalars: dict[Any, Any] = {}
-            moving = [path for path, g in now.items() if g is not None]
+            moving = [(i, path) for i, path in enumerate(self._arrays) if now[path] is not None]
             together = self._together(hypers, scalars) if moving else {}
-            ready = [self._ready(path, now[path], hypers, scalars, together) for path in moving]
+            ready = [
+                self._ready(path, i, now[path], hypers, scalars, together) for i, path in moving
+            ]
             besides = self._given(ready, given)
             with self._elsewhere(ready, again) as elsewhere:
                 calls = [x.arguments for x in ready]
@@ -1164,6 +1172,7 @@ class Optimizer:
     def _ready(
         self,
         path: str,
+        place: int,
         g: Array,
         hypers: Mapping[str, Any],
         scalars: dict[Any, Any],
@@ -1184,6 +1193,7 @@ class Optimizer:
             s, slot["step"] = together[dtype.name].s, together[dtype.name].clock["step"]
         else:
             s = self._scalars(dtype, slot, hypers, scalars)
+        s = of_parameter(method.sources, s, place)
         return _Ready(path, slot, (theta, g32, self._state_of(slot), s))
 
     def _scalars(
@@ -1380,8 +1390,10 @@ def transformed(
     grads: Tree,
     params: Tree | None,
     hypers: Mapping[str, Any],
+    t: int = 1,
 ) -> Tree:
     """New gradients in the structure of the old; None stays None."""
+    PositiveCount.check(owner, "t", t)
     check_all(owner, domains, hypers)
     given = dict(leaves(grads))
     at = dict(leaves(params)) if params is not None else {}
@@ -1389,7 +1401,7 @@ def transformed(
     arguments: dict[str, Any] = {}
     with np.errstate(all="ignore"):
         scalars: dict[Any, Any] = {}
-        for path, g in given.items():
+        for place, (path, g) in enumerate(given.items()):
             if g is None:
                 continue
             _check_array(owner, "the gradient of", path, g)
@@ -1398,9 +1410,10 @@ def transformed(
             check_shape(owner, method.only, f"the gradient {path or 'array'}", g.shape)
             dtype = compute_dtype(g.dtype)
             if dtype not in scalars:
-                scalars[dtype] = _rounded(method.scalars(1, **exact), dtype)
+                scalars[dtype] = _rounded(method.scalars(t, **exact), dtype)
             theta, g32 = theta.astype(dtype, copy=False), g.astype(dtype, copy=False)
-            arguments[path] = theta, g32, method.init(theta), scalars[dtype]
+            s = of_parameter(method.sources, scalars[dtype], place)
+            arguments[path] = theta, g32, method.init(theta), s
         shared = dict(zip(arguments, over_all(method, list(arguments.values())), strict=True))
         results = [
             None if g is None else stored(np.asarray(method.step(*arguments[k], *shared[k])[0]), g.dtype)
