@@ -55,7 +55,8 @@ class Entry:
             )
             return replace(made, file=spec.file, line=spec.line)
         parts = [Entry(part).checked.program for part in spec.parts]
-        made = compose.chain(parts, spec.name, spec.class_name)
+        together = compose.route if spec.routed else compose.chain
+        made = together(parts, spec.name, spec.class_name)
         return replace(made, file=spec.file, line=spec.line)
 
     @functools.cached_property
@@ -141,7 +142,7 @@ def entries(wanted: Sequence[str] = ()) -> list[Entry]:
     for word in wanted or files:
         if learnt := re.fullmatch(r"hypergradient\(([^()]+),\s*(\w+)\s*\)(?: as (\w+))?", word.strip()):
             chosen.append(learning(word, *learnt.groups()))
-        elif ">" in word:
+        elif ">" in word or "|" in word:
             chosen.append(chained(word))
         elif word in files:
             chosen.append(files[word])
@@ -171,16 +172,18 @@ def learning(word: str, part: str, wrt: str, called: str | None) -> Entry:
 
 
 def chained(word: str) -> Entry:
-    """The chain that a text names: `clip_by_norm > adamw`, or `clip_by_norm > adamw as ClippedAdamW`."""
+    """The chain that a text names: `clip_by_norm > adamw`, or `clip_by_norm > adamw as ClippedAdamW`.
+
+    Between two optimizers | stands for route and binds more tightly: `clip_by_norm > muon | adamw`.
+    """
     text, _, called = word.partition(" as ")
-    parts = []
+    parts: list[Spec | Chain | Learner] = []
     for part in map(str.strip, text.split(">")):
         if not part:
             raise UnknownName(f"{text.strip()!r} lacks a name beside >. Write clip_by_norm > adamw.")
-        found = entries([part])
-        if len(found) != 1:
-            raise UnknownName(f"{part} has {len(found)} specs. Chain files that have one.")
-        parts.append(found[0].spec)
+        parts.append(_routed(part) if "|" in part else _one(part))
+    if len(parts) == 1 and isinstance(parts[0], Chain) and not called.strip():
+        return Entry(parts[0], word)
     class_name = called.strip() or "".join(p.class_name for p in parts)
     name = "_".join(p.name for p in parts)
     if called.strip():
@@ -192,7 +195,27 @@ def chained(word: str) -> Entry:
     if not class_name.isidentifier():
         raise UnknownName(f"{class_name!r} is not a class name. Write one like ClippedAdamW.")
     file = SPECS.parent / text.strip()  # there is none; this is what messages name
+    if len(parts) == 1 and isinstance(parts[0], Chain):
+        return Entry(replace(parts[0], name=name, class_name=class_name), word)
     return Entry(Chain(tuple(parts), name, class_name, str(file), 1), word)
+
+
+def _one(word: str) -> Spec | Chain | Learner:
+    """The one spec that a name or a path stands for."""
+    found = entries([word])
+    if len(found) != 1:
+        raise UnknownName(f"{word} has {len(found)} specs. Chain files that have one.")
+    return found[0].spec
+
+
+def _routed(text: str) -> Chain:
+    """Two optimizers side by side: `muon | adamw`."""
+    words = [word.strip() for word in text.split("|")]
+    if len(words) != 2 or not all(words):
+        raise UnknownName(f"{text!r} is not two optimizers. Write muon | adamw.")
+    parts = tuple(map(_one, words))
+    name, class_name = ("".join(x) for x in zip(*((f"_{p.name}", p.class_name) for p in parts), strict=True))
+    return Chain(parts, name[1:], class_name, str(SPECS.parent / text), 1, routed=True)
 
 
 def available(chosen: Sequence[Entry]) -> tuple[list[Lowered], list[str]]:

@@ -52,7 +52,7 @@ def _entries(words: Sequence[str]) -> list[Entry]:
     files = {Path(e.spec.file) for e in found}
     for word in words:
         path = Path(word).resolve()
-        if ">" not in word and word not in catalogue.builtin() and path not in files:
+        if not set(word) & set(">|") and word not in catalogue.builtin() and path not in files:
             raise SpecError(str(path), 1, "no spec in this file. Decorate a function: @optimizer.")
     return found
 

@@ -4,10 +4,15 @@ In: frozen programs, in the order in which a gradient goes through them. Out: on
 is checked, lowered and printed like any other. Must not know: SymPy, how a program is computed.
 
     transforms > optimizer > wrappers        clip_by_global_norm > adamw > polyak_average
+    optimizer | optimizer                    muon | adamw
 
 Each transform's u[t] is the next one's g[t]. A wrapper's `inner = update(g[t])` is replaced by the
 equations of what it wraps, with inner in place of theta[t]. A name that two of them use gets the
 name of its program as a prefix; the optimizer keeps its own.
+
+Of two optimizers side by side the first is for matrices, the second for other parameters. All of the
+second's hyperparameters get its name as a prefix, for they are about a part of the parameters only;
+its rate is the first's times a ratio, so that one number, or one schedule, drives both.
 """
 
 from __future__ import annotations
@@ -54,6 +59,116 @@ def chain(programs: Sequence[ir.Program], name: str, class_name: str) -> ir.Prog
     return ir.seeded(result)
 
 
+def route(programs: Sequence[ir.Program], name: str, class_name: str) -> ir.Program:
+    """One program that does what the first does to matrices, and the second to other parameters."""
+    first, second = programs
+    for p, region in ((first, "matrix"), (second, "vector")):
+        _may_be_routed(p, region)
+    taken = {"g", "theta"}
+    a = _Part(first, taken, {}).program
+    names = {p.name: f"{second.name}_{p.name}" for p in second.parameters}
+    b = _Part(second, taken, names).program
+    parameters = [*a.parameters, *b.parameters]
+    shared: list[str] = []
+    rate = names.get("lr", "")
+    if rate and any(p.name == "lr" for p in a.parameters):
+        ratio = _ratio(first.parameter("lr"), second, f"{rate}_ratio")
+        parameters = [ratio if p.name == rate else p for p in parameters]
+        times = ir.Call("mul", (ir.Hyper("lr"), ir.Hyper(ratio.name)))
+        shared.append(f"the rate of {second.class_name} is lr * {ratio.name}, so a schedule drives both.")
+        b = replace(b, body=_statements(b.body, {}, hypers={rate: times}))
+    result = next(n for n in ("change", f"{name}_change") if n not in taken)
+    matrix, vector = ir.Call("matrix", ()), ir.Call("vector", ())
+    sides = _on_one_side(a.body, "matrix"), _on_one_side(b.body, "vector")
+    bodies, end = _with_common_end(sides, result)
+    return replace(
+        a,
+        name=name,
+        class_name=class_name,
+        title=f"{first.class_name} for matrices, {second.class_name} for other parameters.",
+        doc=(),
+        parameters=tuple(parameters),
+        body=(ir.Case(matrix, bodies[0], a.line), ir.Case(vector, bodies[1], b.line), *end),
+        requires=(*a.relations, *b.relations),
+        source=tuple(f"{p.class_name}: {s}" for p in programs for s in p.source),
+        notes=(*shared, *(f"{p.class_name}: {n}" for p in programs for n in p.notes)),
+    )
+
+
+def _on_one_side(body: Sequence[ir.Statement], side: str) -> tuple[ir.Statement, ...]:
+    """Statements where it is known whether a parameter is a matrix."""
+    made: list[ir.Statement] = []
+    for s in body:
+        match s:
+            case ir.Case(ir.Call("matrix" | "vector" as op, (), _), inner):
+                made += _on_one_side(inner, side) if op == side else ()
+            case ir.Case(_, inner) | ir.Loop(_, _, inner):
+                made.append(replace(s, body=_on_one_side(inner, side)))
+            case ir.When(_, inner, other):
+                there = _on_one_side(other, side)
+                made.append(replace(s, body=_on_one_side(inner, side), otherwise=there))
+            case _:
+                made.append(s)
+    return tuple(made)
+
+
+def _may_be_routed(p: ir.Program, region: str) -> None:
+    """Refuse what cannot be one side of a route."""
+    word = "matrices" if region == "matrix" else "other parameters than matrices"
+    starts = (s for s in ir.statements(p.body) if isinstance(s, ir.Start | ir.Assign))
+    what = ""
+    if p.kind != "optimizer":
+        what = f"is a {p.kind}, and a route has two optimizers. Chain it before or behind the route"
+    elif p.only not in ("", region):
+        what = f"is not for {word}. Put it on the other side"
+    elif p.evaluate is not None or any(s.target == "g" for s in starts):
+        what = "keeps the gradient or takes it at another point, which a route cannot. Use it by itself"
+    elif any(
+        isinstance(e, ir.Call) and e.op in ir.GLOBAL
+        for s in ir.statements(p.body)
+        for top in ir.expressions(s)
+        for e in ir.walk(top)
+    ):
+        what = "sums over all parameters, of which a route gives it a part. Chain what sums before the route"
+    if what:
+        raise SpecError(p.file, p.line, f"{p.name} {what}.")
+
+
+def _ratio(rate: ir.Parameter, second: ir.Program, name: str) -> ir.Parameter:
+    """How large the second's rate is beside the first's; by default as their defaults are."""
+    own = second.parameter("lr")
+    known = isinstance(rate.default, float) and isinstance(own.default, float) and rate.default
+    default = own.default / rate.default if known else 1.0  # type: ignore[operator]
+    about = f"the step size of {second.name} as a multiple of lr"
+    return replace(own, name=name, default=default, about=about)
+
+
+def _with_common_end(
+    bodies: Sequence[tuple[ir.Statement, ...]], result: str
+) -> tuple[list[tuple[ir.Statement, ...]], tuple[ir.Statement, ...]]:
+    """Where both have theta[t] = theta[t-1] - ..., the subtraction once, behind the regions."""
+    made, line = [], 0
+    for body in bodies:
+        side: list[ir.Statement] = []
+        for s in body:
+            match s:
+                case ir.Assign("theta", ir.Call("sub", (ir.Ref("theta", 1), change), _), line):
+                    side.append(ir.Assign(result, change, line))
+                case _:
+                    side.append(s)
+        left = [e for s in ir.statements(tuple(side)) for top in ir.expressions(s) for e in ir.walk(top)]
+        if len(_assigned(side, result)) != 1 or _assigned(side, "theta") or ir.Ref("theta") in left:
+            return list(bodies), ()
+        made.append(tuple(side))
+    difference = ir.Call("sub", (ir.Ref("theta", 1), ir.Ref(result)))
+    return made, (ir.Assign("theta", difference, line),)
+
+
+def _assigned(body: Sequence[ir.Statement], name: str) -> list[ir.Statement]:
+    """Where a name is defined."""
+    return [s for s in ir.statements(tuple(body)) if isinstance(s, ir.Assign) and s.target == name]
+
+
 def _title(before: Sequence[ir.Program], core: ir.Program, after: Sequence[ir.Program]) -> str:
     title = f"{core.class_name}"
     if before:
@@ -92,7 +207,9 @@ class _Part:
             if isinstance(e, ir.Call) and e.op in ("oracle", "noise")
         ]
         for name in dict.fromkeys(own):
-            if name not in ("theta", "g"):
+            if name in names:
+                taken.add(names[name])
+            elif name not in ("theta", "g"):
                 free = name if name not in taken else f"{program.name}_{name}"
                 taken.add(free)
                 if free != name:
@@ -207,15 +324,19 @@ def _statements(
     names: Mapping[str, str],
     now_only: bool = False,
     clock: ir.Expr | None = None,
+    hypers: Mapping[str, ir.Expr] | None = None,
 ) -> tuple[ir.Statement, ...]:
-    """Statements with other names; `now_only` leaves what a name was a step before."""
+    """Statements with other names; `now_only` leaves what a name was a step before.
+
+    `hypers` says what stands in place of a hyperparameter.
+    """
     made: list[ir.Statement] = []
 
     def expr(e: ir.Expr) -> ir.Expr:
-        return _expr(e, names, now_only, clock)
+        return _expr(e, names, now_only, clock, hypers or {})
 
     def block(body: Sequence[ir.Statement]) -> tuple[ir.Statement, ...]:
-        return _statements(body, names, now_only, clock)
+        return _statements(body, names, now_only, clock, hypers)
 
     for s in body:
         match s:
@@ -235,9 +356,15 @@ def _statements(
 
 
 def _expr(
-    e: ir.Expr, names: Mapping[str, str], now_only: bool = False, clock: ir.Expr | None = None
+    e: ir.Expr,
+    names: Mapping[str, str],
+    now_only: bool = False,
+    clock: ir.Expr | None = None,
+    hypers: Mapping[str, ir.Expr] | None = None,
 ) -> ir.Expr:
     match e:
+        case ir.Hyper(name) if hypers and name in hypers:
+            return hypers[name]
         case ir.Ref(name, lag):
             return e if now_only and lag and name == "theta" else replace(e, name=names.get(name, name))
         case ir.Clock("t") if clock is not None:
@@ -245,9 +372,9 @@ def _expr(
         case ir.Hyper(name) | ir.Clock(name):
             return replace(e, name=names.get(name, name))
         case ir.Item(name, index):
-            return ir.Item(names.get(name, name), _expr(index, names, now_only, clock))
+            return ir.Item(names.get(name, name), _expr(index, names, now_only, clock, hypers))
         case ir.Call(op, args, text):
             named = op in ("length", "oracle", "noise")
-            inner = tuple(_expr(a, names, now_only, clock) for a in args)
+            inner = tuple(_expr(a, names, now_only, clock, hypers) for a in args)
             return ir.Call(op, inner, names.get(text, text) if named else text)
     return e

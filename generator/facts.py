@@ -15,6 +15,7 @@ from generator.catalogue import Entry
 from generator.equations import ascii_expr
 
 _SIZE = 4  # bytes of a float32, the narrowest dtype in which states are kept
+Home = tuple[tuple[ir.Expr, bool], ...]  # conditions on a parameter's shape
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,28 @@ def states(entry: Entry) -> list[State]:
 
 
 def memory(entry: Entry) -> str:
-    """What all states cost: `8 bytes a parameter`."""
-    counted = Counter(_unit(entry, s) for s in _kept(entry) if not _single(s))
-    return ", ".join(f"{_SIZE * n} bytes a {unit}" for unit, n in counted.items()) or "none"
+    """What all states cost: `8 bytes a parameter`, of matrices and of others where these differ."""
+    costs = []
+    for home, counted in _by_home(entry).items():
+        cost = ", ".join(f"{_SIZE * n} bytes a {unit}" for unit, n in counted.items())
+        where = " of a matrix" if home and home[0][1] else " of other parameters" if home else ""
+        costs.append(cost + where)
+    return "; ".join(costs) or "none"
+
+
+def _by_home(entry: Entry) -> dict[Home, Counter[str]]:
+    """How many states there are for each ..., by the parameters that have them."""
+    counted: dict[Home, Counter[str]] = {}
+    for s in _kept(entry):
+        if not _single(s):
+            counted.setdefault(s.home, Counter())[_unit(entry, s)] += 1
+    return counted
 
 
 def bytes_a_parameter(entry: Entry) -> int:
     """The part of that which grows with the number of parameters, in float32."""
-    return _SIZE * sum(not _single(s) and _unit(entry, s) == "parameter" for s in _kept(entry))
+    numbers = {home: counted["parameter"] for home, counted in _by_home(entry).items()}
+    return _SIZE * (numbers.pop((), 0) + max(numbers.values(), default=0))
 
 
 def _kept(entry: Entry) -> list[ir.State]:

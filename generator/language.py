@@ -43,7 +43,7 @@ _TIMED = ("theta", "g", "lr")
 
 __all__ = [
     *(*_FUNCTIONS, *_VALUES, *_SHAPES, *_TIMED),
-    *"names optimizer schedule transform wrapper chain hypergradient".split(),
+    *"names optimizer schedule transform wrapper chain route hypergradient".split(),
     *"Choice Optional Annotated Domain".split(),
     *"NonNegative Positive Decay Real Count PositiveCount Schedule".split(),
 ]
@@ -577,13 +577,14 @@ transform, wrapper = _decorator("transform"), _decorator("wrapper")
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """Several specs as one: transforms, then an optimizer, then wrappers."""
+    """Several specs as one: transforms, then an optimizer, then wrappers; or two side by side."""
 
     parts: tuple[Spec | Chain | Learner, ...]
     name: str
     class_name: str
     file: str
     line: int
+    routed: bool = False  # the first for matrices, the second for other parameters
 
     @property
     def kind(self) -> ir.Kind:
@@ -600,14 +601,36 @@ def chain(*parts: Any, name: str = "", class_name: str = "") -> Chain:
         name: what users create it by; the names of the parts if left out.
         class_name: the names of their classes if left out.
     """
+    if len(parts) < 2 and all(isinstance(part, Spec | Chain | Learner) for part in parts):
+        what = "a chain has two specs or more. Write chain(clip_by_norm, adamw)."
+        raise SpecError(*_here(), what)
+    return _composed("Chain", parts, name, class_name)
+
+
+def route(*parts: Any, name: str = "", class_name: str = "") -> Chain:
+    """One optimizer for matrices, another for other parameters: `muon_adamw = route(muon, adamw)`.
+
+    The rate of the second is that of the first times a hyperparameter, `adamw_lr_ratio`, so that a
+    schedule drives both; its other hyperparameters have its name as a prefix, `adamw_beta1`.
+
+    Args:
+        *parts: two optimizers: for parameters with two axes or more, and for the others.
+        name: what users create it by; the names of the parts if left out.
+        class_name: the names of their classes if left out.
+    """
+    if len(parts) != 2:
+        what = f"route(...) takes two optimizers, here are {len(parts)}. Write route(muon, adamw)."
+        raise SpecError(*_here(), what)
+    return replace(_composed("Route", parts, name, class_name), routed=True)
+
+
+def _composed(word: str, parts: tuple[Any, ...], name: str, class_name: str) -> Chain:
+    """Several specs under one name."""
     file, line = _here()
     for part in parts:
         if not isinstance(part, Spec | Chain | Learner):
-            what = f"{brief(part)} is no spec. Chain what @optimizer and @transform made."
+            what = f"{brief(part)} is no spec. {word} what @optimizer and @transform made."
             raise SpecError(file, line, what)
-    if len(parts) < 2:
-        what = "a chain has two specs or more. Write chain(clip_by_norm, adamw)."
-        raise SpecError(file, line, what)
     whole = _named(name or "_".join(part.name for part in parts))
     return Chain(parts, whole, class_name or "".join(p.class_name for p in parts), file, line)
 

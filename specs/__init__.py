@@ -32,12 +32,18 @@ Domains of hyperparameters: NonNegative, Positive, Decay (0 <= x < 1), Real; Cou
 Operations: + - * / ** elementwise; sqrt abs sign minimum maximum; exp log cos floor pi in step
     scope; where(condition, a, b) chooses, equal(a, b) compares, & | ~ join conditions; // and %
     on integers. A constant of the file, EPS = 1e-3, is a number like any other.
-Reductions: sum mean norm rms of one parameter's tensor; row_mean row_sum col_mean col_sum, @ and
-    .T of a matrix; global_sum global_norm over all parameters. A state that follows from these is one
+Reductions: sum mean norm rms of one parameter's tensor; row_mean row_sum col_mean col_sum of a
+    matrix; global_sum global_norm over all parameters. A state that follows from these is one
     number for all parameters, which then share one count of steps t, and is kept once.
+Matrices: a parameter with two axes or more is a matrix, or a stack of matrices, those of its last
+    two axes. x @ y is the product, x.T the transpose; rows and cols are numbers, too, and what
+    follows from them alone is computed in double, sqrt(maximum(1, rows / cols)). Products are the
+    one operation whose last bits differ between libraries.
 Regions: `with case(matrix):` and `with case(vector):` for parameters with two axes or more, and
-    with fewer. `with when(condition):` and `with otherwise():` are for steps: a condition on t
-    or a bool decides for all parameters at once, and a state that is not set keeps its value.
+    with fewer; in the former also `with case(rows > cols):`. What is for matrices only begins with
+    require(matrix), and other parameters are refused. `with when(condition):` and
+    `with otherwise():` are for steps: a condition on t or a bool decides for all parameters at
+    once, and a state that is not set keeps its value.
 Gradients: `g[t] = grad(point)` where the gradient is not taken at theta[t-1]; evaluate(x[t]) names
     what the model is evaluated with where that is not theta. `h[t] = grad(point)` takes one more in
     the same step, at a point of what is known by then, g[t] included.
@@ -47,11 +53,13 @@ Inputs: `D = oracle("D")` is something shaped like theta that the caller knows (
 Noise: `xi = noise("xi")` is a standard normal tensor shaped like theta, other numbers for each step,
     parameter and source. The program gets a hyperparameter seed with it.
 Loops: `x[0] = start`, then `for k in iterate(count):` with `x[k] = f(x[k-1])`; x[count] is the
-    result. A tuple hyperparameter is read as boundaries[k], k = 1, ..., length(boundaries).
+    result; over tensors the count is a number. A tuple hyperparameter is read as boundaries[k],
+    k = 1, ..., length(boundaries).
 Composition: `chain(clip_by_norm, adamw, polyak_average)`: transforms, one optimizer, wrappers; on
     the command line "clip_by_norm > adamw > polyak_average". A wrapper has theta[t] follow from
     `inner = update(g[t])`, the new parameters of what it wraps; in `with when(equal(t % k, 0)):`
-    that happens, and is counted, every k steps.
+    that happens, and is counted, every k steps. `route(muon, adamw)`, or "muon | adamw": the
+    first for matrices, the second for other parameters, at the rate lr * adamw_lr_ratio.
 Learning: `hypergradient(adam, wrt="lr")` is adam with lr learnt by hypergradient descent, from the
     derivatives of its own equations; `kappa` is the step size of that. On the command line
     "hypergradient(adam, lr)".

@@ -476,6 +476,26 @@ def muon(theta: Array, grads: Sequence[Array], *, lr: float, mu: float) -> list[
     return path
 
 
+def muon_adamw(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    mu: float,
+    adamw_lr_ratio: float,
+    adamw_beta1: float,
+    adamw_beta2: float,
+    adamw_eps: float,
+    adamw_weight_decay: float,
+) -> list[Array]:
+    """Muon for matrices, AdamW with a rate in proportion for everything else."""
+    if theta.ndim >= 2:
+        return muon(theta, grads, lr=lr, mu=mu)
+    given = {"beta1": adamw_beta1, "beta2": adamw_beta2, "eps": adamw_eps}
+    rate = lr * adamw_lr_ratio
+    return adamw(theta, grads, lr=rate, weight_decay=adamw_weight_decay, **given)
+
+
 def adafactor(
     theta: Array,
     grads: Sequence[Array],

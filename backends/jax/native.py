@@ -79,6 +79,7 @@ NATIVE: dict[str, Callable[[Hypers], Any]] = {
 }
 
 DIFFERENT: dict[str, str] = {
+    "muon_adamw": "as muon",
     "adagrad": "adds eps under the root, the spec to it",
     "adamax": "adds eps to the absolute gradient inside the maximum, the spec to the norm",
     "nadam": "has no momentum schedule, the spec Dozat's with psi",

@@ -70,6 +70,7 @@ NATIVE: dict[str, Callable[[Hypers], Any]] = {
 BEFORE_CORRECTION = ("adam", "adamw", "amsgrad")
 
 DIFFERENT: dict[str, str] = {
+    "muon_adamw": "Keras scales the steps of matrices in its own way, and has no factor for shapes",
     "amsgrad": "takes the maximum before the bias correction, the spec after it",
     "adagrad": "adds eps under the root, the spec to it",
     "radam": "Keras has none",

@@ -53,6 +53,7 @@ NATIVE: dict[str, Callable[[list[Any], Hypers], Any]] = {
 }
 
 DIFFERENT: dict[str, str] = {
+    "muon_adamw": "torch has none",
     "rmsprop": "adds eps to the root, the spec under it",
     "amsgrad": "takes the maximum before the bias correction, the spec after it",
     "radam": "rectifies where rho > 5, the spec where rho > 4, and adds eps before the correction",

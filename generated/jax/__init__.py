@@ -43,6 +43,7 @@ _WHERE = {
     "momentum_hd": "optimizers.momentum_hd",
     "momentum_hd_beta": "optimizers.momentum_hd_beta",
     "muon": "optimizers.muon",
+    "muon_adamw": "optimizers.muon_adamw",
     "nadam": "optimizers.nadam",
     "nesterov": "optimizers.nesterov",
     "radam": "optimizers.radam",
@@ -106,6 +107,7 @@ _BY_NAME = {
     "momentum_hd": "momentum_hd",
     "momentum_hd_beta": "momentum_hd_beta",
     "muon": "muon",
+    "muon_adamw": "muon_adamw",
     "nadam": "nadam",
     "nesterov": "nesterov",
     "radam": "radam",
@@ -238,6 +240,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "learning_rate": "lr",
     },
     "muon": {
+        "learning_rate": "lr",
+    },
+    "muon_adamw": {
         "learning_rate": "lr",
     },
     "nadam": {

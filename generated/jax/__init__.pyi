@@ -23,6 +23,7 @@ from .optimizers.momentum import momentum as momentum
 from .optimizers.momentum_hd import momentum_hd as momentum_hd
 from .optimizers.momentum_hd_beta import momentum_hd_beta as momentum_hd_beta
 from .optimizers.muon import muon as muon
+from .optimizers.muon_adamw import muon_adamw as muon_adamw
 from .optimizers.nadam import nadam as nadam
 from .optimizers.nesterov import nesterov as nesterov
 from .optimizers.radam import radam as radam

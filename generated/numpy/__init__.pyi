@@ -23,6 +23,7 @@ from .optimizers.momentum import Momentum as Momentum
 from .optimizers.momentum_hd import MomentumHD as MomentumHD
 from .optimizers.momentum_hd_beta import MomentumHDBeta as MomentumHDBeta
 from .optimizers.muon import Muon as Muon
+from .optimizers.muon_adamw import MuonAdamW as MuonAdamW
 from .optimizers.nadam import NAdam as NAdam
 from .optimizers.nesterov import Nesterov as Nesterov
 from .optimizers.radam import RAdam as RAdam

@@ -41,6 +41,7 @@ _WHERE = {
     "MomentumHD": "optimizers.momentum_hd",
     "MomentumHDBeta": "optimizers.momentum_hd_beta",
     "Muon": "optimizers.muon",
+    "MuonAdamW": "optimizers.muon_adamw",
     "NAdam": "optimizers.nadam",
     "Nesterov": "optimizers.nesterov",
     "RAdam": "optimizers.radam",
@@ -104,6 +105,7 @@ _BY_NAME = {
     "momentum_hd": "MomentumHD",
     "momentum_hd_beta": "MomentumHDBeta",
     "muon": "Muon",
+    "muon_adamw": "MuonAdamW",
     "nadam": "NAdam",
     "nesterov": "Nesterov",
     "radam": "RAdam",
@@ -249,6 +251,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "learning_rate": "lr",
     },
     "muon": {
+        "learning_rate": "lr",
+    },
+    "muon_adamw": {
         "learning_rate": "lr",
     },
     "nadam": {
