@@ -33,6 +33,7 @@ class Run:
         device: where to run, in the framework's words.
         further: for each step what its further gradients are made of, see `further`.
         given: for each step what else the program reads, by name: arrays like grads, or a number.
+        options: `store` and `states`, where they are not what shells do by themselves.
     """
 
     package: ModuleType
@@ -44,6 +45,7 @@ class Run:
     device: str = "cpu"
     further: Sequence[Sequence[Arrays]] = ()
     given: Sequence[Mapping[str, Any]] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def gradients(self, step: int) -> list[Arrays]:
         """What each gradient of a step is made of, the first as it is."""

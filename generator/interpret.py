@@ -7,6 +7,7 @@ know: any backend, any text.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 import mpmath
 import numpy as np
 
-from generator import elementary, ir, normal, summation, threefry
+from generator import elementary, ir, normal, signs, storage, summation, threefry
 from generator.ir import Branch, Lowered, Number, Operand, Point, Repeat, State, Value
 from generator.shapes import FULL
 
@@ -237,15 +238,45 @@ class Exact:
     state: dict[str, Any] = field(default_factory=dict)
     t: int = 0
     dtype: Any = np.float32  # the compute dtype
-    stream: int = 0  # the parameter's place in its optimizer; noise is drawn there
+    stream: int = 0  # the parameter's place in its optimizer; what is drawn depends on it
     subnormal: Any = False  # where a value on the way was subnormal; such are flushed by some
     operations: Mapping[str, Callable[..., Any]] = field(default_factory=lambda: EXACT)
+    storage: storage.Storage = field(default_factory=storage.Storage)
 
     def start(self, hypers: Numbers) -> None:
-        """The states before the first step."""
+        """The states before the first step, as they are kept."""
         theta = np.asarray(self.theta).astype(self.dtype)
-        for s in self.lowered.states:
-            self.state[s.name] = _start(s, theta, hypers, self.dtype)
+        self.keep({s.name: _start(s, theta, hypers, self.dtype) for s in self.lowered.states})
+        name = self.storage.beside(self.theta.dtype.name)
+        if name is not None:
+            self.state[name] = self.storage.begun(theta)
+
+    @functools.cached_property
+    def codes(self) -> Mapping[str, str]:
+        """The states that are kept in 8 bits, with their codes."""
+        coded = signs.kept_in_8_bits(self.lowered)
+        return self.storage.codes(coded, self.theta.dtype.name, self.theta.size)
+
+    def keep(self, states: Mapping[str, Any]) -> None:
+        """New values of states."""
+        self.state.update(storage.entries(states, self.codes))
+
+    def loaded(self) -> Any:
+        """The parameter as the step takes it."""
+        dtype, p = self.theta.dtype, np.asarray(self.theta).astype(self.dtype)
+        name = self.storage.beside(dtype.name)
+        if name is None:
+            return p
+        return self.storage.loaded(p, self.state[name], dtype.name)
+
+    def store(self, x: Any) -> None:
+        """A new value of the parameter."""
+        dtype, name = self.theta.dtype, self.storage.beside(self.theta.dtype.name)
+        if not self.storage.plain(dtype.name):
+            x, rest = self.storage.parted(np.asarray(x), dtype.name, self.t, self.stream)
+            if name is not None:
+                self.state[name] = rest
+        self.theta = np.asarray(x).astype(dtype)
 
     def step(self, g: Any, hypers: Numbers, t: int | None = None) -> None:
         """One step with gradient `g`; `t` where a clock is not the parameter's own."""
@@ -261,11 +292,12 @@ class Exact:
         names = self.scalars(hypers)
         for s in self.lowered.scalar_states:
             self.state[s.name] = names[s.name]
+        kept = storage.opened(self.state, self.codes)
         return {
-            self.lowered.parameter: np.asarray(self.theta).astype(self.dtype),
+            self.lowered.parameter: self.loaded(),
             "g": np.asarray(g).astype(self.dtype),
             **{f"given.{k}": np.asarray(x).astype(self.dtype) for k, x in given.items()},
-            **{f"state.{s.name}": self.state[s.name] for s in self.lowered.tensor_states},
+            **{f"state.{s.name}": kept[s.name] for s in self.lowered.tensor_states},
             **self.common(names),
         }
 
@@ -280,9 +312,8 @@ class Exact:
         """The step itself, once everything that it reads is known."""
         evaluate(self.lowered.step, tensors, self.operations, self.literal)
         self.subnormal = self.subnormal | self.flushed(tensors.values())
-        for name, value in self.lowered.new_states:
-            self.state[name] = tensors[str(value)]
-        self.theta = np.asarray(tensors[str(self.lowered.result)]).astype(self.theta.dtype)
+        self.keep({name: tensors[str(value)] for name, value in self.lowered.new_states})
+        self.store(tensors[str(self.lowered.result)])
 
     def flushed(self, values: Iterable[Any]) -> Any:
         """Where one of the values, each of the parameter's shape or smaller, is subnormal."""

@@ -22,7 +22,7 @@ import jinja2
 
 import backends
 from backends import Backend
-from generator import elementary, emit, ir, normal, shapes, summation, threefry
+from generator import elementary, emit, ir, normal, shapes, signs, storage, summation, threefry
 from generator.equations import ascii_expr, ascii_lines
 from generator.errors import NotAvailable, SpecError
 from generator.ir import Lowered, Program
@@ -108,6 +108,7 @@ class View:
     starts: tuple[Start, ...]  # of tensor states
     init_hypers: tuple[str, ...]
     memory: str
+    coded: tuple[tuple[str, str], ...]  # states that may be kept in 8 bits, with their codes
     fields: tuple[tuple[str, str], ...]  # of the scalars: name, float or bool
     scalar_lines: tuple[str, ...]
     exports: tuple[tuple[str, str], ...]
@@ -198,6 +199,7 @@ def view(lowered: Lowered, backend: Backend) -> View:
         starts=starts,
         init_hypers=tuple(dict.fromkeys(s.value for s in starts if s.value in _names(program))),
         memory=_memory(lowered),
+        coded=tuple(signs.kept_in_8_bits(lowered).items()) if program.kind == "optimizer" else (),
         fields=tuple((e, lowered.types.get(e, "float")) for e in lowered.exports),
         scalar_lines=scalar.scalars,
         exports=scalar.exports,
@@ -352,7 +354,8 @@ def _memory(lowered: Lowered) -> str:
         return once or "States: none."
     names = ", ".join(s.name for s in states)
     plural = "s" if len(states) > 1 else ""
-    costs = []
+    costs, rough = [], []
+    coded = signs.kept_in_8_bits(lowered)
     for home in dict.fromkeys(s.home for s in states):
         here = [s for s in states if s.home == home]
         full = sum(len(s.shape) == 1 for s in here)
@@ -362,7 +365,12 @@ def _memory(lowered: Lowered) -> str:
                 parts.append(f"{4 * count} bytes a {word}")
         where = {True: "of a matrix", False: "of other parameters"}[home[0][1]] if home else ""
         costs.append(" ".join([" and ".join(parts), where]).strip())
+        pieces = sum(s.name in coded for s in here)
+        if pieces:
+            each = 4 * (full - pieces) + pieces * (1 + 4 / storage.PIECE)
+            rough.append(f"{each:.3g} bytes a parameter {where}".strip())
     cost = f"{'; '.join(costs)} (float32 and below), twice that in float64."
+    cost += f' With states="8bit": {"; ".join(rough)}.' if rough else ""
     return _wrapped(" ".join([f"State{plural}: {names}; {cost}", *([once] if once else [])]), 96)
 
 
@@ -529,7 +537,7 @@ def _spaced(text: str) -> str:
 
 
 # What is copied as it stands; the words it is written in are the runtime's own.
-_TEXTS = (summation, threefry, normal)
+_TEXTS = (storage, summation, threefry, normal)
 
 
 def runtime(backend: Backend) -> str:

@@ -36,11 +36,21 @@ from generator.catalogue import Entry
 from generator.errors import NotAvailable
 from generator.interpret import Exact, Oracle, schedule_value
 from generator.ir import REQUIRED, Lowered, Program
+from generator.storage import Storage
 
 SHAPES = ((), (1,), (7,), (64, 33), (3, 3, 8, 16), (0, 4))
 ONLY = {"": SHAPES, "vector": SHAPES[:3], "matrix": ((5, 1), (1, 7), (20, 48), *SHAPES[3:])}
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 SCHEDULE = "warmup_cosine"
+# A few programs whose parameters and states are kept in all ways: one that goes number by number, one
+# that does not, one whose gradient is taken elsewhere. The codecs are the same for all.
+STORED = ("adamw", "adafactor", "nesterov")
+LARGE = ((), (7,), (64, 65), (5000,))  # some of them large enough for 8 bits
+WAYS = {
+    "float32": (("nearest", "8bit"),),
+    "bfloat16": (("master", "float32"), ("kahan", "8bit"), ("stochastic", "8bit")),
+    "float16": (("master", "8bit"), ("kahan", "float32"), ("stochastic", "float32")),
+}
 ORACLE_SHAPE = (8, 8)
 
 
@@ -55,6 +65,7 @@ class Case:
     schedule: tuple[str, dict[str, Any]] | None = None
     further: list[list[list[Any]]] = field(default_factory=list)  # see running.Run
     given: list[dict[str, Any]] = field(default_factory=list)
+    storage: Storage = field(default_factory=Storage)
 
 
 @dataclass
@@ -103,6 +114,10 @@ def cases(
     default = defaults(program)
     shapes = ONLY[program.only]
     yield _case("default", dtype, steps, seed, default, shapes)
+    if program.name in STORED:
+        for i, (store, states) in enumerate(WAYS.get(dtype, ())):
+            case = _case(f"{store} {states}", dtype, min(steps, 100), seed + 4 + i, default, LARGE)
+            yield replace(case, storage=Storage(store, states, seed))
     if brief and dtype != "float32":
         return
     begins = ir.Hyper("lr") in [s.value for s in program.body if isinstance(s, ir.Start)]
@@ -186,7 +201,7 @@ def reference(
     """The lowered program, node by node in NumPy, under an ecosystem's contract."""
     kind = compute_dtype(dtype)
     runs = [
-        Exact(lowered, np.array(p), dtype=kind, operations=operations, stream=i)
+        Exact(lowered, np.array(p), dtype=kind, operations=operations, storage=case.storage, stream=i)
         for i, p in enumerate(case.params)
     ]
     hypers = {k: _counted(k, v, policy) for k, v in case.hypers.items()}
@@ -417,7 +432,7 @@ def _rows(
                 continue
             run = Run(
                 package, lowered.program.name, case.params, case.grads, case.hypers,
-                case.schedule, device, case.further, case.given,
+                case.schedule, device, case.further, case.given, case.storage.options(),
             )  # fmt: skip
             try:
                 gap = compared(want, runner.trajectory(run, mode), compute_dtype(dtype), bounds)

@@ -50,12 +50,15 @@ def _not_compiled(package: ModuleType) -> Any:
     runtime: Any = importlib.import_module(f"{package.__name__}.runtime")
 
     def plain(compiled: Any) -> Any:
-        return lambda function: compiled(function).__wrapped__
+        return lambda *given: compiled(*given).__wrapped__
 
     return patch.multiple(
         runtime,
         _kernel=plain(runtime._kernel),
         _shared_kernel=plain(runtime._shared_kernel),
+        _opened=plain(runtime._opened),
+        _packed=plain(runtime._packed),
+        _parted=plain(runtime._parted),
         _added=runtime._total,
     )
 
@@ -79,7 +82,7 @@ def trajectory(run: Run, mode: str) -> Outcome:
     hypers = dict(run.hypers)
     if run.schedule is not None:
         hypers["lr"] = run.package.create(run.schedule[0], **run.schedule[1])
-    optimizer = run.package.create(run.name, **hypers)
+    optimizer = run.package.create(run.name, **hypers, **run.options)
 
     def exact(params: Any, grads: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
         taken = _taken(grads) if run.further else grads[0]
@@ -101,8 +104,14 @@ def trajectory(run: Run, mode: str) -> Outcome:
         states = []
         for i, p in enumerate(run.params):
             kept = state.scalars.get("float64" if p.dtype == np.float64 else "float32", {})
-            slots = {name: _shown(tree[i]) for name, tree in state.tensors._asdict().items()}
-            states.append({**slots, **{k: np.asarray(v) for k, v in kept.items()}})
+            slots: dict[str, Any] = {}
+            for name, tree in state.tensors._asdict().items():
+                pieces = isinstance(tree[i], tuple)
+                slots |= dict(zip((name, f"{name}.scale"), tree[i] if pieces else (tree[i],), strict=False))
+            if state.beside:
+                slots["theta.rest" if run.options["store"] == "kahan" else "theta.master"] = state.beside[i]
+            shown = {name: _shown(x) for name, x in {**slots, **kept}.items()}
+            states.append({name: x for name, x in shown.items() if x is not None})
         return Outcome([np.asarray(p) for p in params], states)
 
 

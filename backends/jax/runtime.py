@@ -27,6 +27,7 @@ from jax.custom_derivatives import SymbolicZero
 from backends.domains import Domain, check_all, check_relations, check_shape
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal as normal
+from generator.storage import Storage, decoded, encoded, nearest
 from generator.summation import sized, tree_sum
 from generator.threefry import of_parameter, random_key
 
@@ -331,6 +332,30 @@ def kept(theta: Any, value: Any, *sizes: str | int) -> Any:
 
 
 # --------------------------------------------------------------------------------------------------
+# What storage is made of
+
+
+def as_bytes(k: Any) -> Any:
+    """Whole numbers from 0 to 255 as uint8."""
+    return k.astype(jnp.uint8)
+
+
+def below(x: Any) -> Any:
+    """The largest whole numbers that are not above."""
+    return jnp.floor(x)
+
+
+def greatest(x: Any) -> Any:
+    """The largest number along the last axis, which becomes 1."""
+    return jnp.max(x, -1, keepdims=True)
+
+
+def taken(table: tuple[float, ...], k: Any) -> Any:
+    """The entries of a table of float32 numbers at some places."""
+    return jnp.asarray(table, jnp.float32).at[k].get(mode="promise_in_bounds")
+
+
+# --------------------------------------------------------------------------------------------------
 # Methods
 
 
@@ -360,6 +385,7 @@ class Method:
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
     shared_states: Mapping[str, Any] = field(default_factory=dict)  # of all parameters, likewise
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
+    coded: Mapping[str, str] = field(default_factory=dict)  # states that 8 bits may hold, their codes
     requires: Callable[..., Mapping[str, Any]] | None = None  # what must hold between them
 
     @property
@@ -635,23 +661,10 @@ def compute_dtype(dtype: Any) -> Any:
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
-def _nearest(x: Any, dtype: Any) -> Any:
-    """The float32 nearest to x that the smaller dtype holds, to even; casts alone are left out."""
-    drop = 23 - jnp.finfo(dtype).nmant
-    bits = _bits(x)
-    even = bits + ((1 << (drop - 1)) - 1) + (bits >> drop & 1)
-    near = lax.bitcast_convert_type(even & -(1 << drop), x.dtype)
-    if dtype == jnp.float16:  # below 2**-14 it holds multiples of 2**-24, as float32 does above 0.5
-        small = _opaque(jnp.abs(x) + 0.5) - 0.5
-        small = lax.bitcast_convert_type(_bits(small) | bits & jnp.int32(-(2**31)), x.dtype)
-        near = jnp.where(jnp.abs(x) < 2.0**-14, small, near)
-    return jnp.where(x != x, x, near)
-
-
 def stored(x: Any, dtype: Any) -> Any:
     """A result in the parameter's dtype, rounded once, to nearest even."""
     if dtype in (jnp.float16, jnp.bfloat16):
-        x = _smooth(functools.partial(_nearest, dtype=dtype))(x)
+        x = _smooth(functools.partial(nearest, dtype=jnp.dtype(dtype).name))(x)
     return x.astype(dtype)
 
 
@@ -737,14 +750,29 @@ class State(NamedTuple):
     Attributes:
         count: finished steps, int32; it stays at the largest integer.
         tensors: the algorithm's states by name, each in the structure of the parameters and in the
-            compute dtype; None for a parameter whose shape has no such state.
+            compute dtype, or as `Pieces`; None for a parameter whose shape has no such state.
         scalars: states without a tensor in them, and those of all parameters together, for each
             compute dtype.
+        beside: what is kept beside narrow parameters, in the structure of the parameters, None for
+            those that have nothing; () where no parameter has.
     """
 
     count: Any
     tensors: Any
     scalars: dict[str, dict[str, Any]]
+    beside: Any = ()
+
+
+class Pieces(NamedTuple):
+    """A state in 8 bits.
+
+    Attributes:
+        places: in the code, uint8, shaped like the parameter.
+        scales: one for each 256 in a row, float32.
+    """
+
+    places: Any
+    scales: Any
 
 
 class Transformation(GradientTransformationExtraArgs):  # type: ignore[misc]
@@ -775,9 +803,21 @@ class Optimizer(GradientTransformationExtraArgs):  # type: ignore[misc]
     shell: _Shell
 
     @classmethod
-    def of(cls, method: Method, **hypers: Any) -> Optimizer:
-        """A method with its hyperparameters, given by the spec's names and checked."""
-        shell = _Shell(method, hypers)
+    def of(
+        cls,
+        method: Method,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: Any = 0,
+        **hypers: Any,
+    ) -> Optimizer:
+        """A method with its hyperparameters, given by the spec's names, and options, all checked."""
+        if "seed" in method.hypers:  # the algorithm has one: it is that
+            hypers["seed"] = seed
+        if not _is_array(seed):  # optax.inject_hyperparams makes arrays of numbers
+            seed = int(Storage(seed=seed).check(method.name).seed)
+        shell = _Shell(method, hypers, Storage(store, states).check(method.name), seed)
         self = cls(shell.init, shell.update)
         self.shell = shell
         return self
@@ -898,7 +938,48 @@ def _state_shapes(method: Method, shape: tuple[int, ...]) -> list[tuple[int, ...
 
 
 def _shapes(slot: Any) -> list[tuple[int, ...] | None]:
-    return [getattr(x, "shape", None) for x in slot]
+    return [getattr(x.places if isinstance(x, Pieces) else x, "shape", None) for x in slot]
+
+
+@functools.cache
+def _opened(method: Method, storage: Storage) -> Any:
+    """A parameter, what is beside it and its states as kernels take them, compiled as kernels are."""
+
+    def function(p: Any, beside: Any, slot: Any) -> tuple[Any, Any]:
+        wide = {
+            name: decoded(*x, method.coded[name]) if isinstance(x, Pieces) else x
+            for name, x in slot._asdict().items()
+        }
+        if beside is not None:
+            dtype = jnp.dtype(jnp.float32)
+            p = storage.loaded(p.astype(dtype), beside.astype(dtype), p.dtype.name)
+        return p, type(slot)(**wide)
+
+    return jax.jit(function)
+
+
+@functools.cache
+def _packed(method: Method, codes: tuple[str, ...]) -> Any:
+    """The states of a parameter as they are kept, compiled as kernels are."""
+
+    def function(slot: Any) -> Any:
+        made = {name: getattr(slot, name) for name in codes}
+        pieces = {k: Pieces(*encoded(x, method.coded[k])) for k, x in made.items() if x is not None}
+        return slot._replace(**pieces)
+
+    return jax.jit(function)
+
+
+@functools.cache
+def _parted(storage: Storage, dtype: str) -> Any:
+    """A narrow parameter and what is kept beside it, compiled as kernels are."""
+
+    def function(x: Any, t: Any, stream: Any, seed: Any) -> tuple[Any, Any]:
+        p, beside = storage.parted(x, dtype, t, stream, seed)
+        rest = storage.store == "kahan"
+        return p.astype(dtype), beside.astype(dtype) if rest else beside
+
+    return jax.jit(function)
 
 
 def _cover(s: Any) -> Any:
@@ -910,12 +991,19 @@ def _cover(s: Any) -> Any:
 _compiled_cover: Any = jax.jit(_cover)
 
 
+_PLAIN = Storage()
+_OTHERWISE = "the state was made with another option `{}`. Make it with init(params)."
+
+
 class _Shell:
     """A method with its hyperparameters, run over trees."""
 
-    def __init__(self, method: Method, hypers: Mapping[str, Any]) -> None:
+    def __init__(
+        self, method: Method, hypers: Mapping[str, Any], storage: Storage = _PLAIN, seed: Any = 0
+    ) -> None:
         self.method = method
         self.hypers = _hypers(method, hypers)
+        self.storage, self.seed = storage, seed
         numbers = (*method.scalar_states.values(), *method.shared_states.values())
         starts = [x for x in numbers if isinstance(x, str)]
         for name in (*method.init_hypers, *starts):
@@ -949,7 +1037,31 @@ class _Shell:
             raise ValueError(
                 f"{method.name}: the state belongs to other parameters. Make it with init(params)."
             )
+        for slot, x in zip(slots, arrays, strict=True):
+            known = [k for k, kept in slot._asdict().items() if isinstance(kept, Pieces)]
+            if known != [k for k in self.codes(x) if getattr(slot, k) is not None]:
+                raise ValueError(f"{method.name}: {_OTHERWISE.format('states')}")
         return slots
+
+    def codes(self, p: Any) -> list[str]:
+        """The states of a parameter that are kept in 8 bits."""
+        codes = self.storage.codes(self.method.coded, p.dtype.name, p.size)
+        return [name for name in self.method.state._fields if name in codes]
+
+    def besides(self, state: State, structure: Any, arrays: list[Any]) -> list[Any]:
+        """What is kept beside each parameter."""
+        kept = [None] * len(arrays)
+        if not (isinstance(state.beside, tuple) and state.beside == ()):
+            kept = structure.flatten_up_to(state.beside)
+        wanted = [self.storage.beside(x.dtype.name) is not None for x in arrays]
+        if wanted != [x is not None for x in kept]:
+            raise ValueError(f"{self.method.name}: {_OTHERWISE.format('store')}")
+        return kept
+
+    def beside(self, kept: list[Any], structure: Any) -> Any:
+        """What is kept beside all parameters, as a tree."""
+        there = any(x is not None for x in kept)
+        return jax.tree.unflatten(structure, kept) if there else ()
 
     def gathered(self, slots: list[Any], structure: Any) -> Any:
         """The states of all parameters, each a tree like the parameters."""
@@ -1037,18 +1149,21 @@ class _Shell:
         gradient: Any = None,
         **values: Any,
     ) -> tuple[Tree, State]:
-        """`one(theta, g, *rest)`, all that kernels take, for every parameter, and the state after it.
+        """`one(p, i, theta, g, *rest)` for every parameter p, the i-th, and the state after it.
 
+        From theta on it is all that kernels take. It gives a result, what is beside it, and states.
         `gradient` takes further gradients, `values` are what else the method reads, by name.
         """
         method = self.method
-        old = self.slots(state, structure, arrays)
+        old, beside = self.slots(state, structure, arrays), self.besides(state, structure, arrays)
         dtypes = [compute_dtype(x.dtype) for x in arrays]
         scalars = self.scalars(state, set(dtypes))
-        columns = zip(arrays, gs, old, dtypes, strict=True)
         calls = []
-        for place, (theta, g, slot, dtype) in enumerate(columns):
+        columns = zip(arrays, gs, old, beside, dtypes, strict=True)
+        for place, (theta, g, slot, rest, dtype) in enumerate(columns):
             s, zero = scalars[dtype]
+            if rest is not None or self.codes(theta):
+                theta, slot = _opened(method, self.storage)(theta, rest, slot)
             calls.append((theta, g, slot, of_parameter(method.sources, s, place), zero))
         elsewhere = self.elsewhere(structure, arrays, gradient)
         params = jax.tree.unflatten(structure, arrays)
@@ -1058,10 +1173,11 @@ class _Shell:
         new_shared = {}
         begun = [x for dtype in dtypes for x in self.begun(state, dtype)]
         made = over_all(method, calls, given, elsewhere, begun)
-        for arguments, dtype in zip(made, dtypes, strict=True):
-            result, new = one(*arguments)
+        for i, (arguments, dtype) in enumerate(zip(made, dtypes, strict=True)):
+            result, beside[i], new = one(arrays[i], i, *arguments)
+            codes = tuple(self.codes(arrays[i]))
             results.append(result)
-            slots.append(new)
+            slots.append(_packed(self.method, codes)(new) if codes else new)
             new_shared[str(dtype)] = arguments[-1]
         kept = {
             dtype: {
@@ -1071,8 +1187,17 @@ class _Shell:
             for dtype in state.scalars
         }
         count = state.count + (state.count < np.iinfo(np.int32).max)
-        after = State(count, self.gathered(slots, structure), kept)
+        tensors = self.gathered(slots, structure)
+        after = State(count, tensors, kept, self.beside(beside, structure))
         return jax.tree.unflatten(structure, results), after
+
+    def parted(self, p: Any, i: int, x: Any, count: Any) -> tuple[Any, Any]:
+        """A new value of the i-th parameter as it is stored, and what is kept beside it."""
+        if self.storage.plain(p.dtype.name):
+            return stored(x, p.dtype), None
+        seed = word(self.seed), word(0 if _is_array(self.seed) else self.seed >> 32)
+        made: tuple[Any, Any] = _parted(self.storage, p.dtype.name)(x, count + 1, i, seed)
+        return made
 
     # What users call -------------------------------------------------------------------------------
 
@@ -1085,16 +1210,24 @@ class _Shell:
                 if method.only:
                     check_shape(method.name, method.only, f"parameter {_path(params, i)}", theta.shape)
             slots, scalars = [], {}
-            for theta in arrays:
-                dtype = compute_dtype(theta.dtype)
+            beside: list[Any] = []
+            for p in arrays:
+                dtype = compute_dtype(p.dtype)
+                theta = p.astype(dtype)
                 hypers = {name: jnp.asarray(self.hypers[name], dtype) for name in method.init_hypers}
-                slots.append(method.init(theta.astype(dtype), **hypers))
+                slot, codes = method.init(theta, **hypers), tuple(self.codes(p))
+                slots.append(_packed(method, codes)(slot) if codes else slot)
+                beside.append(None)
+                if self.storage.beside(p.dtype.name) is not None:
+                    kind = dtype if self.storage.store == "master" else p.dtype
+                    beside[-1] = jnp.array(self.storage.begun(theta), kind)
                 starts = {**method.scalar_states, **method.shared_states}
                 numbers = {name: self.hypers.get(x, x) for name, x in starts.items()}
                 if numbers:
                     scalars[str(dtype)] = {k: jnp.asarray(x, dtype) for k, x in numbers.items()}
-            tensors = self.gathered(slots, jax.tree.structure(params))
-            return State(jnp.zeros((), jnp.int32), tensors, scalars)
+            structure = jax.tree.structure(params)
+            kept = self.beside(beside, structure)
+            return State(jnp.zeros((), jnp.int32), self.gathered(slots, structure), scalars, kept)
 
     def step(self, params: Tree, grads: Any, state: State, **given: Any) -> tuple[Tree, State]:
         """The new parameters and the new state."""
@@ -1108,9 +1241,9 @@ class _Shell:
         if callable(grads):
             grads = grads(params)
 
-        def one(theta: Any, *rest: Any) -> tuple[Any, Any]:
-            new, slot = _kernel(self.method.step)(theta, *rest)
-            return stored(new, theta.dtype), slot
+        def one(p: Any, i: int, *arguments: Any) -> tuple[Any, Any, Any]:
+            new, slot = _kernel(self.method.step)(*arguments)
+            return *self.parted(p, i, new, state.count), slot
 
         with _wide_enough(params):
             thetas, gs = _matched(self.method.name, params, grads)
@@ -1122,7 +1255,9 @@ class _Shell:
         """Do one step, given as what is to be added to the parameters.
 
         Where the algorithm ends with an addition to theta[t-1] and parameters are float32 or float64,
-        the sum has the bits of `step`; otherwise it comes as close as a sum can.
+        the sum has the bits of `step`; otherwise it comes as close as a sum can. With narrow
+        parameters the sum is the parameter that `step` gives where both lie within a factor of two,
+        under every `store`; where the sum is another number, that counts in the next step.
 
         Args:
             updates: the gradients.
@@ -1138,24 +1273,25 @@ class _Shell:
         method = self.method
         extra = {k: x for k, x in extra_args.items() if k in ("gradient", *method.inputs)}
 
-        def exact(theta: Any, *rest: Any) -> tuple[Any, Any]:
-            u, slot = _kernel(method.update)(theta, *rest)
-            return stored(u, theta.dtype), slot
+        def exact(p: Any, i: int, *arguments: Any) -> tuple[Any, Any, Any]:
+            u, slot = _kernel(method.update)(*arguments)
+            return stored(u, p.dtype), None, slot
 
-        def close(theta: Any, *rest: Any) -> tuple[Any, Any]:
-            dtype = compute_dtype(theta.dtype)
-            if method.update is not None and theta.dtype == dtype:
-                return exact(theta, *rest)
-            new, slot = _kernel(method.step)(theta, *rest)
+        def close(p: Any, i: int, *arguments: Any) -> tuple[Any, Any, Any]:
+            dtype = compute_dtype(p.dtype)
+            if method.update is not None and p.dtype == dtype:
+                return exact(p, i, *arguments)
+            new, slot = _kernel(method.step)(*arguments)
+            near, beside = self.parted(p, i, new, state.count)
             # From this parameter to the one that `step` stores; exact where they are close together.
-            change = stored(new, theta.dtype).astype(dtype) - theta.astype(dtype)
-            return stored(change, theta.dtype), slot
+            return stored(near.astype(dtype) - p.astype(dtype), p.dtype), beside, slot
 
         with _wide_enough(updates, params):
             if params is not None:
                 thetas, gs = _matched(method.name, params, updates)
                 return self.run(close, jax.tree.structure(params), thetas, gs, state, **extra)
-            if method.update is None or method.reads_theta or method.given is not None:
+            needed = method.reads_theta or method.given is not None or self.storage.store != "nearest"
+            if method.update is None or needed:
                 raise ValueError(self.needs_params())
             gs = _arrays(method.name, "the gradient of", updates)
             return self.run(exact, jax.tree.structure(updates), gs, gs, state)
@@ -1177,9 +1313,9 @@ class _Shell:
         del extra_args
         method = self.method
 
-        def one(theta: Any, g: Any, *rest: Any) -> tuple[Any, Any]:
+        def one(p: Any, i: int, theta: Any, g: Any, *rest: Any) -> tuple[Any, Any, Any]:
             u, slot = _kernel(method.step)(theta, g, *rest)
-            return stored(u, g.dtype), slot
+            return stored(u, g.dtype), None, slot
 
         with _wide_enough(updates, params):
             if not method.reads_theta:

@@ -21,7 +21,7 @@ def trajectory(run: Run, mode: str) -> Outcome:
     if run.schedule is not None:
         name, given = run.schedule
         hypers["lr"] = run.package.create(name, **given)
-    optimizer = run.package.create(run.name, params, **hypers)
+    optimizer = run.package.create(run.name, params, **hypers, **run.options)
     for step, grads in enumerate(run.grads):
         taken = _taken(run, step) if run.further else list(grads)
         optimizer.step(taken, **run.inputs(step))

@@ -9,6 +9,7 @@ exceptions; each is rounded once to the compute dtype before it meets an array.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from backends.domains import Domain, PositiveCount, check_all, check_relations, check_shape
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal as normal
+from generator.storage import Storage, entries, opened
 from generator.summation import sized, tree_sum
 from generator.threefry import of_parameter, random_key
 
@@ -182,6 +184,35 @@ def kept(theta: Array, value: Any, *sizes: str | int) -> Array:
 
 
 # ---------------------------------------------------------------------------------------------------
+# What storage is made of
+
+
+def as_bytes(k: Any) -> Any:
+    """Whole numbers from 0 to 255 as uint8."""
+    return k.astype(np.uint8)
+
+
+def below(x: Any) -> Any:
+    """The largest whole numbers that are not above."""
+    return np.floor(x)
+
+
+def greatest(x: Any) -> Any:
+    """The largest number along the last axis, which becomes 1."""
+    return np.max(x, -1, keepdims=True)
+
+
+def taken(table: tuple[float, ...], k: Any) -> Any:
+    """The entries of a table of float32 numbers at some places."""
+    return _as_array(table)[k]
+
+
+@functools.cache
+def _as_array(table: tuple[float, ...]) -> Array:
+    return np.array(table, np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------
 # Methods
 
 
@@ -207,6 +238,7 @@ class Method(NamedTuple):
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
     shared_states: Mapping[str, float | str] = {}  # states of all parameters, likewise
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
+    coded: Mapping[str, str] = {}  # states that may be kept in 8 bits, with their codes
     requires: Callable[..., Mapping[str, Any]] | None = None  # relations: text, whether it holds
 
 
@@ -389,15 +421,25 @@ class Optimizer:
     """Updates arrays in place: `optimizer.step(grads)`.
 
     Every hyperparameter is an attribute, checked when it is set; a float one may be a schedule, a
-    function of the number of finished steps.
+    function of the number of finished steps. How parameters and states are kept is the optimizer's
+    `storage`, which stays what it was made with.
     """
 
     method: Method
     domains: Mapping[str, Domain]
 
-    def __init__(self, params: Tree, **hypers: Any) -> None:
+    def __init__(
+        self,
+        params: Tree,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        **hypers: Any,
+    ) -> None:
         self.name = type(self).__name__
+        seed = hypers["seed"] if "seed" in self.domains else hypers.pop("seed", 0)
         self._check(hypers)
+        self.storage = Storage(store, states, seed).check(self.name)
         self.__dict__.update(hypers)
         self.params = params
         self.steps = 0  # finished steps; the clock of schedules
@@ -415,6 +457,7 @@ class Optimizer:
             if id(p) in seen:
                 raise ValueError(f"{self.name}: {seen[id(p)]} and {path} are the same array.")
             seen[id(p)] = path
+        self._streams = {path: i for i, path in enumerate(self._arrays)}  # places, for random numbers
         self.state: dict[str, dict[str, Any]] = {path: {} for path in self._arrays}
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -640,12 +683,9 @@ class Optimizer:
         """One parameter: what its kernel is given. Nothing is changed yet."""
         method, slot, p = self.method, dict(self.state[path]), self._arrays[path]
         dtype = compute_dtype(p.dtype)
-        # Where further gradients are taken the parameter's memory holds other points.
-        theta = p.astype(dtype, copy=self._takes_several)
         g32 = g.astype(dtype, copy=False)
         if not slot:
-            started = method.init(theta, **{h: hypers[h] for h in method.init_hypers})
-            slot.update(step=0, **_there(started))
+            slot.update(step=0, **self._begun(p, hypers))
             if not together:
                 slot.update(self._starts(method.scalar_states, dtype, hypers))
         if together:
@@ -653,7 +693,7 @@ class Optimizer:
         else:
             s = self._scalars(dtype, slot, hypers, scalars)
         s = of_parameter(method.sources, s, place)
-        return _Ready(path, slot, (theta, g32, self._state_of(slot), s))
+        return _Ready(path, slot, (self._loaded(p, slot), g32, self._state_of(p, slot), s))
 
     def _scalars(
         self,
@@ -677,19 +717,56 @@ class Optimizer:
         clock["step"] = t
         return rounded
 
+    def _begun(self, p: Array, hypers: Mapping[str, Any]) -> dict[str, Array]:
+        """The tensors that are kept of a parameter, before its first step."""
+        theta = p.astype(compute_dtype(p.dtype), copy=False)
+        started = self.method.init(theta, **{h: hypers[h] for h in self.method.init_hypers})
+        kept, beside = entries(_there(started), self._codes(p)), self.storage.beside(p.dtype.name)
+        if beside is not None:
+            kept[beside] = self._beside(p, self.storage.begun(theta))
+        return kept
+
+    def _codes(self, p: Array) -> Mapping[str, str]:
+        """The states of a parameter that are kept in 8 bits."""
+        return self.storage.codes(self.method.coded, p.dtype.name, p.size)
+
+    def _loaded(self, p: Array, slot: Mapping[str, Any]) -> Array:
+        """The parameter as the kernel takes it."""
+        # Where further gradients are taken the parameter's memory holds other points.
+        theta = p.astype(compute_dtype(p.dtype), copy=self._takes_several)
+        beside = self.storage.beside(p.dtype.name)
+        if beside is None:
+            return theta
+        return np.asarray(self.storage.loaded(theta, slot[beside].astype(theta.dtype), p.dtype.name))
+
+    def _beside(self, p: Array, x: Array) -> Array:
+        """What is kept beside a parameter: its copy in the compute dtype, a rest in its own."""
+        return np.array(x, None if self.storage.store == "master" else p.dtype)
+
+    def _store(self, path: str, slot: dict[str, Any], x: Array) -> None:
+        """A new value of a parameter, in place, and what is kept beside it."""
+        p = self._arrays[path]
+        kind, name = p.dtype.name, self.storage.beside(p.dtype.name)
+        if not self.storage.plain(kind):
+            x, beside = self.storage.parted(x, kind, slot["step"], self._streams[path])
+            if name is not None:
+                slot[name] = self._beside(p, beside)
+        p[...] = stored(x, p.dtype)
+
     def _update(self, x: _Ready, w: tuple[Any, ...]) -> None:
         """One parameter: run the kernel and store."""
-        p, (theta, g, _, _) = self._arrays[x.path], x.arguments
+        p, (theta, g, *_) = self._arrays[x.path], x.arguments
         new, state = self.method.step(*x.arguments, *w)
-        p[...] = stored(np.asarray(new), p.dtype)
-        for name, value in _there(state).items():
+        self._store(x.path, x.slot, np.asarray(new))
+        for name, value in entries(_there(state), self._codes(p)).items():
             # The user's own gradient and parameter arrays are not kept: they change outside.
             x.slot[name] = np.array(value, copy=value is g or value is theta or None)
         self.state[x.path] = x.slot
 
-    def _state_of(self, slot: Mapping[str, Any]) -> Any:
+    def _state_of(self, p: Array, slot: Mapping[str, Any]) -> Any:
         """The tensor states as the kernel takes them."""
-        return self.method.state(**{k: slot.get(k) for k in self.method.state._fields})
+        kept = opened(slot, self._codes(p))
+        return self.method.state(**{k: kept.get(k) for k in self.method.state._fields})
 
     @contextmanager
     def evaluation(self) -> Iterator[Tree]:
@@ -750,16 +827,17 @@ class Optimizer:
         if set(saved["state"]) != set(self.state):
             odd = sorted(set(saved["state"]) ^ set(self.state))
             raise ValueError(f"{self.name}: the saved state has other parameters: {', '.join(odd)}.")
+        fits = {}
         for path, slot in saved["state"].items():
             p = self._arrays[path]
-            fitting = _there(self.method.init(p, **dict.fromkeys(self.method.init_hypers, 0.0)))
+            fits[path] = fitting = self._begun(p, dict.fromkeys(self.method.init_hypers, 0.0))
             own = () if self.method.shared_states else self.method.scalar_states
             wanted = {"step", *own, *fitting}
             if slot and set(slot) != wanted:
                 has, needs = (", ".join(sorted(names)) for names in (slot, wanted))
                 raise ValueError(
                     f"{self.name}: the saved state of {path or 'the parameter'} has {has}; expected is "
-                    f"{needs}. Another optimizer saved it."
+                    f"{needs}. Another optimizer saved it, or one with another store or states."
                 )
             for name, value in slot.items():
                 if np.asarray(value).dtype.kind not in "fiu" and not _floating(np.asarray(value).dtype):
@@ -773,9 +851,8 @@ class Optimizer:
         kept = self._kept(saved)
         self.steps, self.shared = int(saved["steps"]), kept
         for path, slot in saved["state"].items():
-            dtype = compute_dtype(self._arrays[path].dtype)
             self.state[path] = {
-                k: np.array(v, dtype) if isinstance(v, np.ndarray) else v for k, v in slot.items()
+                k: np.array(v, fits[path][k].dtype) if k in fits[path] else v for k, v in slot.items()
             }
         self._resumed = True
 

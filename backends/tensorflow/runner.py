@@ -65,7 +65,7 @@ def trajectory(run: Run, mode: str) -> Outcome:
     hypers = dict(run.hypers)
     if run.schedule is not None:
         hypers["lr"] = run.package.create(run.schedule[0], **run.schedule[1])
-    optimizer = run.package.create(run.name, **hypers)
+    optimizer = run.package.create(run.name, **hypers, **run.options)
     optimizer.build(variables)
     functions: dict[tuple[bool, ...], Callable[..., Any]] = {}
     for number, grads in enumerate(run.grads):
@@ -91,6 +91,13 @@ def trajectory(run: Run, mode: str) -> Outcome:
             for name in optimizer.method.state._fields
             if (slot := optimizer._slot(name, v)) is not None
         }
+        entries = optimizer._entries(v)
+        for name, entry in zip(optimizer.method.state._fields, entries[:-1], strict=True):
+            if isinstance(entry, tuple):
+                slots[f"{name}.scale"] = entry[1].numpy()
+        beside = optimizer.storage.beside(v.dtype)
+        if beside is not None:
+            slots[beside] = entries[-1].numpy()
         for name in optimizer._kept_once():
             kind = "float64" if v.dtype == "float64" else "float32"
             slots[name] = getattr(optimizer, f"_state_{name}")[kind].numpy()

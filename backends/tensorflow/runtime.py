@@ -28,6 +28,7 @@ import tensorflow as tf
 from backends.domains import Domain, PositiveCount, check_all, check_relations, check_shape
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal as normal
+from generator.storage import Storage, decoded, encoded, nearest, pieces
 from generator.summation import sized, tree_sum
 from generator.threefry import of_parameter, random_key
 
@@ -387,6 +388,30 @@ def kept(theta: Tensor, value: Any, *sizes: str | int) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------
+# What storage is made of
+
+
+def as_bytes(k: Tensor) -> Tensor:
+    """Whole numbers from 0 to 255 as uint8."""
+    return tf.cast(k, tf.uint8)
+
+
+def below(x: Tensor) -> Tensor:
+    """The largest whole numbers that are not above."""
+    return tf.floor(x)
+
+
+def greatest(x: Tensor) -> Tensor:
+    """The largest number along the last axis, which becomes 1."""
+    return tf.reduce_max(x, -1, keepdims=True)
+
+
+def taken(table: tuple[float, ...], k: Tensor) -> Tensor:
+    """The entries of a table of float32 numbers at some places."""
+    return tf.gather(tf.constant(table, tf.float32), tf.cast(k, tf.int32))
+
+
+# ---------------------------------------------------------------------------------------------------
 # Dtypes
 
 
@@ -407,17 +432,7 @@ def stored(x: Tensor, dtype: Any) -> Tensor:
     """
     if x.dtype == dtype:
         return x
-    spare = 16 if dtype == tf.bfloat16 else 13  # bits that float32 has more
-
-    def near(x: Tensor) -> Tensor:
-        bits = tf.bitcast(x, tf.int32)
-        odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, spare), 1)
-        even = tf.bitwise.bitwise_and(bits + ((1 << (spare - 1)) - 1) + odd, -(1 << spare))
-        y = tf.where(tf.not_equal(x, x), x, tf.bitcast(even, tf.float32))
-        if dtype == tf.float16:  # below 2**-14 float16 has the fixed spacing 2**-24
-            y = tf.where(tf.abs(x) < 2.0**-14, tf.round(x * 2.0**24) * 2.0**-24, y)
-        return y
-
+    near = functools.partial(nearest, dtype=tf.as_dtype(dtype).name)
     guard = near if _plain.get() else _with_gradient(lambda y: (near(y), _unchanged))
     return tf.cast(guard(x), dtype)
 
@@ -450,6 +465,7 @@ class Method:
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
     shared_states: Mapping[str, float | str] = field(default_factory=dict)  # of all parameters, likewise
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
+    coded: Mapping[str, str] = field(default_factory=dict)  # states that 8 bits may hold, their codes
     requires: Function | None = None  # relations: text, whether it holds
 
     @property
@@ -595,6 +611,20 @@ def _vectors(floats: Sequence[Any], ints: Sequence[int]) -> tuple[Tensor, Tensor
     return doubles, tf.constant(list(ints), tf.int64, [len(ints)])
 
 
+class _Pieces(NamedTuple):
+    """A state in 8 bits: places in the code, and scales."""
+
+    places: Any
+    scales: Any
+
+
+class _Kept(NamedTuple):
+    """What is kept of a parameter: the method's states, some as pieces, and what is beside it."""
+
+    states: Any
+    beside: Any = None
+
+
 @dataclass(frozen=True)
 class _Kernel:
     """What a trace fixes: a method, the dtype of its parameters, and which numbers it is given."""
@@ -604,6 +634,7 @@ class _Kernel:
     holes: Any
     floats: int
     ints: int
+    storage: Storage = field(default_factory=Storage)
 
     def scalars(self, t: Tensor, floats: Tensor, ints: Tensor, kept: Any) -> Any:
         fl = rounded(t)  # XLA divides by what it knows as a constant with a multiplication
@@ -636,8 +667,37 @@ class _Kernel:
         old = {f"{name}_prev": tf.convert_to_tensor(kept[name]) for name in names}
         return self.method.shared(**old) if names else None
 
-    def partials(self, n: int, t: Tensor, s: Any, theta: Tensor, g: Tensor, state: Any, *w: Any) -> Any:
+    def opened(self, theta: Tensor, kept: _Kept) -> tuple[Tensor, Any]:
+        """A parameter and its states as the method takes them."""
+        states = {
+            name: decoded(*x, self.method.coded[name]) if isinstance(x, _Pieces) else x
+            for name, x in kept.states._asdict().items()
+        }
+        if kept.beside is not None:
+            theta, beside = tf.cast(theta, tf.float32), tf.cast(kept.beside, tf.float32)
+            theta = self.storage.loaded(theta, beside, tf.as_dtype(self.dtype).name)
+        return theta, self.method.state(**states)
+
+    def partials(
+        self, n: int, t: Tensor, s: Any, theta: Tensor, g: Tensor, kept: _Kept, place: Any, *w: Any
+    ) -> Any:
+        theta, state = self.opened(theta, kept)
         return self.method.passes[n][0](*self.given(t, theta, g, state), s, *self.besides(t, w))
+
+    def one(
+        self, t: Tensor, s: Any, theta: Tensor, g: Tensor, kept: _Kept, place: Any, *w: Any
+    ) -> tuple[Tensor, _Kept]:
+        """The step of one parameter, from what is kept to what is kept."""
+        theta, state = self.opened(theta, kept)
+        theta, state = self.method.step(*self.given(t, theta, g, state), s, *self.besides(t, w))
+        kind, beside = tf.as_dtype(self.dtype).name, None
+        if not self.storage.plain(kind):
+            theta, beside = self.storage.parted(theta, kind, t, place)
+            if beside is not None:
+                beside = tf.cast(beside, kept.beside.dtype)
+        codes = [name for name, x in kept.states._asdict().items() if isinstance(x, _Pieces)]
+        coded = {k: _Pieces(*encoded(getattr(state, k), self.method.coded[k])) for k in codes}
+        return stored(theta, self.dtype), _Kept(state._replace(**coded), beside)
 
     def total(self, sums: Sequence[Any]) -> Any:
         """Sorted first, so that the order of the parameters does not matter; in the widest dtype."""
@@ -671,12 +731,15 @@ class _Kernel:
         ]
 
 
-def _prepared(method: Method, dtype: Any, hypers: Mapping[str, Any]) -> tuple[_Kernel, Any]:
+def _prepared(
+    method: Method, dtype: Any, hypers: Mapping[str, Any], storage: Storage | None = None
+) -> tuple[_Kernel, Any]:
     """The kernel for these hyperparameters, and their numbers."""
     floats: list[Any] = []
     ints: list[int] = []
     holes = tuple((name, _pack(value, floats, ints)) for name, value in hypers.items())
-    return _Kernel(method, dtype, holes, len(floats), len(ints)), _vectors(floats, ints)
+    kernel = _Kernel(method, dtype, holes, len(floats), len(ints), storage or Storage())
+    return kernel, _vectors(floats, ints)
 
 
 @functools.cache
@@ -769,7 +832,8 @@ def _step_each(
 ) -> list[dict[str, Tensor]]:
     """As `_step`, for several groups of variables, one after the other; slots may be None.
 
-    `places` are those of the variables in the optimizer, None where there is no noise.
+    The last of a variable's slots is what is kept beside it. `places` are those of the variables in the
+    optimizer, None where nothing is drawn.
     """
     thetas = [[tf.convert_to_tensor(v) for v in group] for group in variables]
     given = [
@@ -777,7 +841,9 @@ def _step_each(
         for group in zip(grads, variables, strict=True)
     ]
     record = kernels[0].method.state
-    read = [[record(*map(_read, slot)) for slot in group] for group in slots]
+    read = [
+        [_Kept(record(*map(_read, slot)), _read(beside)) for *slot, beside in group] for group in slots
+    ]
     here = None if taking is None else functools.partial(taking.here, variables)
     arguments = t, numbers, kept, thetas, given, read, places, here
     new_thetas, new_states, new_kept = _each_step(kernels, *arguments)
@@ -843,7 +909,9 @@ def _next(rows: Iterator[int], group: Sequence[Any]) -> list[int]:
     return [next(rows) for _ in group]
 
 
-def _read(slot: Any) -> Tensor | None:
+def _read(slot: Any) -> Any:
+    if isinstance(slot, _Pieces):
+        return _Pieces(*map(_read, slot))
     return None if slot is None else tf.convert_to_tensor(slot)
 
 
@@ -888,7 +956,10 @@ def _each(
     s = [run(k, "scalars", t, *n, p) for k, n, p in zip(kernels, numbers, kept, strict=True)]
     sources = kernels[0].method.sources
     calls = [
-        [(t, of_parameter(sources, s[i], place), *tensors) for place, *tensors in zip(*group, strict=True)]
+        [
+            (t, of_parameter(sources, s[i], place), *tensors, place)
+            for place, *tensors in zip(*group, strict=True)
+        ]
         for i, group in enumerate(zip(places, thetas, grads, states, strict=True))
     ]
     inputs, elsewhere = taking(s) if taking is not None else (None, None)
@@ -920,7 +991,7 @@ def _each(
             for b in bs:
                 b["shared"] = shared[i]
     made = [
-        [run(kernel, "step", *call, *b.values()) for call, b in zip(group, bs, strict=True)]
+        [run(kernel, "one", *call, *b.values()) for call, b in zip(group, bs, strict=True)]
         for kernel, group, bs in zip(kernels, calls, besides, strict=True)
     ]
     after = [
@@ -1067,7 +1138,7 @@ def _dense(owner: str, gradient: Any, variable: Any) -> Tensor:
 
 
 class KerasOptions(TypedDict, total=False):
-    """What every Keras optimizer takes besides its hyperparameters; see keras.optimizers.Optimizer."""
+    """What every optimizer takes besides its hyperparameters: Keras' own options, and `Storage`."""
 
     clipnorm: float | None
     clipvalue: float | None
@@ -1077,6 +1148,9 @@ class KerasOptions(TypedDict, total=False):
     ema_overwrite_frequency: int | None
     loss_scale_factor: float | None
     gradient_accumulation_steps: int | None
+    store: str
+    states: str
+    seed: int
 
 
 class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
@@ -1089,7 +1163,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     A variable whose gradient is None is left as it is, with its states; the clock, `iterations`, is
     one for all variables and moves. Parameters in float16 or bfloat16 are computed in float32 and
-    rounded once when they are stored; their states are float32.
+    rounded once when they are stored, or as `storage` says; their states are float32, or pieces.
     """
 
     method: Method
@@ -1109,6 +1183,9 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 f"{type(self).__name__}: no hyperparameter is called {', '.join(sorted(unknown))}. "
                 f"There are {known}."
             )
+        words = {key: arguments.pop(key) for key in vars(Storage()) if key in arguments}
+        words["seed"] = hypers.get("seed", words.get("seed", 0))  # the algorithm's, where it has one
+        storage = Storage(**words).check(type(self).__name__)
         # weight_decay stays here: Keras' base class would decay a second time.
         super().__init__(learning_rate=rate, name=name or self.method.name, **arguments)
         for key, value in hypers.items():
@@ -1118,6 +1195,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         self._taking: _Taking | None = None
         self._evaluating = False
         self._resumed = False  # whether a state was loaded since the last step
+        self.storage = storage
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.domains and name != "learning_rate" and getattr(self, "_checks", False):
@@ -1201,8 +1279,11 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         numbers = _respelled({k: getattr(self, k) for k in self.domains}, self.spelling)
         init = {name: numbers[name] for name in self.method.init_hypers}
         slots = [self._slots_of(variable, init) for variable in variables]
-        for i, name in enumerate(self.method.state._fields):
-            setattr(self, f"_state_{name}", [slot[i] if slot else None for slot in slots])
+        for name in self.method.state._fields:
+            setattr(self, f"_state_{name}", [slot.get(name) for slot in slots])
+            setattr(self, f"_scale_{name}", [slot.get(f"{name}.scale") for slot in slots])
+        self._beside = [slot.get("beside") for slot in slots]
+        self._joins = self.method.elementwise and all(map(self._plainly_kept, variables))
         kinds = {compute_dtype(_native(v).dtype).name for v in variables} or {"float32"}
         for name, start in self._kept_once().items():
             with tf.init_scope():
@@ -1225,26 +1306,44 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 )
             seen.add(key)
 
-    def _slots_of(self, variable: Any, init: Mapping[str, Any]) -> list[Any]:
-        if self._overwrite_variable_with_gradient(variable):
-            return []
+    def _plainly_kept(self, variable: Any) -> bool:
+        """Whether a variable is rounded once, and its states are in the compute dtype."""
         native = _native(variable)
+        return self.storage.plain(native.dtype.name) and not self._codes(native)
+
+    def _codes(self, native: Any) -> Mapping[str, str]:
+        """The states of a variable that are kept in 8 bits."""
+        size = native.shape.num_elements()
+        return self.storage.codes(self.method.coded, native.dtype.name, size)
+
+    def _slots_of(self, variable: Any, init: Mapping[str, Any]) -> dict[str, Any]:
+        if self._overwrite_variable_with_gradient(variable):
+            return {}
+        native = _native(variable)
+        codes, beside = self._codes(native), self.storage.beside(native.dtype.name)
         with tf.init_scope():
-            started = self.method.init(tf.cast(native, compute_dtype(native.dtype)), **init)
+            theta = tf.cast(native, compute_dtype(native.dtype))
+            started: dict[str, Any] = {}
+            for name, value in self.method.init(theta, **init)._asdict().items():
+                started[name] = value
+                if name in codes and value is not None:
+                    started[name], started[f"{name}.scale"] = encoded(value, codes[name])
+            if beside is not None:
+                kind = theta.dtype if self.storage.store == "master" else native.dtype
+                started["beside"] = tf.cast(self.storage.begun(theta), kind)
         path = _path(variable).replace("/", "_").replace(":", "_")
-        slots: list[Any] = []
-        for name, value in started._asdict().items():
+        slots: dict[str, Any] = {}
+        for name, value in started.items():
             if value is None:
-                slots.append(None)
                 continue
+            word = (beside or "") if name == "beside" else name
             with tf.distribute.get_strategy().extended.colocate_vars_with(native):
-                slot = self.add_variable(
+                slots[name] = self.add_variable(
                     shape=value.shape,
                     initializer=lambda shape, dtype, value=value: tf.cast(value, dtype),
                     dtype=value.dtype.name,
-                    name=f"{path}_{name}",
+                    name=f"{path}_{word.replace('.', '_')}",
                 )
-            slots.append(slot)
         return slots
 
     def _kept(self, name: str, start: float, kind: str) -> Any:
@@ -1433,9 +1532,10 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         kinds = [compute_dtype(dtype).name for dtype, _ in groups]
         kept = [kept_by_kind.get(kind, {}) for kind in kinds]
         prepared = [
-            _prepared(self.method, dtype, self._hypers(learning_rate, decays)) for dtype, decays in groups
+            _prepared(self.method, dtype, self._hypers(learning_rate, decays), self.storage)
+            for dtype, decays in groups
         ]
-        advance = self._advance_joined if self.method.elementwise else self._advance_each
+        advance = self._advance_joined if self._joins else self._advance_each
         made = advance(t, prepared, kept, [*groups.values()])
         # What is kept once follows from the optimizer's own hyperparameters, decay included.
         order = sorted(zip(kinds, groups, made, strict=True), key=lambda x: x[1][1])
@@ -1463,10 +1563,9 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         if not groups:
             return []
         kernels, numbers = (tuple(x) for x in zip(*prepared, strict=True))
-        fields = self.method.state._fields
         grads = [[g for g, _ in pairs] for pairs in groups]
         variables = [[_native(v) for _, v in pairs] for pairs in groups]
-        slots = [[[_native(self._slot(k, v)) for k in fields] for _, v in pairs] for pairs in groups]
+        slots = [[self._entries(v) for _, v in pairs] for pairs in groups]
         shapes = tuple(tuple(tuple(v.shape) for v in group) for group in variables)
         places = self._places(groups)
         if self._taking is not None and self.method.given is not None:
@@ -1476,14 +1575,25 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         return step(t, numbers, kept, variables, grads, slots, places)
 
     def _places(self, groups: Any) -> list[list[Tensor | None]]:
-        """The variables' places in the optimizer, which only noise needs."""
+        """The variables' places in the optimizer, which only what draws needs."""
+        draws = self.method.sources or self.storage.store == "stochastic"
         return [
             [
-                tf.constant(self._get_variable_index(v), tf.int64) if self.method.sources else None
+                tf.constant(self._get_variable_index(v), tf.int64) if draws else None
                 for _, v in pairs
             ]
             for pairs in groups
         ]
+
+    def _entries(self, variable: Any) -> list[Any]:
+        """All that is kept of a variable, what is beside it last."""
+        i = self._get_variable_index(variable)
+        entries: list[Any] = []
+        for name in self.method.state._fields:
+            slot, scales = getattr(self, f"_state_{name}")[i], getattr(self, f"_scale_{name}")[i]
+            slot = _native(slot)
+            entries.append(slot if scales is None else _Pieces(slot, _native(scales)))
+        return [*entries, _native(self._beside[i])]
 
     def _called(self, step: Function, kernels: Any, shapes: Any) -> Function:
         if tf.executing_eagerly() and _use_xla and not tf.distribute.has_strategy():
@@ -1591,6 +1701,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             if key not in self.domains:
                 del config[key]
         own = {key: getattr(self, key) for key in self.domains if key != "learning_rate"}
+        own |= vars(self.storage)
         return {**config, **{key: _serialized(value) for key, value in own.items()}}
 
     @classmethod
@@ -1802,7 +1913,7 @@ def _transformed_each(t: Tensor, calls: Sequence[Any]) -> list[list[Tensor]]:
     floats, ints = numbers  # the kernels differ in their dtype, the numbers do not
     like = floats, *tensors
     none: list[dict[str, Tensor]] = [{} for _ in kernels]
-    states = [[kernels[0].method.state() for _ in group] for group in tensors[0]]
+    states = [[_Kept(kernels[0].method.state()) for _ in group] for group in tensors[0]]
 
     def made(each: Function, values: Sequence[Tensor]) -> list[Tensor]:
         floats, thetas, gs = tf.nest.pack_sequence_as(like, values)

@@ -81,18 +81,20 @@ def trajectory(run: Run, mode: str) -> Outcome:
     scheduled = dict(run.schedule[1]) if run.schedule is not None else {}
     if run.schedule is not None:
         hypers["lr"] = scheduled.pop("base_lr", hypers["lr"])
-    optimizer = run.package.create(run.name, params, **hypers, compile=mode == "compile")
+    optimizer = run.package.create(
+        run.name, params, **hypers, compile=mode == "compile", **run.options
+    )
     scheduler = None
     if run.schedule is not None:
         scheduler = run.package.create(run.schedule[0], optimizer, **scheduled)
     _trained(optimizer, params, run, scheduler)
     states = [
         {
-            k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v)
+            k: array(v, q) if isinstance(v, torch.Tensor) else np.asarray(v)
             for k, v in {**optimizer.state[p], **_common(optimizer, p)}.items()
             if k != "step"
         }
-        for p in params
+        for p, q in zip(params, run.params, strict=True)
     ]
     ends = [array(p, q) for p, q in zip(params, run.params, strict=True)]
     return Outcome(ends, states)

@@ -30,6 +30,7 @@ from torch.optim.optimizer import ParamsT
 from backends.domains import Domain, Flag, PositiveCount, check_relations, check_shape
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal
+from generator.storage import Storage, entries, opened, pieces
 from generator.summation import (
     col_sum,
     cols_of,
@@ -647,6 +648,40 @@ def _double(value: Any) -> Any:
 
 
 # --------------------------------------------------------------------------------------------------
+# What storage is made of; it runs between kernels, never compiled
+
+
+def as_bytes(k: Tensor) -> Tensor:
+    """Whole numbers from 0 to 255 as uint8."""
+    return k.to(torch.uint8)
+
+
+def below(x: Tensor) -> Tensor:
+    """The largest whole numbers that are not above."""
+    return torch.floor(x)
+
+
+def greatest(x: Tensor) -> Tensor:
+    """The largest number along the last axis, which becomes 1."""
+    return x.amax(-1, keepdim=True)
+
+
+def taken(table: tuple[float, ...], k: Tensor) -> Tensor:
+    """The entries of a table of float32 numbers at some places."""
+    return _on_device(table, k.device)[k.long()]
+
+
+@functools.cache
+def _on_device(table: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(table, dtype=torch.float32, device=device)
+
+
+def _word_of(dtype: torch.dtype) -> str:
+    """The name of a dtype, as every framework writes it."""
+    return str(dtype).removeprefix("torch.")
+
+
+# --------------------------------------------------------------------------------------------------
 # Hyperparameters
 
 Requires: TypeAlias = Callable[..., Mapping[str, Any]] | None  # relations: text, whether it holds
@@ -746,6 +781,7 @@ class Method(NamedTuple):
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
     shared_states: Mapping[str, float | str] = {}  # states of all parameters, likewise
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
+    coded: Mapping[str, str] = {}  # states that may be kept in 8 bits, with their codes
     requires: Requires = None
 
 
@@ -867,20 +903,33 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     entry `shared`, with the one count of steps that the group then has; sums go over all groups.
 
     With `compile=True`, torch.compile takes the kernel, over all parameters at once where every
-    number goes its own way, else one after the other; the bits are the same.
+    number goes its own way, else one after the other; the bits are the same. `storage` says how
+    parameters and states are kept: in 8 bits a state `m` is uint8, with `m.scale`; beside a narrow
+    parameter there may be `theta.master` or `theta.rest`.
     """
 
     method: ClassVar[Method]
     domains: ClassVar[Mapping[str, Domain]]
     spelling: ClassVar[Spelling] = {}
 
-    def __init__(self, params: ParamsT, hypers: dict[str, Any], *, compile: bool = False) -> None:
+    def __init__(
+        self,
+        params: ParamsT,
+        hypers: dict[str, Any],
+        *,
+        compile: bool = False,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
+    ) -> None:
         """Check the hyperparameters and take the parameters, as `torch.optim.Optimizer` does."""
         Flag.check(self._name, "compile", compile)
         self._compile = compile
+        seed = hypers.get("seed", seed)  # where the algorithm has one, it is that
+        self.storage = Storage(store, states, seed).check(self._name)
         self._evaluating = False
         self._resumed = False  # whether a state was loaded since the last step
-        self._places: dict[Tensor, int] = {}  # of the parameters in the optimizer, for noise
+        self._places: dict[Tensor, int] = {}  # of the parameters in the optimizer, for what draws
         self._seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         super().__init__(params, self._in_domains(hypers))
 
@@ -950,9 +999,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 f"parameter is on {p.device}. Move the model before backward()."
             )
         slot = self.state.get(p)
-        for field, shape in _state_shapes(self.method, p.shape).items() if slot else ():
+        for field, (shape, kind) in self._layout(p).items() if slot else ():
             x = slot.get(field)
-            if x is None or x.dtype != wide or x.shape != shape or x.device != p.device:
+            if x is None or x.dtype != kind or x.shape != shape or x.device != p.device:
                 its = f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if x is not None else "another's"
                 raise ValueError(
                     f"{self._name}: {self._called(index, i)} is {p.dtype} of shape "
@@ -960,6 +1009,23 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     "device call optimizer.load_state_dict(optimizer.state_dict()); after a change of "
                     "shape make a new optimizer."
                 )
+
+    def _layout(self, p: Tensor) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """The tensors that are kept of a parameter: their shapes and dtypes."""
+        wide, codes = compute_dtype(p.dtype), self._codes(p)
+        kept: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        for name, shape in _state_shapes(self.method, p.shape).items():
+            kept[name] = shape, torch.uint8 if name in codes else wide
+            if name in codes:
+                kept[f"{name}.scale"] = (pieces(shape),), torch.float32
+        beside = self.storage.beside(_word_of(p.dtype))
+        if beside is not None:
+            kept[beside] = p.shape, wide if self.storage.store == "master" else p.dtype
+        return kept
+
+    def _codes(self, p: Tensor) -> Mapping[str, str]:
+        """The states of a parameter that are kept in 8 bits."""
+        return self.storage.codes(self.method.coded, _word_of(p.dtype), p.numel())
 
     def _groups(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Each group's hyperparameters, those checked that are other objects than a step ago."""
@@ -1033,7 +1099,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 if g is not None:
                     self._check(p, g, index, i)
                     ready.append((p, index))
-        if self.method.sources:
+        if self.method.sources or self.storage.store != "nearest":
             every = [p for group in self.param_groups for p in group["params"]]
             self._places = {p: i for i, p in enumerate(every)}
         fresh = [p for p, _ in ready if not self.state[p]]
@@ -1235,7 +1301,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         slot: dict[str, Any] = {"step": 0}
         if not method.shared_states:
             slot.update(self._starts(method.scalar_states, compute_dtype(p.dtype), hypers))
-        slot.update(_there(method.init(computed(p.detach()), **self._for_init(hypers))))
+        theta = computed(p.detach())
+        slot.update(entries(_there(method.init(theta, **self._for_init(hypers))), self._codes(p)))
+        beside = self.storage.beside(_word_of(p.dtype))
+        if beside is not None:
+            slot[beside] = self._beside(p, self.storage.begun(theta))
         return slot
 
     def _starts(
@@ -1245,23 +1315,43 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         given = {k: _double(hypers[x]) if isinstance(x, str) else float(x) for k, x in starts.items()}
         return {name: storing(dtype)(x) for name, x in given.items()}
 
+    def _loaded(self, p: Tensor) -> Tensor:
+        """A parameter as the kernel takes it."""
+        theta, beside = computed(p.detach()), self.storage.beside(_word_of(p.dtype))
+        if beside is None:
+            return theta
+        return self.storage.loaded(theta, computed(self.state[p][beside]), _word_of(p.dtype))
+
+    def _beside(self, p: Tensor, x: Tensor) -> Tensor:
+        """What is kept beside a parameter: its copy in the compute dtype, a rest in its own."""
+        return x.clone() if self.storage.store == "master" else x.to(p.dtype)
+
+    def _store(self, p: Tensor, x: Tensor, t: int) -> None:
+        """A new value of a parameter, in place, and what is kept beside it."""
+        kind, name = _word_of(p.dtype), self.storage.beside(_word_of(p.dtype))
+        if not self.storage.plain(kind):
+            x, beside = self.storage.parted(x, kind, t, self._places[p])
+            if name is not None:
+                self.state[p][name] = self._beside(p, beside)
+        p.copy_(round_to(x, p.dtype))
+
     def _for_init(self, hypers: Mapping[str, Any]) -> dict[str, Any]:
         return {name: _double(hypers[name]) for name in self.method.init_hypers}
 
     def _arguments(self, p: Tensor, s: Any) -> tuple[Tensor, Tensor, Any, Any]:
         """What the kernel is given of a parameter."""
-        slot, fields = self.state[p], self.method.state._fields
-        state = self.method.state._make(slot.get(name) for name in fields)
+        kept = opened(self.state[p], self._codes(p))
+        state = self.method.state._make(kept.get(name) for name in self.method.state._fields)
         if self.method.sources:
             s = of_parameter(self.method.sources, s, self._places[p])
-        return computed(p.detach()), computed(p.grad), state, s
+        return self._loaded(p), computed(p.grad), state, s
 
     def _run(self, job: _Job, w: Sequence[tuple[Any, ...]]) -> None:
         """One step of the parameters of a job."""
         method = self.method
         flat = self._compile and method.elementwise
-        if not (flat and self._run_flat(job.params, job.s)):
-            self._run_each(job.params, job.s, w)
+        if not (flat and self._run_flat(job.params, job.s, job.t)):
+            self._run_each(job.params, job.s, job.t, w)
         kept = [self.state[p] for p in job.params]
         for slot in kept:
             slot["step"] = job.t
@@ -1274,7 +1364,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             for name in method.scalar_states:
                 slot[name] = getattr(job.exact, name)
 
-    def _run_each(self, params: list[Tensor], s: Any, besides: Sequence[tuple[Any, ...]]) -> None:
+    def _run_each(
+        self, params: list[Tensor], s: Any, t: int, besides: Sequence[tuple[Any, ...]]
+    ) -> None:
         """The kernel on one parameter after the other."""
         for p, w in zip(params, besides, strict=True):
             slot = self.state[p]
@@ -1282,10 +1374,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             # What is compiled for one shape serves all of as many axes, but for sizes 0 and 1.
             compiled = self._compile and min(p.shape, default=0) > 1
             result, state = self._called_kernel(compiled, theta, g, *rest, *w)
-            taken = {id(theta), id(g)}  # memory of the user's, which changes outside, is not kept
-            for name, x in _there(state).items():
-                slot[name] = x.clone() if id(x) in taken else x
-            p.copy_(round_to(result, p.dtype))
+            users = {id(theta), id(g)}  # memory of the user's, which changes outside, is not kept
+            for name, x in entries(_there(state), self._codes(p)).items():
+                slot[name] = x.clone() if id(x) in users else x
+            self._store(p, result, t)
 
     def _called_kernel(self, compiled: bool, *arguments: Any) -> Any:
         """The step of a kernel, compiled where that is wanted and possible."""
@@ -1298,10 +1390,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             self._go_on_without_compiler(error)
             return step(*arguments)
 
-    def _run_flat(self, params: list[Tensor], s: Any) -> bool:
+    def _run_flat(self, params: list[Tensor], s: Any, t: int) -> bool:
         """The compiled kernel on all parameters at once; False where there is no compiler."""
         method = self.method
-        slots = [self.state[p] for p in params]
         sizes = [p.numel() for p in params]
         padding = max(0, 2 - sum(sizes))  # sizes 0 and 1 would be compiled separately
 
@@ -1309,19 +1400,21 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             pieces = [x.reshape(-1) for x in tensors]
             return computed(torch.cat([*pieces, pieces[0].new_zeros(padding)]))
 
-        fields = method.state._fields
-        state = method.state._make(joined(slot[name] for slot in slots) for name in fields)
-        theta, g = joined(params), joined(p.grad for p in params)
+        kept = [opened(self.state[p], self._codes(p)) for p in params]
+        state = method.state._make(joined(x[name] for x in kept) for name in method.state._fields)
+        theta, g = joined(map(self._loaded, params)), joined(p.grad for p in params)
         try:
             theta, state = _compiled(method.step)(*_as_tensors((theta, g, state, s)))
         except Exception as error:
             self._go_on_without_compiler(error)
             return False
-        results = [(params, round_to(theta, params[0].dtype))]
-        results += [([slot[name] for slot in slots], x) for name, x in state._asdict().items()]
-        for targets, flat in results:
-            for target, piece in zip(targets, flat[: sum(sizes)].split(sizes), strict=True):
-                target.copy_(piece.view(target.shape))
+        columns = [x[: sum(sizes)].split(sizes) for x in (theta, *state)]
+        for p, result, *new in zip(params, *columns, strict=True):
+            slot, named = self.state[p], zip(method.state._fields, new, strict=True)
+            states = {name: x.view(p.shape) for name, x in named}
+            for name, x in entries(states, self._codes(p)).items():
+                slot[name].copy_(x)
+            self._store(p, result.view(p.shape), t)
         return True
 
     def _go_on_without_compiler(self, error: Exception) -> None:
@@ -1454,40 +1547,39 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             begun = _SHARED in old or any(state.get(key) for key in old["params"])
             if self.method.shared_states and begun:
                 groups[-1][_SHARED] = self._common(index, old.get(_SHARED, {}), new["params"])
-            hypers = _in_the_specs_words(self.domains, self.spelling, new)
             for i, (key, p) in enumerate(zip(old["params"], new["params"], strict=True)):
                 if state.get(key):
                     called = self._called(index, i)
-                    state[key] = _Loaded(self._fitted(p, called, state[key], hypers))
+                    state[key] = _Loaded(self._fitted(p, called, state[key]))
         return {**state_dict, "state": state, "param_groups": groups}
 
     def _fitted(
-        self, p: Tensor, called: str, entries: Mapping[str, Any], hypers: Mapping[str, Any]
+        self, p: Tensor, called: str, saved: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The saved state of one parameter, on its device, in the dtypes of this method."""
-        method = self.method
-        start = method.init(computed(p.detach()).to("meta"), **self._for_init(hypers))
-        own = () if method.shared_states else method.scalar_states
-        wanted = {"step", *own, *_there(start)}
-        if wanted != entries.keys() - {_TRAINING}:
+        layout = self._layout(p)
+        own = () if self.method.shared_states else self.method.scalar_states
+        wanted = {"step", *own, *layout}
+        if wanted != saved.keys() - {_TRAINING}:
             raise ValueError(
-                f"{self._name}: the checkpoint has {', '.join(sorted(entries))} for {called}; "
-                f"expected are {', '.join(sorted(wanted))}. Another optimizer saved it."
+                f"{self._name}: the checkpoint has {', '.join(sorted(saved))} for {called}; "
+                f"expected are {', '.join(sorted(wanted))}. Another optimizer saved it, or one with "
+                "another store or states."
             )
-        fitted = dict(entries)
-        for field, like in {**_there(start), _TRAINING: p}.items():
-            if field not in entries:
+        fitted = dict(saved)
+        for field, (shape, dtype) in {**layout, _TRAINING: (p.shape, p.dtype)}.items():
+            if field not in saved:
                 continue
-            if entries[field].shape != like.shape:
+            if saved[field].shape != shape:
                 raise ValueError(
-                    f"{self._name}: {field} of {called} has shape {tuple(entries[field].shape)} in "
-                    f"the checkpoint; expected is {tuple(like.shape)}. Build the optimizer over "
+                    f"{self._name}: {field} of {called} has shape {tuple(saved[field].shape)} in "
+                    f"the checkpoint; expected is {tuple(shape)}. Build the optimizer over "
                     "the same parameters in the same order."
                 )
-            fitted[field] = entries[field].detach().to(p.device, like.dtype, copy=True)
-        fitted["step"] = int(entries["step"])
+            fitted[field] = saved[field].detach().to(p.device, dtype, copy=True)
+        fitted["step"] = int(saved["step"])
         for field in own:
-            fitted[field] = float(entries[field])
+            fitted[field] = float(saved[field])
         return fitted
 
     def _common(
@@ -1516,8 +1608,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         return common
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickling and copying take: torch's three entries and the two modes."""
-        kept = ("_compile", "_evaluating", "_resumed")
+        """What pickling and copying take: torch's three entries, the two modes, and the storage."""
+        kept = ("_compile", "_evaluating", "_resumed", "storage")
         modes = {name: getattr(self, name) for name in kept}
         return {**super().__getstate__(), **modes}
 

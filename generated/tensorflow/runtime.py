@@ -442,6 +442,227 @@ def normal(key: Any, like: Any) -> Any:
     return shaped_like(select(side > word(0), -x, x), like)
 
 
+STORES = Domain(
+    "nearest, master, kahan or stochastic", "choice", choices=("nearest", "master", "kahan", "stochastic")
+)
+STATES = Domain("float32 or 8bit", "choice", choices=("float32", "8bit"))
+STORING = 0xFFFFFFFF  # the source of random numbers that stores draw from
+SMALL = 4096  # states of fewer numbers are not kept in 8 bits
+PIECE = 256  # how many numbers share a scale
+_BESIDE = {"master": "theta.master", "kahan": "theta.rest"}
+_DROPPED = {"bfloat16": 16, "float16": 13}  # how many bits float32 has more
+_UNIT = {"bfloat16": 1.0, "float16": 2048.0}  # what a rest is kept in multiples of the inverse of
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What is kept between steps, and how; the same options on every backend.
+
+    A bfloat16 or float16 parameter p is a rounding of the float32 number x that a step gives. `store`:
+
+        nearest     p = near(x)                                     the next step takes p
+        master      p = near(x), and x is kept                      ... x
+        kahan       p = near(x), and c = near(x - p) is kept        ... p + c
+        stochastic  p is x up or down by chance, on average x       ... p
+
+    near rounds once, to nearest even; x - p is exact, and p + c is rounded to float32. c is in the
+    parameter's dtype, in float16 times 2**11, since its exponents are few; 0 where p is not finite.
+    Where p is not the rounding of what is kept beside it, it was changed from outside (weights were
+    loaded, clipped, ...), and counts itself; a rest smaller than the spacing at p stays. The chance is
+    Threefry's, for `seed`, the step and the parameter's place, the source being the last of all. For
+    float32 and float64 parameters nothing is rounded, and `store` changes nothing.
+
+    `states`: with 8bit, those in the shape of a parameter of 4,096 numbers or more, copies of it
+    apart, are kept in 8 bits, in pieces of 256 with a scale (see `encoded`); float64 parameters keep
+    float64 states.
+    """
+
+    store: str = "nearest"
+    states: str = "float32"
+    seed: int = 0
+
+    def check(self, owner: str) -> Storage:
+        """Refuse what is no option."""
+        STORES.check(owner, "store", self.store)
+        STATES.check(owner, "states", self.states)
+        Count.check(owner, "seed", self.seed)
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """What differs from what shells do by themselves."""
+        return {k: v for k, v in vars(self).items() if v != getattr(Storage, k)}
+
+    def beside(self, dtype: str) -> str | None:
+        """What is kept beside a parameter of this dtype: its name among the states."""
+        return _BESIDE.get(self.store) if dtype in _DROPPED else None
+
+    def codes(self, coded: Mapping[str, str], dtype: str, size: int) -> Mapping[str, str]:
+        """The states of a parameter that are kept in 8 bits, of those that may be, with their codes."""
+        return coded if self.states == "8bit" and dtype != "float64" and size >= SMALL else {}
+
+    def plain(self, dtype: str) -> bool:
+        """Whether a parameter of this dtype is rounded once, and nothing else."""
+        return self.store == "nearest" or dtype not in _DROPPED
+
+    def begun(self, theta: Any) -> Any:
+        """What is kept beside a parameter before its first step; in float32."""
+        return theta if self.store == "master" else zeros([int(k) for k in theta.shape], theta)
+
+    def loaded(self, p: Any, beside: Any, dtype: str) -> Any:
+        """The number that a parameter with something beside it stands for; everything in float32."""
+        if self.store == "master":
+            return select(nearest(beside, dtype) == p, beside, p)
+        c = beside * (1.0 / _UNIT[dtype])
+        # Half of c, for p + c may lie in the middle between p and its neighbour.
+        return select(nearest(p + 0.5 * c, dtype) == p, p + c, p)
+
+    def parted(
+        self, x: Any, dtype: str, t: Any, stream: Any, seed: Any = None
+    ) -> tuple[Any, Any]:
+        """A narrow parameter and what is kept beside it, None if nothing; everything in float32.
+
+        Args:
+            x: what step t gives.
+            dtype: the parameter's.
+            t: the step.
+            stream: the parameter's place in its optimizer.
+            seed: its two words, where it is not the option's.
+        """
+        if self.store == "stochastic":
+            low, high = seed or (word(self.seed), word(self.seed >> 32))
+            key = packed([*threefry(low, high, word(t), word(STORING)), word(stream)])
+            words, _ = random_words(key, math.prod(int(k) for k in x.shape), x)
+            noise = reshape(number(words & 0x7FFFFF, bits_of(x)), x.shape)
+            return stochastic(x, dtype, noise), None
+        p = nearest(x, dtype)
+        if self.store == "kahan":
+            c = x - p
+            return p, nearest(select(abs(c) < math.inf, c, 0.0) * _UNIT[dtype], dtype)
+        return p, x if self.store == "master" else None
+
+
+def entries(states: Mapping[str, Any], codes: Mapping[str, str]) -> dict[str, Any]:
+    """The states of a parameter as they are kept; the scales of `m` are called `m.scale`."""
+    made = {}
+    for name, x in states.items():
+        made[name] = x
+        if name in codes and x is not None:
+            made[name], made[f"{name}.scale"] = encoded(x, codes[name])
+    return made
+
+
+def opened(kept: Mapping[str, Any], codes: Mapping[str, str]) -> dict[str, Any]:
+    """The reverse of `entries`, for what else there is, too."""
+    return {
+        k: decoded(x, kept[f"{k}.scale"], codes[k]) if k in codes and x is not None else x
+        for k, x in kept.items()
+        if not k.endswith(".scale")
+    }
+
+
+def nearest(x: Any, dtype: str) -> Any:
+    """The float32 nearest to x that a narrower dtype holds, to even."""
+    b, drop = bits_of(x), _DROPPED[dtype]
+    half = (1 << (drop - 1)) - 1
+    near = of_bits(select((b & (1 << drop)) == 0, b + half, b + (half + 1)) & -(1 << drop), x)
+    if dtype == "float16":  # below 2**-14 it holds multiples of 2**-24, as float32 does above 0.5
+        near = select(abs(x) < 2.0**-14, _signed(guard(x)(abs(x) + 0.5) - 0.5, b), near)
+        near = select(abs(near) < 65536.0, near, of_bits((b & -(1 << 31)) | 0x7F800000, x))
+    return select(x != x, x, near)
+
+
+def stochastic(x: Any, dtype: str, noise: Any) -> Any:
+    """One of the two neighbours of x in a narrower dtype, the nearer one more often; x if it is one.
+
+    Args:
+        x: float32 numbers.
+        dtype: the narrower dtype.
+        noise: as many int32 numbers of 23 random bits.
+    """
+    b, drop = bits_of(x), _DROPPED[dtype]
+    y = of_bits((b + (noise & ((1 << drop) - 1))) & -(1 << drop), x)
+    if dtype == "float16":  # below 2**-14 in multiples of 2**-24; powers of 2 change no bits
+        a = abs(x) * 2.0**24
+        whole = below(a)
+        up = of_bits(noise | 0x3F800000, x) - 1.0 < a - whole
+        y = select(abs(x) < 2.0**-14, _signed(select(up, whole + 1.0, whole) * 2.0**-24, b), y)
+        y = select(abs(y) < 65536.0, y, of_bits((b & -(1 << 31)) | 0x7F800000, x))
+    return select(x != x, x, y)
+
+
+def _signed(x: Any, b: Any) -> Any:
+    """Numbers without a sign under the sign of some bits."""
+    return of_bits(bits_of(x) | (b & -(1 << 31)), x)
+
+
+def _code(signs: tuple[int, ...]) -> tuple[float, ...]:
+    """The 256 numbers that 8 bits stand for: the dynamic code of arXiv:2110.02861, from -1 to 1.
+
+    Each of seven decades from 1e-6 to 1 has twice as many as the one below: the middles of equal
+    parts of it. 0 and 1 complete them.
+    """
+    found = {0.0, 1.0}
+    for i in range(7):
+        n = 2**i * (3 - len(signs))
+        top = [2 * n + 9 * (2 * k + 1) for k in range(n)]
+        found |= {s * x / (2 * n * 10 ** (7 - i)) for x in top for s in signs}
+    return tuple(sorted(found))
+
+
+CODES = {"signed": _code((1, -1)), "unsigned": _code((1,))}
+_MIDDLES = {kind: tuple((c[i] + c[i + 1]) / 2 for i in range(255)) for kind, c in CODES.items()}
+
+
+def pieces(shape: Any) -> int:
+    """How many scales a state of some shape has."""
+    return -(-math.prod(int(k) for k in shape) // PIECE)
+
+
+def encoded(x: Any, kind: str) -> tuple[Any, Any]:
+    """Numbers in 8 bits: places in the code, shaped like x, and a scale for each 256 in a row.
+
+    The scale is the largest absolute value. A number goes to the entry of the code nearest to its
+    product with the scale's reciprocal, in the middle to the lower one; but in an unsigned state what
+    is above 0, and no subnormal number, does not become 0, for one divides by such. A piece whose
+    scale is below the smallest normal number is zeros, and one with NaN, an infinity or a number
+    above 2**126 is NaN.
+    """
+    rows, fl = _in_rows(x), guard(x)
+    top = greatest(bits_of(rows) & 0x7FFFFFFF)
+    zero, lost = top < 0x00800000, top > 0x7E800000
+    safe = of_bits(select(zero | lost, top * 0 + 0x3F800000, top), rows)
+    rows = select(zero | lost, 0.0, rows)
+    x01 = fl(rows * fl(fl(1.0) / safe))
+    k = bits_of(x01) * 0
+    for step in (128, 64, 32, 16, 8, 4, 2, 1):
+        k = select(x01 > taken(_MIDDLES[kind], k + (step - 1)), k + step, k)
+    if kind == "unsigned":
+        k = select((bits_of(rows) >= 0x00800000) & (k == 0), k + 1, k)
+    scales = of_bits(select(lost, top * 0 + 0x7FC00000, select(zero, top * 0, top)), rows)
+    return _in_shape(as_bytes(k), x.shape), reshape(scales, [pieces(x.shape)])
+
+
+def decoded(k: Any, scales: Any, kind: str) -> Any:
+    """The numbers again."""
+    x = guard(scales)(taken(CODES[kind], _in_rows(k)) * reshape(scales, [pieces(k.shape), 1]))
+    return _in_shape(x, k.shape)
+
+
+def _in_rows(x: Any) -> Any:
+    """A tensor in rows of 256, filled up with zeros."""
+    size, count = math.prod(int(k) for k in x.shape), pieces(x.shape)
+    flat = reshape(x, [size])
+    if size < count * PIECE:
+        flat = join([flat, zeros([count * PIECE - size], flat)])
+    return reshape(flat, [count, PIECE])
+
+
+def _in_shape(rows: Any, shape: Any) -> Any:
+    """A tensor again, without what filled it up."""
+    kept = [int(k) for k in shape]
+    return reshape(reshape(rows, [-1])[: math.prod(kept)], kept)
+
+
 BLOCK = 65536
 
 
@@ -943,6 +1164,30 @@ def kept(theta: Tensor, value: Any, *sizes: str | int) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------
+# What storage is made of
+
+
+def as_bytes(k: Tensor) -> Tensor:
+    """Whole numbers from 0 to 255 as uint8."""
+    return tf.cast(k, tf.uint8)
+
+
+def below(x: Tensor) -> Tensor:
+    """The largest whole numbers that are not above."""
+    return tf.floor(x)
+
+
+def greatest(x: Tensor) -> Tensor:
+    """The largest number along the last axis, which becomes 1."""
+    return tf.reduce_max(x, -1, keepdims=True)
+
+
+def taken(table: tuple[float, ...], k: Tensor) -> Tensor:
+    """The entries of a table of float32 numbers at some places."""
+    return tf.gather(tf.constant(table, tf.float32), tf.cast(k, tf.int32))
+
+
+# ---------------------------------------------------------------------------------------------------
 # Dtypes
 
 
@@ -963,17 +1208,7 @@ def stored(x: Tensor, dtype: Any) -> Tensor:
     """
     if x.dtype == dtype:
         return x
-    spare = 16 if dtype == tf.bfloat16 else 13  # bits that float32 has more
-
-    def near(x: Tensor) -> Tensor:
-        bits = tf.bitcast(x, tf.int32)
-        odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, spare), 1)
-        even = tf.bitwise.bitwise_and(bits + ((1 << (spare - 1)) - 1) + odd, -(1 << spare))
-        y = tf.where(tf.not_equal(x, x), x, tf.bitcast(even, tf.float32))
-        if dtype == tf.float16:  # below 2**-14 float16 has the fixed spacing 2**-24
-            y = tf.where(tf.abs(x) < 2.0**-14, tf.round(x * 2.0**24) * 2.0**-24, y)
-        return y
-
+    near = functools.partial(nearest, dtype=tf.as_dtype(dtype).name)
     guard = near if _plain.get() else _with_gradient(lambda y: (near(y), _unchanged))
     return tf.cast(guard(x), dtype)
 
@@ -1006,6 +1241,7 @@ class Method:
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
     shared_states: Mapping[str, float | str] = field(default_factory=dict)  # of all parameters, likewise
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
+    coded: Mapping[str, str] = field(default_factory=dict)  # states that 8 bits may hold, their codes
     requires: Function | None = None  # relations: text, whether it holds
 
     @property
@@ -1151,6 +1387,20 @@ def _vectors(floats: Sequence[Any], ints: Sequence[int]) -> tuple[Tensor, Tensor
     return doubles, tf.constant(list(ints), tf.int64, [len(ints)])
 
 
+class _Pieces(NamedTuple):
+    """A state in 8 bits: places in the code, and scales."""
+
+    places: Any
+    scales: Any
+
+
+class _Kept(NamedTuple):
+    """What is kept of a parameter: the method's states, some as pieces, and what is beside it."""
+
+    states: Any
+    beside: Any = None
+
+
 @dataclass(frozen=True)
 class _Kernel:
     """What a trace fixes: a method, the dtype of its parameters, and which numbers it is given."""
@@ -1160,6 +1410,7 @@ class _Kernel:
     holes: Any
     floats: int
     ints: int
+    storage: Storage = field(default_factory=Storage)
 
     def scalars(self, t: Tensor, floats: Tensor, ints: Tensor, kept: Any) -> Any:
         fl = rounded(t)  # XLA divides by what it knows as a constant with a multiplication
@@ -1192,8 +1443,37 @@ class _Kernel:
         old = {f"{name}_prev": tf.convert_to_tensor(kept[name]) for name in names}
         return self.method.shared(**old) if names else None
 
-    def partials(self, n: int, t: Tensor, s: Any, theta: Tensor, g: Tensor, state: Any, *w: Any) -> Any:
+    def opened(self, theta: Tensor, kept: _Kept) -> tuple[Tensor, Any]:
+        """A parameter and its states as the method takes them."""
+        states = {
+            name: decoded(*x, self.method.coded[name]) if isinstance(x, _Pieces) else x
+            for name, x in kept.states._asdict().items()
+        }
+        if kept.beside is not None:
+            theta, beside = tf.cast(theta, tf.float32), tf.cast(kept.beside, tf.float32)
+            theta = self.storage.loaded(theta, beside, tf.as_dtype(self.dtype).name)
+        return theta, self.method.state(**states)
+
+    def partials(
+        self, n: int, t: Tensor, s: Any, theta: Tensor, g: Tensor, kept: _Kept, place: Any, *w: Any
+    ) -> Any:
+        theta, state = self.opened(theta, kept)
         return self.method.passes[n][0](*self.given(t, theta, g, state), s, *self.besides(t, w))
+
+    def one(
+        self, t: Tensor, s: Any, theta: Tensor, g: Tensor, kept: _Kept, place: Any, *w: Any
+    ) -> tuple[Tensor, _Kept]:
+        """The step of one parameter, from what is kept to what is kept."""
+        theta, state = self.opened(theta, kept)
+        theta, state = self.method.step(*self.given(t, theta, g, state), s, *self.besides(t, w))
+        kind, beside = tf.as_dtype(self.dtype).name, None
+        if not self.storage.plain(kind):
+            theta, beside = self.storage.parted(theta, kind, t, place)
+            if beside is not None:
+                beside = tf.cast(beside, kept.beside.dtype)
+        codes = [name for name, x in kept.states._asdict().items() if isinstance(x, _Pieces)]
+        coded = {k: _Pieces(*encoded(getattr(state, k), self.method.coded[k])) for k in codes}
+        return stored(theta, self.dtype), _Kept(state._replace(**coded), beside)
 
     def total(self, sums: Sequence[Any]) -> Any:
         """Sorted first, so that the order of the parameters does not matter; in the widest dtype."""
@@ -1227,12 +1507,15 @@ class _Kernel:
         ]
 
 
-def _prepared(method: Method, dtype: Any, hypers: Mapping[str, Any]) -> tuple[_Kernel, Any]:
+def _prepared(
+    method: Method, dtype: Any, hypers: Mapping[str, Any], storage: Storage | None = None
+) -> tuple[_Kernel, Any]:
     """The kernel for these hyperparameters, and their numbers."""
     floats: list[Any] = []
     ints: list[int] = []
     holes = tuple((name, _pack(value, floats, ints)) for name, value in hypers.items())
-    return _Kernel(method, dtype, holes, len(floats), len(ints)), _vectors(floats, ints)
+    kernel = _Kernel(method, dtype, holes, len(floats), len(ints), storage or Storage())
+    return kernel, _vectors(floats, ints)
 
 
 @functools.cache
@@ -1325,7 +1608,8 @@ def _step_each(
 ) -> list[dict[str, Tensor]]:
     """As `_step`, for several groups of variables, one after the other; slots may be None.
 
-    `places` are those of the variables in the optimizer, None where there is no noise.
+    The last of a variable's slots is what is kept beside it. `places` are those of the variables in the
+    optimizer, None where nothing is drawn.
     """
     thetas = [[tf.convert_to_tensor(v) for v in group] for group in variables]
     given = [
@@ -1333,7 +1617,9 @@ def _step_each(
         for group in zip(grads, variables, strict=True)
     ]
     record = kernels[0].method.state
-    read = [[record(*map(_read, slot)) for slot in group] for group in slots]
+    read = [
+        [_Kept(record(*map(_read, slot)), _read(beside)) for *slot, beside in group] for group in slots
+    ]
     here = None if taking is None else functools.partial(taking.here, variables)
     arguments = t, numbers, kept, thetas, given, read, places, here
     new_thetas, new_states, new_kept = _each_step(kernels, *arguments)
@@ -1399,7 +1685,9 @@ def _next(rows: Iterator[int], group: Sequence[Any]) -> list[int]:
     return [next(rows) for _ in group]
 
 
-def _read(slot: Any) -> Tensor | None:
+def _read(slot: Any) -> Any:
+    if isinstance(slot, _Pieces):
+        return _Pieces(*map(_read, slot))
     return None if slot is None else tf.convert_to_tensor(slot)
 
 
@@ -1444,7 +1732,10 @@ def _each(
     s = [run(k, "scalars", t, *n, p) for k, n, p in zip(kernels, numbers, kept, strict=True)]
     sources = kernels[0].method.sources
     calls = [
-        [(t, of_parameter(sources, s[i], place), *tensors) for place, *tensors in zip(*group, strict=True)]
+        [
+            (t, of_parameter(sources, s[i], place), *tensors, place)
+            for place, *tensors in zip(*group, strict=True)
+        ]
         for i, group in enumerate(zip(places, thetas, grads, states, strict=True))
     ]
     inputs, elsewhere = taking(s) if taking is not None else (None, None)
@@ -1476,7 +1767,7 @@ def _each(
             for b in bs:
                 b["shared"] = shared[i]
     made = [
-        [run(kernel, "step", *call, *b.values()) for call, b in zip(group, bs, strict=True)]
+        [run(kernel, "one", *call, *b.values()) for call, b in zip(group, bs, strict=True)]
         for kernel, group, bs in zip(kernels, calls, besides, strict=True)
     ]
     after = [
@@ -1623,7 +1914,7 @@ def _dense(owner: str, gradient: Any, variable: Any) -> Tensor:
 
 
 class KerasOptions(TypedDict, total=False):
-    """What every Keras optimizer takes besides its hyperparameters; see keras.optimizers.Optimizer."""
+    """What every optimizer takes besides its hyperparameters: Keras' own options, and `Storage`."""
 
     clipnorm: float | None
     clipvalue: float | None
@@ -1633,6 +1924,9 @@ class KerasOptions(TypedDict, total=False):
     ema_overwrite_frequency: int | None
     loss_scale_factor: float | None
     gradient_accumulation_steps: int | None
+    store: str
+    states: str
+    seed: int
 
 
 class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
@@ -1645,7 +1939,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     A variable whose gradient is None is left as it is, with its states; the clock, `iterations`, is
     one for all variables and moves. Parameters in float16 or bfloat16 are computed in float32 and
-    rounded once when they are stored; their states are float32.
+    rounded once when they are stored, or as `storage` says; their states are float32, or pieces.
     """
 
     method: Method
@@ -1665,6 +1959,9 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 f"{type(self).__name__}: no hyperparameter is called {', '.join(sorted(unknown))}. "
                 f"There are {known}."
             )
+        words = {key: arguments.pop(key) for key in vars(Storage()) if key in arguments}
+        words["seed"] = hypers.get("seed", words.get("seed", 0))  # the algorithm's, where it has one
+        storage = Storage(**words).check(type(self).__name__)
         # weight_decay stays here: Keras' base class would decay a second time.
         super().__init__(learning_rate=rate, name=name or self.method.name, **arguments)
         for key, value in hypers.items():
@@ -1674,6 +1971,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         self._taking: _Taking | None = None
         self._evaluating = False
         self._resumed = False  # whether a state was loaded since the last step
+        self.storage = storage
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.domains and name != "learning_rate" and getattr(self, "_checks", False):
@@ -1757,8 +2055,11 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         numbers = _respelled({k: getattr(self, k) for k in self.domains}, self.spelling)
         init = {name: numbers[name] for name in self.method.init_hypers}
         slots = [self._slots_of(variable, init) for variable in variables]
-        for i, name in enumerate(self.method.state._fields):
-            setattr(self, f"_state_{name}", [slot[i] if slot else None for slot in slots])
+        for name in self.method.state._fields:
+            setattr(self, f"_state_{name}", [slot.get(name) for slot in slots])
+            setattr(self, f"_scale_{name}", [slot.get(f"{name}.scale") for slot in slots])
+        self._beside = [slot.get("beside") for slot in slots]
+        self._joins = self.method.elementwise and all(map(self._plainly_kept, variables))
         kinds = {compute_dtype(_native(v).dtype).name for v in variables} or {"float32"}
         for name, start in self._kept_once().items():
             with tf.init_scope():
@@ -1781,26 +2082,44 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 )
             seen.add(key)
 
-    def _slots_of(self, variable: Any, init: Mapping[str, Any]) -> list[Any]:
-        if self._overwrite_variable_with_gradient(variable):
-            return []
+    def _plainly_kept(self, variable: Any) -> bool:
+        """Whether a variable is rounded once, and its states are in the compute dtype."""
         native = _native(variable)
+        return self.storage.plain(native.dtype.name) and not self._codes(native)
+
+    def _codes(self, native: Any) -> Mapping[str, str]:
+        """The states of a variable that are kept in 8 bits."""
+        size = native.shape.num_elements()
+        return self.storage.codes(self.method.coded, native.dtype.name, size)
+
+    def _slots_of(self, variable: Any, init: Mapping[str, Any]) -> dict[str, Any]:
+        if self._overwrite_variable_with_gradient(variable):
+            return {}
+        native = _native(variable)
+        codes, beside = self._codes(native), self.storage.beside(native.dtype.name)
         with tf.init_scope():
-            started = self.method.init(tf.cast(native, compute_dtype(native.dtype)), **init)
+            theta = tf.cast(native, compute_dtype(native.dtype))
+            started: dict[str, Any] = {}
+            for name, value in self.method.init(theta, **init)._asdict().items():
+                started[name] = value
+                if name in codes and value is not None:
+                    started[name], started[f"{name}.scale"] = encoded(value, codes[name])
+            if beside is not None:
+                kind = theta.dtype if self.storage.store == "master" else native.dtype
+                started["beside"] = tf.cast(self.storage.begun(theta), kind)
         path = _path(variable).replace("/", "_").replace(":", "_")
-        slots: list[Any] = []
-        for name, value in started._asdict().items():
+        slots: dict[str, Any] = {}
+        for name, value in started.items():
             if value is None:
-                slots.append(None)
                 continue
+            word = (beside or "") if name == "beside" else name
             with tf.distribute.get_strategy().extended.colocate_vars_with(native):
-                slot = self.add_variable(
+                slots[name] = self.add_variable(
                     shape=value.shape,
                     initializer=lambda shape, dtype, value=value: tf.cast(value, dtype),
                     dtype=value.dtype.name,
-                    name=f"{path}_{name}",
+                    name=f"{path}_{word.replace('.', '_')}",
                 )
-            slots.append(slot)
         return slots
 
     def _kept(self, name: str, start: float, kind: str) -> Any:
@@ -1989,9 +2308,10 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         kinds = [compute_dtype(dtype).name for dtype, _ in groups]
         kept = [kept_by_kind.get(kind, {}) for kind in kinds]
         prepared = [
-            _prepared(self.method, dtype, self._hypers(learning_rate, decays)) for dtype, decays in groups
+            _prepared(self.method, dtype, self._hypers(learning_rate, decays), self.storage)
+            for dtype, decays in groups
         ]
-        advance = self._advance_joined if self.method.elementwise else self._advance_each
+        advance = self._advance_joined if self._joins else self._advance_each
         made = advance(t, prepared, kept, [*groups.values()])
         # What is kept once follows from the optimizer's own hyperparameters, decay included.
         order = sorted(zip(kinds, groups, made, strict=True), key=lambda x: x[1][1])
@@ -2019,10 +2339,9 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         if not groups:
             return []
         kernels, numbers = (tuple(x) for x in zip(*prepared, strict=True))
-        fields = self.method.state._fields
         grads = [[g for g, _ in pairs] for pairs in groups]
         variables = [[_native(v) for _, v in pairs] for pairs in groups]
-        slots = [[[_native(self._slot(k, v)) for k in fields] for _, v in pairs] for pairs in groups]
+        slots = [[self._entries(v) for _, v in pairs] for pairs in groups]
         shapes = tuple(tuple(tuple(v.shape) for v in group) for group in variables)
         places = self._places(groups)
         if self._taking is not None and self.method.given is not None:
@@ -2032,14 +2351,25 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         return step(t, numbers, kept, variables, grads, slots, places)
 
     def _places(self, groups: Any) -> list[list[Tensor | None]]:
-        """The variables' places in the optimizer, which only noise needs."""
+        """The variables' places in the optimizer, which only what draws needs."""
+        draws = self.method.sources or self.storage.store == "stochastic"
         return [
             [
-                tf.constant(self._get_variable_index(v), tf.int64) if self.method.sources else None
+                tf.constant(self._get_variable_index(v), tf.int64) if draws else None
                 for _, v in pairs
             ]
             for pairs in groups
         ]
+
+    def _entries(self, variable: Any) -> list[Any]:
+        """All that is kept of a variable, what is beside it last."""
+        i = self._get_variable_index(variable)
+        entries: list[Any] = []
+        for name in self.method.state._fields:
+            slot, scales = getattr(self, f"_state_{name}")[i], getattr(self, f"_scale_{name}")[i]
+            slot = _native(slot)
+            entries.append(slot if scales is None else _Pieces(slot, _native(scales)))
+        return [*entries, _native(self._beside[i])]
 
     def _called(self, step: Function, kernels: Any, shapes: Any) -> Function:
         if tf.executing_eagerly() and _use_xla and not tf.distribute.has_strategy():
@@ -2147,6 +2477,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             if key not in self.domains:
                 del config[key]
         own = {key: getattr(self, key) for key in self.domains if key != "learning_rate"}
+        own |= vars(self.storage)
         return {**config, **{key: _serialized(value) for key, value in own.items()}}
 
     @classmethod
@@ -2358,7 +2689,7 @@ def _transformed_each(t: Tensor, calls: Sequence[Any]) -> list[list[Tensor]]:
     floats, ints = numbers  # the kernels differ in their dtype, the numbers do not
     like = floats, *tensors
     none: list[dict[str, Tensor]] = [{} for _ in kernels]
-    states = [[kernels[0].method.state() for _ in group] for group in tensors[0]]
+    states = [[_Kept(kernels[0].method.state()) for _ in group] for group in tensors[0]]
 
     def made(each: Function, values: Sequence[Tensor]) -> list[Tensor]:
         floats, thetas, gs = tf.nest.pack_sequence_as(like, values)

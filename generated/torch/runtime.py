@@ -428,6 +428,227 @@ def normal(key: Any, like: Any) -> Any:
     return shaped_like(select(side > word(0), -x, x), like)
 
 
+STORES = Domain(
+    "nearest, master, kahan or stochastic", "choice", choices=("nearest", "master", "kahan", "stochastic")
+)
+STATES = Domain("float32 or 8bit", "choice", choices=("float32", "8bit"))
+STORING = 0xFFFFFFFF  # the source of random numbers that stores draw from
+SMALL = 4096  # states of fewer numbers are not kept in 8 bits
+PIECE = 256  # how many numbers share a scale
+_BESIDE = {"master": "theta.master", "kahan": "theta.rest"}
+_DROPPED = {"bfloat16": 16, "float16": 13}  # how many bits float32 has more
+_UNIT = {"bfloat16": 1.0, "float16": 2048.0}  # what a rest is kept in multiples of the inverse of
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What is kept between steps, and how; the same options on every backend.
+
+    A bfloat16 or float16 parameter p is a rounding of the float32 number x that a step gives. `store`:
+
+        nearest     p = near(x)                                     the next step takes p
+        master      p = near(x), and x is kept                      ... x
+        kahan       p = near(x), and c = near(x - p) is kept        ... p + c
+        stochastic  p is x up or down by chance, on average x       ... p
+
+    near rounds once, to nearest even; x - p is exact, and p + c is rounded to float32. c is in the
+    parameter's dtype, in float16 times 2**11, since its exponents are few; 0 where p is not finite.
+    Where p is not the rounding of what is kept beside it, it was changed from outside (weights were
+    loaded, clipped, ...), and counts itself; a rest smaller than the spacing at p stays. The chance is
+    Threefry's, for `seed`, the step and the parameter's place, the source being the last of all. For
+    float32 and float64 parameters nothing is rounded, and `store` changes nothing.
+
+    `states`: with 8bit, those in the shape of a parameter of 4,096 numbers or more, copies of it
+    apart, are kept in 8 bits, in pieces of 256 with a scale (see `encoded`); float64 parameters keep
+    float64 states.
+    """
+
+    store: str = "nearest"
+    states: str = "float32"
+    seed: int = 0
+
+    def check(self, owner: str) -> Storage:
+        """Refuse what is no option."""
+        STORES.check(owner, "store", self.store)
+        STATES.check(owner, "states", self.states)
+        Count.check(owner, "seed", self.seed)
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """What differs from what shells do by themselves."""
+        return {k: v for k, v in vars(self).items() if v != getattr(Storage, k)}
+
+    def beside(self, dtype: str) -> str | None:
+        """What is kept beside a parameter of this dtype: its name among the states."""
+        return _BESIDE.get(self.store) if dtype in _DROPPED else None
+
+    def codes(self, coded: Mapping[str, str], dtype: str, size: int) -> Mapping[str, str]:
+        """The states of a parameter that are kept in 8 bits, of those that may be, with their codes."""
+        return coded if self.states == "8bit" and dtype != "float64" and size >= SMALL else {}
+
+    def plain(self, dtype: str) -> bool:
+        """Whether a parameter of this dtype is rounded once, and nothing else."""
+        return self.store == "nearest" or dtype not in _DROPPED
+
+    def begun(self, theta: Any) -> Any:
+        """What is kept beside a parameter before its first step; in float32."""
+        return theta if self.store == "master" else zeros([int(k) for k in theta.shape], theta)
+
+    def loaded(self, p: Any, beside: Any, dtype: str) -> Any:
+        """The number that a parameter with something beside it stands for; everything in float32."""
+        if self.store == "master":
+            return select(nearest(beside, dtype) == p, beside, p)
+        c = beside * (1.0 / _UNIT[dtype])
+        # Half of c, for p + c may lie in the middle between p and its neighbour.
+        return select(nearest(p + 0.5 * c, dtype) == p, p + c, p)
+
+    def parted(
+        self, x: Any, dtype: str, t: Any, stream: Any, seed: Any = None
+    ) -> tuple[Any, Any]:
+        """A narrow parameter and what is kept beside it, None if nothing; everything in float32.
+
+        Args:
+            x: what step t gives.
+            dtype: the parameter's.
+            t: the step.
+            stream: the parameter's place in its optimizer.
+            seed: its two words, where it is not the option's.
+        """
+        if self.store == "stochastic":
+            low, high = seed or (word(self.seed), word(self.seed >> 32))
+            key = packed([*threefry(low, high, word(t), word(STORING)), word(stream)])
+            words, _ = random_words(key, math.prod(int(k) for k in x.shape), x)
+            noise = reshape(number(words & 0x7FFFFF, bits_of(x)), x.shape)
+            return stochastic(x, dtype, noise), None
+        p = nearest(x, dtype)
+        if self.store == "kahan":
+            c = x - p
+            return p, nearest(select(abs(c) < math.inf, c, 0.0) * _UNIT[dtype], dtype)
+        return p, x if self.store == "master" else None
+
+
+def entries(states: Mapping[str, Any], codes: Mapping[str, str]) -> dict[str, Any]:
+    """The states of a parameter as they are kept; the scales of `m` are called `m.scale`."""
+    made = {}
+    for name, x in states.items():
+        made[name] = x
+        if name in codes and x is not None:
+            made[name], made[f"{name}.scale"] = encoded(x, codes[name])
+    return made
+
+
+def opened(kept: Mapping[str, Any], codes: Mapping[str, str]) -> dict[str, Any]:
+    """The reverse of `entries`, for what else there is, too."""
+    return {
+        k: decoded(x, kept[f"{k}.scale"], codes[k]) if k in codes and x is not None else x
+        for k, x in kept.items()
+        if not k.endswith(".scale")
+    }
+
+
+def nearest(x: Any, dtype: str) -> Any:
+    """The float32 nearest to x that a narrower dtype holds, to even."""
+    b, drop = bits_of(x), _DROPPED[dtype]
+    half = (1 << (drop - 1)) - 1
+    near = of_bits(select((b & (1 << drop)) == 0, b + half, b + (half + 1)) & -(1 << drop), x)
+    if dtype == "float16":  # below 2**-14 it holds multiples of 2**-24, as float32 does above 0.5
+        near = select(abs(x) < 2.0**-14, _signed(guard(x)(abs(x) + 0.5) - 0.5, b), near)
+        near = select(abs(near) < 65536.0, near, of_bits((b & -(1 << 31)) | 0x7F800000, x))
+    return select(x != x, x, near)
+
+
+def stochastic(x: Any, dtype: str, noise: Any) -> Any:
+    """One of the two neighbours of x in a narrower dtype, the nearer one more often; x if it is one.
+
+    Args:
+        x: float32 numbers.
+        dtype: the narrower dtype.
+        noise: as many int32 numbers of 23 random bits.
+    """
+    b, drop = bits_of(x), _DROPPED[dtype]
+    y = of_bits((b + (noise & ((1 << drop) - 1))) & -(1 << drop), x)
+    if dtype == "float16":  # below 2**-14 in multiples of 2**-24; powers of 2 change no bits
+        a = abs(x) * 2.0**24
+        whole = below(a)
+        up = of_bits(noise | 0x3F800000, x) - 1.0 < a - whole
+        y = select(abs(x) < 2.0**-14, _signed(select(up, whole + 1.0, whole) * 2.0**-24, b), y)
+        y = select(abs(y) < 65536.0, y, of_bits((b & -(1 << 31)) | 0x7F800000, x))
+    return select(x != x, x, y)
+
+
+def _signed(x: Any, b: Any) -> Any:
+    """Numbers without a sign under the sign of some bits."""
+    return of_bits(bits_of(x) | (b & -(1 << 31)), x)
+
+
+def _code(signs: tuple[int, ...]) -> tuple[float, ...]:
+    """The 256 numbers that 8 bits stand for: the dynamic code of arXiv:2110.02861, from -1 to 1.
+
+    Each of seven decades from 1e-6 to 1 has twice as many as the one below: the middles of equal
+    parts of it. 0 and 1 complete them.
+    """
+    found = {0.0, 1.0}
+    for i in range(7):
+        n = 2**i * (3 - len(signs))
+        top = [2 * n + 9 * (2 * k + 1) for k in range(n)]
+        found |= {s * x / (2 * n * 10 ** (7 - i)) for x in top for s in signs}
+    return tuple(sorted(found))
+
+
+CODES = {"signed": _code((1, -1)), "unsigned": _code((1,))}
+_MIDDLES = {kind: tuple((c[i] + c[i + 1]) / 2 for i in range(255)) for kind, c in CODES.items()}
+
+
+def pieces(shape: Any) -> int:
+    """How many scales a state of some shape has."""
+    return -(-math.prod(int(k) for k in shape) // PIECE)
+
+
+def encoded(x: Any, kind: str) -> tuple[Any, Any]:
+    """Numbers in 8 bits: places in the code, shaped like x, and a scale for each 256 in a row.
+
+    The scale is the largest absolute value. A number goes to the entry of the code nearest to its
+    product with the scale's reciprocal, in the middle to the lower one; but in an unsigned state what
+    is above 0, and no subnormal number, does not become 0, for one divides by such. A piece whose
+    scale is below the smallest normal number is zeros, and one with NaN, an infinity or a number
+    above 2**126 is NaN.
+    """
+    rows, fl = _in_rows(x), guard(x)
+    top = greatest(bits_of(rows) & 0x7FFFFFFF)
+    zero, lost = top < 0x00800000, top > 0x7E800000
+    safe = of_bits(select(zero | lost, top * 0 + 0x3F800000, top), rows)
+    rows = select(zero | lost, 0.0, rows)
+    x01 = fl(rows * fl(fl(1.0) / safe))
+    k = bits_of(x01) * 0
+    for step in (128, 64, 32, 16, 8, 4, 2, 1):
+        k = select(x01 > taken(_MIDDLES[kind], k + (step - 1)), k + step, k)
+    if kind == "unsigned":
+        k = select((bits_of(rows) >= 0x00800000) & (k == 0), k + 1, k)
+    scales = of_bits(select(lost, top * 0 + 0x7FC00000, select(zero, top * 0, top)), rows)
+    return _in_shape(as_bytes(k), x.shape), reshape(scales, [pieces(x.shape)])
+
+
+def decoded(k: Any, scales: Any, kind: str) -> Any:
+    """The numbers again."""
+    x = guard(scales)(taken(CODES[kind], _in_rows(k)) * reshape(scales, [pieces(k.shape), 1]))
+    return _in_shape(x, k.shape)
+
+
+def _in_rows(x: Any) -> Any:
+    """A tensor in rows of 256, filled up with zeros."""
+    size, count = math.prod(int(k) for k in x.shape), pieces(x.shape)
+    flat = reshape(x, [size])
+    if size < count * PIECE:
+        flat = join([flat, zeros([count * PIECE - size], flat)])
+    return reshape(flat, [count, PIECE])
+
+
+def _in_shape(rows: Any, shape: Any) -> Any:
+    """A tensor again, without what filled it up."""
+    kept = [int(k) for k in shape]
+    return reshape(reshape(rows, [-1])[: math.prod(kept)], kept)
+
+
 BLOCK = 65536
 
 
@@ -1175,6 +1396,40 @@ def _double(value: Any) -> Any:
 
 
 # --------------------------------------------------------------------------------------------------
+# What storage is made of; it runs between kernels, never compiled
+
+
+def as_bytes(k: Tensor) -> Tensor:
+    """Whole numbers from 0 to 255 as uint8."""
+    return k.to(torch.uint8)
+
+
+def below(x: Tensor) -> Tensor:
+    """The largest whole numbers that are not above."""
+    return torch.floor(x)
+
+
+def greatest(x: Tensor) -> Tensor:
+    """The largest number along the last axis, which becomes 1."""
+    return x.amax(-1, keepdim=True)
+
+
+def taken(table: tuple[float, ...], k: Tensor) -> Tensor:
+    """The entries of a table of float32 numbers at some places."""
+    return _on_device(table, k.device)[k.long()]
+
+
+@functools.cache
+def _on_device(table: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(table, dtype=torch.float32, device=device)
+
+
+def _word_of(dtype: torch.dtype) -> str:
+    """The name of a dtype, as every framework writes it."""
+    return str(dtype).removeprefix("torch.")
+
+
+# --------------------------------------------------------------------------------------------------
 # Hyperparameters
 
 Requires: TypeAlias = Callable[..., Mapping[str, Any]] | None  # relations: text, whether it holds
@@ -1274,6 +1529,7 @@ class Method(NamedTuple):
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
     shared_states: Mapping[str, float | str] = {}  # states of all parameters, likewise
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
+    coded: Mapping[str, str] = {}  # states that may be kept in 8 bits, with their codes
     requires: Requires = None
 
 
@@ -1395,20 +1651,33 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     entry `shared`, with the one count of steps that the group then has; sums go over all groups.
 
     With `compile=True`, torch.compile takes the kernel, over all parameters at once where every
-    number goes its own way, else one after the other; the bits are the same.
+    number goes its own way, else one after the other; the bits are the same. `storage` says how
+    parameters and states are kept: in 8 bits a state `m` is uint8, with `m.scale`; beside a narrow
+    parameter there may be `theta.master` or `theta.rest`.
     """
 
     method: ClassVar[Method]
     domains: ClassVar[Mapping[str, Domain]]
     spelling: ClassVar[Spelling] = {}
 
-    def __init__(self, params: ParamsT, hypers: dict[str, Any], *, compile: bool = False) -> None:
+    def __init__(
+        self,
+        params: ParamsT,
+        hypers: dict[str, Any],
+        *,
+        compile: bool = False,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
+    ) -> None:
         """Check the hyperparameters and take the parameters, as `torch.optim.Optimizer` does."""
         Flag.check(self._name, "compile", compile)
         self._compile = compile
+        seed = hypers.get("seed", seed)  # where the algorithm has one, it is that
+        self.storage = Storage(store, states, seed).check(self._name)
         self._evaluating = False
         self._resumed = False  # whether a state was loaded since the last step
-        self._places: dict[Tensor, int] = {}  # of the parameters in the optimizer, for noise
+        self._places: dict[Tensor, int] = {}  # of the parameters in the optimizer, for what draws
         self._seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         super().__init__(params, self._in_domains(hypers))
 
@@ -1478,9 +1747,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 f"parameter is on {p.device}. Move the model before backward()."
             )
         slot = self.state.get(p)
-        for field, shape in _state_shapes(self.method, p.shape).items() if slot else ():
+        for field, (shape, kind) in self._layout(p).items() if slot else ():
             x = slot.get(field)
-            if x is None or x.dtype != wide or x.shape != shape or x.device != p.device:
+            if x is None or x.dtype != kind or x.shape != shape or x.device != p.device:
                 its = f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if x is not None else "another's"
                 raise ValueError(
                     f"{self._name}: {self._called(index, i)} is {p.dtype} of shape "
@@ -1488,6 +1757,23 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     "device call optimizer.load_state_dict(optimizer.state_dict()); after a change of "
                     "shape make a new optimizer."
                 )
+
+    def _layout(self, p: Tensor) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """The tensors that are kept of a parameter: their shapes and dtypes."""
+        wide, codes = compute_dtype(p.dtype), self._codes(p)
+        kept: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        for name, shape in _state_shapes(self.method, p.shape).items():
+            kept[name] = shape, torch.uint8 if name in codes else wide
+            if name in codes:
+                kept[f"{name}.scale"] = (pieces(shape),), torch.float32
+        beside = self.storage.beside(_word_of(p.dtype))
+        if beside is not None:
+            kept[beside] = p.shape, wide if self.storage.store == "master" else p.dtype
+        return kept
+
+    def _codes(self, p: Tensor) -> Mapping[str, str]:
+        """The states of a parameter that are kept in 8 bits."""
+        return self.storage.codes(self.method.coded, _word_of(p.dtype), p.numel())
 
     def _groups(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Each group's hyperparameters, those checked that are other objects than a step ago."""
@@ -1561,7 +1847,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 if g is not None:
                     self._check(p, g, index, i)
                     ready.append((p, index))
-        if self.method.sources:
+        if self.method.sources or self.storage.store != "nearest":
             every = [p for group in self.param_groups for p in group["params"]]
             self._places = {p: i for i, p in enumerate(every)}
         fresh = [p for p, _ in ready if not self.state[p]]
@@ -1763,7 +2049,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         slot: dict[str, Any] = {"step": 0}
         if not method.shared_states:
             slot.update(self._starts(method.scalar_states, compute_dtype(p.dtype), hypers))
-        slot.update(_there(method.init(computed(p.detach()), **self._for_init(hypers))))
+        theta = computed(p.detach())
+        slot.update(entries(_there(method.init(theta, **self._for_init(hypers))), self._codes(p)))
+        beside = self.storage.beside(_word_of(p.dtype))
+        if beside is not None:
+            slot[beside] = self._beside(p, self.storage.begun(theta))
         return slot
 
     def _starts(
@@ -1773,23 +2063,43 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         given = {k: _double(hypers[x]) if isinstance(x, str) else float(x) for k, x in starts.items()}
         return {name: storing(dtype)(x) for name, x in given.items()}
 
+    def _loaded(self, p: Tensor) -> Tensor:
+        """A parameter as the kernel takes it."""
+        theta, beside = computed(p.detach()), self.storage.beside(_word_of(p.dtype))
+        if beside is None:
+            return theta
+        return self.storage.loaded(theta, computed(self.state[p][beside]), _word_of(p.dtype))
+
+    def _beside(self, p: Tensor, x: Tensor) -> Tensor:
+        """What is kept beside a parameter: its copy in the compute dtype, a rest in its own."""
+        return x.clone() if self.storage.store == "master" else x.to(p.dtype)
+
+    def _store(self, p: Tensor, x: Tensor, t: int) -> None:
+        """A new value of a parameter, in place, and what is kept beside it."""
+        kind, name = _word_of(p.dtype), self.storage.beside(_word_of(p.dtype))
+        if not self.storage.plain(kind):
+            x, beside = self.storage.parted(x, kind, t, self._places[p])
+            if name is not None:
+                self.state[p][name] = self._beside(p, beside)
+        p.copy_(round_to(x, p.dtype))
+
     def _for_init(self, hypers: Mapping[str, Any]) -> dict[str, Any]:
         return {name: _double(hypers[name]) for name in self.method.init_hypers}
 
     def _arguments(self, p: Tensor, s: Any) -> tuple[Tensor, Tensor, Any, Any]:
         """What the kernel is given of a parameter."""
-        slot, fields = self.state[p], self.method.state._fields
-        state = self.method.state._make(slot.get(name) for name in fields)
+        kept = opened(self.state[p], self._codes(p))
+        state = self.method.state._make(kept.get(name) for name in self.method.state._fields)
         if self.method.sources:
             s = of_parameter(self.method.sources, s, self._places[p])
-        return computed(p.detach()), computed(p.grad), state, s
+        return self._loaded(p), computed(p.grad), state, s
 
     def _run(self, job: _Job, w: Sequence[tuple[Any, ...]]) -> None:
         """One step of the parameters of a job."""
         method = self.method
         flat = self._compile and method.elementwise
-        if not (flat and self._run_flat(job.params, job.s)):
-            self._run_each(job.params, job.s, w)
+        if not (flat and self._run_flat(job.params, job.s, job.t)):
+            self._run_each(job.params, job.s, job.t, w)
         kept = [self.state[p] for p in job.params]
         for slot in kept:
             slot["step"] = job.t
@@ -1802,7 +2112,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             for name in method.scalar_states:
                 slot[name] = getattr(job.exact, name)
 
-    def _run_each(self, params: list[Tensor], s: Any, besides: Sequence[tuple[Any, ...]]) -> None:
+    def _run_each(
+        self, params: list[Tensor], s: Any, t: int, besides: Sequence[tuple[Any, ...]]
+    ) -> None:
         """The kernel on one parameter after the other."""
         for p, w in zip(params, besides, strict=True):
             slot = self.state[p]
@@ -1810,10 +2122,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             # What is compiled for one shape serves all of as many axes, but for sizes 0 and 1.
             compiled = self._compile and min(p.shape, default=0) > 1
             result, state = self._called_kernel(compiled, theta, g, *rest, *w)
-            taken = {id(theta), id(g)}  # memory of the user's, which changes outside, is not kept
-            for name, x in _there(state).items():
-                slot[name] = x.clone() if id(x) in taken else x
-            p.copy_(round_to(result, p.dtype))
+            users = {id(theta), id(g)}  # memory of the user's, which changes outside, is not kept
+            for name, x in entries(_there(state), self._codes(p)).items():
+                slot[name] = x.clone() if id(x) in users else x
+            self._store(p, result, t)
 
     def _called_kernel(self, compiled: bool, *arguments: Any) -> Any:
         """The step of a kernel, compiled where that is wanted and possible."""
@@ -1826,10 +2138,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             self._go_on_without_compiler(error)
             return step(*arguments)
 
-    def _run_flat(self, params: list[Tensor], s: Any) -> bool:
+    def _run_flat(self, params: list[Tensor], s: Any, t: int) -> bool:
         """The compiled kernel on all parameters at once; False where there is no compiler."""
         method = self.method
-        slots = [self.state[p] for p in params]
         sizes = [p.numel() for p in params]
         padding = max(0, 2 - sum(sizes))  # sizes 0 and 1 would be compiled separately
 
@@ -1837,19 +2148,21 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             pieces = [x.reshape(-1) for x in tensors]
             return computed(torch.cat([*pieces, pieces[0].new_zeros(padding)]))
 
-        fields = method.state._fields
-        state = method.state._make(joined(slot[name] for slot in slots) for name in fields)
-        theta, g = joined(params), joined(p.grad for p in params)
+        kept = [opened(self.state[p], self._codes(p)) for p in params]
+        state = method.state._make(joined(x[name] for x in kept) for name in method.state._fields)
+        theta, g = joined(map(self._loaded, params)), joined(p.grad for p in params)
         try:
             theta, state = _compiled(method.step)(*_as_tensors((theta, g, state, s)))
         except Exception as error:
             self._go_on_without_compiler(error)
             return False
-        results = [(params, round_to(theta, params[0].dtype))]
-        results += [([slot[name] for slot in slots], x) for name, x in state._asdict().items()]
-        for targets, flat in results:
-            for target, piece in zip(targets, flat[: sum(sizes)].split(sizes), strict=True):
-                target.copy_(piece.view(target.shape))
+        columns = [x[: sum(sizes)].split(sizes) for x in (theta, *state)]
+        for p, result, *new in zip(params, *columns, strict=True):
+            slot, named = self.state[p], zip(method.state._fields, new, strict=True)
+            states = {name: x.view(p.shape) for name, x in named}
+            for name, x in entries(states, self._codes(p)).items():
+                slot[name].copy_(x)
+            self._store(p, result.view(p.shape), t)
         return True
 
     def _go_on_without_compiler(self, error: Exception) -> None:
@@ -1982,40 +2295,39 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             begun = _SHARED in old or any(state.get(key) for key in old["params"])
             if self.method.shared_states and begun:
                 groups[-1][_SHARED] = self._common(index, old.get(_SHARED, {}), new["params"])
-            hypers = _in_the_specs_words(self.domains, self.spelling, new)
             for i, (key, p) in enumerate(zip(old["params"], new["params"], strict=True)):
                 if state.get(key):
                     called = self._called(index, i)
-                    state[key] = _Loaded(self._fitted(p, called, state[key], hypers))
+                    state[key] = _Loaded(self._fitted(p, called, state[key]))
         return {**state_dict, "state": state, "param_groups": groups}
 
     def _fitted(
-        self, p: Tensor, called: str, entries: Mapping[str, Any], hypers: Mapping[str, Any]
+        self, p: Tensor, called: str, saved: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The saved state of one parameter, on its device, in the dtypes of this method."""
-        method = self.method
-        start = method.init(computed(p.detach()).to("meta"), **self._for_init(hypers))
-        own = () if method.shared_states else method.scalar_states
-        wanted = {"step", *own, *_there(start)}
-        if wanted != entries.keys() - {_TRAINING}:
+        layout = self._layout(p)
+        own = () if self.method.shared_states else self.method.scalar_states
+        wanted = {"step", *own, *layout}
+        if wanted != saved.keys() - {_TRAINING}:
             raise ValueError(
-                f"{self._name}: the checkpoint has {', '.join(sorted(entries))} for {called}; "
-                f"expected are {', '.join(sorted(wanted))}. Another optimizer saved it."
+                f"{self._name}: the checkpoint has {', '.join(sorted(saved))} for {called}; "
+                f"expected are {', '.join(sorted(wanted))}. Another optimizer saved it, or one with "
+                "another store or states."
             )
-        fitted = dict(entries)
-        for field, like in {**_there(start), _TRAINING: p}.items():
-            if field not in entries:
+        fitted = dict(saved)
+        for field, (shape, dtype) in {**layout, _TRAINING: (p.shape, p.dtype)}.items():
+            if field not in saved:
                 continue
-            if entries[field].shape != like.shape:
+            if saved[field].shape != shape:
                 raise ValueError(
-                    f"{self._name}: {field} of {called} has shape {tuple(entries[field].shape)} in "
-                    f"the checkpoint; expected is {tuple(like.shape)}. Build the optimizer over "
+                    f"{self._name}: {field} of {called} has shape {tuple(saved[field].shape)} in "
+                    f"the checkpoint; expected is {tuple(shape)}. Build the optimizer over "
                     "the same parameters in the same order."
                 )
-            fitted[field] = entries[field].detach().to(p.device, like.dtype, copy=True)
-        fitted["step"] = int(entries["step"])
+            fitted[field] = saved[field].detach().to(p.device, dtype, copy=True)
+        fitted["step"] = int(saved["step"])
         for field in own:
-            fitted[field] = float(entries[field])
+            fitted[field] = float(saved[field])
         return fitted
 
     def _common(
@@ -2044,8 +2356,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         return common
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickling and copying take: torch's three entries and the two modes."""
-        kept = ("_compile", "_evaluating", "_resumed")
+        """What pickling and copying take: torch's three entries, the two modes, and the storage."""
+        kept = ("_compile", "_evaluating", "_resumed", "storage")
         modes = {name: getattr(self, name) for name in kept}
         return {**super().__getstate__(), **modes}
 

@@ -11,7 +11,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v_hat[t] = v[t] / (1 - beta2**t)
     theta[t] = theta[t-1] - lr * (m_hat[t] / (sqrt(v_hat[t]) + eps))
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Zhuang et al., NeurIPS 2020, Algorithm 2, from version 2 on. arXiv:2010.07468
 Note: eps is added twice, into the stored v in every step and to its root, as in the source;
@@ -132,6 +133,7 @@ METHOD = Method(
     },
     update=adabelief_update,
     reads_theta=False,
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -140,6 +142,10 @@ def adabelief(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
     eps: Scalar = 1e-16,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """Adam with the variance of the gradient around its average for a second moment.
 
@@ -151,6 +157,11 @@ def adabelief(
         b1: decay of the average of gradients, per step; a number in [0, 1).
         b2: decay of the average of squared deviations, per step; a number in [0, 1).
         eps: added to the second moment and to its root; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -161,6 +172,9 @@ def adabelief(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         beta1=b1,
         beta2=b2,

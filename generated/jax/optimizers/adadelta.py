@@ -10,7 +10,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     a[t] = rho * a[t-1] + (1 - rho) * delta[t]**2
     theta[t] = theta[t-1] - lr * delta[t]
 
-States: v, a; 8 bytes a parameter (float32 and below), twice that in float64.
+States: v, a; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Zeiler, 2012, Algorithm 1. arXiv:1212.5701
 Note: the source has no lr, that is lr = 1, as in torch; keras' default is 1e-3 and rho 0.95.
@@ -107,6 +108,7 @@ METHOD = Method(
     },
     update=adadelta_update,
     reads_theta=False,
+    coded={"v": "unsigned", "a": "unsigned"},
 )
 
 
@@ -114,6 +116,10 @@ def adadelta(
     learning_rate: Scalar = 1.0,
     rho: Scalar = 0.9,
     eps: Scalar = 1e-06,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """Steps with the units of the parameters: a ratio of two running root mean squares.
 
@@ -124,6 +130,11 @@ def adadelta(
         learning_rate: factor on the step; a number in [0, inf).
         rho: decay of both averages, per step; a number in [0, 1).
         eps: added to both averages under the root; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -134,6 +145,9 @@ def adadelta(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         rho=rho,
         eps=eps,

@@ -20,7 +20,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     theta[t] = theta[t-1] - rate[t] * (u[t] / maximum(1, rms(u[t]) / clip))
 
 States: R, C, w; 4 bytes a row and 4 bytes a column of a matrix; 4 bytes a parameter of other
-parameters (float32 and below), twice that in float64.
+parameters (float32 and below), twice that in float64. With states="8bit": 1.02 bytes a
+parameter of other parameters.
 
 Source: Shazeer & Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, ICML
     2018, Algorithms 4 to 6. arXiv:1804.04235
@@ -176,6 +177,7 @@ METHOD = Method(
     },
     update=adafactor_update,
     elementwise=False,
+    coded={"w": "unsigned"},
 )
 
 
@@ -184,6 +186,10 @@ def adafactor(
     eps1: Scalar = 1e-30,
     eps2: Scalar = 0.001,
     clip: Scalar = 1.0,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """Adam without momentum whose second moment of a matrix is a product of a row and a column.
 
@@ -196,6 +202,11 @@ def adafactor(
         eps1: added to the squared gradient; a number in [0, inf).
         eps2: smallest root mean square that a parameter counts as having; a number in [0, inf).
         clip: largest root mean square of an update; a number in (0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -206,6 +217,9 @@ def adafactor(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         eps1=eps1,
         eps2=eps2,

@@ -8,7 +8,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = v[t-1] + g[t]**2
     theta[t] = theta[t-1] - lr * (g[t] / (sqrt(v[t]) + eps))
 
-State: v; 4 bytes a parameter (float32 and below), twice that in float64.
+State: v; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: Duchi, Hazan & Singer, JMLR 12:2121-2159, 2011, diagonal form.
 Note: v starts at 0 and eps stands outside the root, as in torch; optax and keras start at 0.1
@@ -91,12 +92,17 @@ METHOD = Method(
     },
     update=adagrad_update,
     reads_theta=False,
+    coded={"v": "unsigned"},
 )
 
 
 def adagrad(
     learning_rate: Scalar = 0.01,
     eps: Scalar = 1e-10,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """Gradient divided by the root of the sum of all squared gradients.
 
@@ -107,6 +113,11 @@ def adagrad(
         learning_rate: step size, the change of each parameter in the first step; a number in [0,
             inf).
         eps: added to the root of the sum, in units of the gradient; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -117,6 +128,9 @@ def adagrad(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         eps=eps,
     )

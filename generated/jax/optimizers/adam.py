@@ -11,7 +11,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v_hat[t] = v[t] / (1 - beta2**t)
     theta[t] = theta[t-1] - lr * (m_hat[t] / (sqrt(v_hat[t]) + eps))
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Kingma & Ba, ICLR 2015, Algorithm 1. arXiv:1412.6980
 Note: eps is added to the corrected root, as in torch and optax; keras adds it (1e-7) before the
@@ -130,6 +131,7 @@ METHOD = Method(
     },
     update=adam_update,
     reads_theta=False,
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -138,6 +140,10 @@ def adam(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
     eps: Scalar = 1e-08,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """Adam: steps from bias-corrected first and second moments.
 
@@ -150,6 +156,11 @@ def adam(
         b1: decay of the average of gradients, per step; a number in [0, 1).
         b2: decay of the average of squared gradients, per step; a number in [0, 1).
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -160,6 +171,9 @@ def adam(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         beta1=b1,
         beta2=b2,

@@ -15,8 +15,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     theta[t] = theta[t-1] - learnt_lr[t] * (m_hat[t] / (sqrt(v_hat[t]) + eps))
     slope[t] = -(m_hat[t] / (sqrt(v_hat[t]) + eps))
 
-States: slope, m, v; 12 bytes a parameter (float32 and below), twice that in float64. For all
-parameters together: learnt_lr, one number.
+States: slope, m, v; 12 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 3.05 bytes a parameter. For all parameters together: learnt_lr, one number.
 
 Source: Baydin, Cornish, Martinez Rubio, Schmidt & Wood, Online Learning Rate Adaptation with
     Hypergradient Descent, ICLR 2018. arXiv:1703.04782
@@ -186,6 +186,7 @@ METHOD = Method(
     ),
     shared=AdamHDShared,
     shared_states={"learnt_lr": "lr"},
+    coded={"slope": "signed", "m": "signed", "v": "unsigned"},
 )
 
 
@@ -195,6 +196,10 @@ def adam_hd(
     b2: Scalar = 0.999,
     eps: Scalar = 1e-08,
     kappa: Scalar = 1e-07,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """Adam with lr learnt by hypergradient descent.
 
@@ -208,6 +213,11 @@ def adam_hd(
         b2: decay of the average of squared gradients, per step; a number in [0, 1).
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         kappa: step size of learnt_lr; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -218,6 +228,9 @@ def adam_hd(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         beta1=b1,
         beta2=b2,

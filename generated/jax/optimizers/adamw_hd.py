@@ -16,8 +16,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
         * theta[t-1])
     slope[t] = -(m_hat[t] / (sqrt(v_hat[t]) + eps) + weight_decay * theta[t-1])
 
-States: slope, m, v; 12 bytes a parameter (float32 and below), twice that in float64. For all
-parameters together: learnt_lr, one number.
+States: slope, m, v; 12 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 3.05 bytes a parameter. For all parameters together: learnt_lr, one number.
 
 Source: Baydin, Cornish, Martinez Rubio, Schmidt & Wood, Online Learning Rate Adaptation with
     Hypergradient Descent, ICLR 2018. arXiv:1703.04782
@@ -192,6 +192,7 @@ METHOD = Method(
     ),
     shared=AdamWHDShared,
     shared_states={"learnt_lr": "lr"},
+    coded={"slope": "signed", "m": "signed", "v": "unsigned"},
 )
 
 
@@ -202,6 +203,10 @@ def adamw_hd(
     eps: Scalar = 1e-08,
     weight_decay: Scalar = 0.01,
     kappa: Scalar = 1e-07,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """AdamW with lr learnt by hypergradient descent.
 
@@ -217,6 +222,11 @@ def adamw_hd(
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
         kappa: step size of learnt_lr; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -227,6 +237,9 @@ def adamw_hd(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         beta1=b1,
         beta2=b2,

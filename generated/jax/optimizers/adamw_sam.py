@@ -16,7 +16,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
         theta[t-1])
     theta[t] = inner[t]
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: AdamW: Loshchilov & Hutter, ICLR 2019, Algorithm 2. arXiv:1711.05101
 Source: SAM: Foret, Kleiner, Mobahi & Neyshabur, ICLR 2021, Algorithm 1. arXiv:2010.01412
@@ -212,6 +213,7 @@ METHOD = Method(
         (adamw_sam_point, "h"),
     ),
     given=AdamWSAMGiven,
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -222,6 +224,10 @@ def adamw_sam(
     eps: Scalar = 1e-08,
     weight_decay: Scalar = 0.01,
     rho: Scalar = 0.05,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """AdamW, inside sam.
 
@@ -239,6 +245,11 @@ def adamw_sam(
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
         rho: distance to the point of the second gradient; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -249,6 +260,9 @@ def adamw_sam(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         beta1=b1,
         beta2=b2,

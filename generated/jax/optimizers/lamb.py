@@ -15,7 +15,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     ratio[t] = where((norm_theta[t] > 0) & (norm_u[t] > 0), norm_theta[t] / norm_u[t], 1)
     theta[t] = theta[t-1] - lr * (ratio[t] * u[t])
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: You et al., Large Batch Optimization for Deep Learning, ICLR 2020, Algorithm 2.
     arXiv:1904.00962
@@ -147,6 +148,7 @@ METHOD = Method(
     },
     update=lamb_update,
     elementwise=False,
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -156,6 +158,10 @@ def lamb(
     b2: Scalar = 0.999,
     eps: Scalar = 1e-06,
     weight_decay: Scalar = 0.01,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """Adam with decoupled weight decay and a rate for each tensor, for large batches.
 
@@ -168,6 +174,11 @@ def lamb(
         b2: decay of the average of squared gradients, per step; a number in [0, 1).
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         weight_decay: decay beside the gradient's part, times theta; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -178,6 +189,9 @@ def lamb(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         beta1=b1,
         beta2=b2,

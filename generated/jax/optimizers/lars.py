@@ -12,7 +12,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     v[t] = mu * v[t-1] + lr * ratio[t] * (g[t] + weight_decay * theta[t-1])
     theta[t] = theta[t-1] - v[t]
 
-State: v; 4 bytes a parameter (float32 and below), twice that in float64.
+State: v; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: You, Gitman & Ginsburg, Large Batch Training of Convolutional Networks, 2017, Algorithm
     1. arXiv:1708.03888
@@ -123,6 +124,7 @@ METHOD = Method(
     },
     update=lars_update,
     elementwise=False,
+    coded={"v": "signed"},
 )
 
 
@@ -131,6 +133,10 @@ def lars(
     mu: Scalar = 0.9,
     weight_decay: Scalar = 0.0005,
     trust: Scalar = 0.001,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """Layer-wise adaptive rate scaling: momentum with a rate for each tensor.
 
@@ -142,6 +148,11 @@ def lars(
         mu: decay of the sum of steps, per step; a number in [0, 1).
         weight_decay: decay added to the gradient, times theta; a number in [0, inf).
         trust: how large a step is, measured by the tensor's norm; a number in (0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -152,6 +163,9 @@ def lars(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         mu=mu,
         weight_decay=weight_decay,

@@ -13,8 +13,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     theta[t] = theta[t-1] - lr * v[t]
     slope[t] = -(lr * slope_v[t])
 
-States: slope, v; 8 bytes a parameter (float32 and below), twice that in float64. For all
-parameters together: learnt_beta, one number.
+States: slope, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter. For all parameters together: learnt_beta, one number.
 
 Source: Baydin, Cornish, Martinez Rubio, Schmidt & Wood, Online Learning Rate Adaptation with
     Hypergradient Descent, ICLR 2018. arXiv:1703.04782
@@ -167,6 +167,7 @@ METHOD = Method(
     ),
     shared=MomentumHDBetaShared,
     shared_states={"learnt_beta": "beta"},
+    coded={"slope": "signed", "v": "signed"},
 )
 
 
@@ -174,6 +175,10 @@ def momentum_hd_beta(
     learning_rate: Scalar = 0.01,
     beta: Scalar = 0.9,
     kappa: Scalar = 1e-07,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """Momentum with beta learnt by hypergradient descent.
 
@@ -185,6 +190,11 @@ def momentum_hd_beta(
         beta: decay of the average of gradients, per step; where learnt_beta begins; a number in [0,
             1).
         kappa: step size of learnt_beta; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -195,6 +205,9 @@ def momentum_hd_beta(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         beta=beta,
         kappa=kappa,

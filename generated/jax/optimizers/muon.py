@@ -23,7 +23,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], of matrices only:
     scale[t] = sqrt(maximum(1, rows / cols))
     theta[t] = theta[t-1] - lr * scale[t] * Z[t]
 
-State: M; 4 bytes a parameter (float32 and below), twice that in float64.
+State: M; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: Jordan et al., Muon: An Optimizer for Hidden Layers in Neural Networks, 2024.
     https://kellerjordan.github.io/posts/muon/
@@ -201,12 +202,17 @@ METHOD = Method(
     update=muon_update,
     elementwise=False,
     only="matrix",
+    coded={"M": "signed"},
 )
 
 
 def muon(
     learning_rate: Scalar = 0.02,
     mu: Scalar = 0.95,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """Momentum whose step is made orthogonal, all of its singular values about as large.
 
@@ -216,6 +222,11 @@ def muon(
     Args:
         learning_rate: step size: how large the singular values of a step are; a number in [0, inf).
         mu: decay of the momentum, per step; a number in [0, 1).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -226,6 +237,9 @@ def muon(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         mu=mu,
     )

@@ -34,7 +34,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     theta[t] = theta[t-1] - change[t]
 
 States: M, m, v; 4 bytes a parameter of a matrix; 8 bytes a parameter of other parameters
-(float32 and below), twice that in float64.
+(float32 and below), twice that in float64. With states="8bit": 1.02 bytes a parameter of a
+matrix; 2.03 bytes a parameter of other parameters.
 
 Source: Muon: Jordan et al., Muon: An Optimizer for Hidden Layers in Neural Networks, 2024.
     https://kellerjordan.github.io/posts/muon/
@@ -290,6 +291,7 @@ METHOD = Method(
     },
     update=muon_adamw_update,
     elementwise=False,
+    coded={"M": "signed", "m": "signed", "v": "unsigned"},
 )
 
 
@@ -301,6 +303,10 @@ def muon_adamw(
     adamw_beta2: Scalar = 0.999,
     adamw_eps: Scalar = 1e-08,
     adamw_weight_decay: Scalar = 0.01,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """Muon for matrices, AdamW for other parameters.
 
@@ -317,6 +323,11 @@ def muon_adamw(
             inf).
         adamw_weight_decay: part of a parameter that a step takes away, per unit of lr; a number in
             [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -327,6 +338,9 @@ def muon_adamw(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         mu=mu,
         adamw_lr_ratio=adamw_lr_ratio,

@@ -8,7 +8,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = gamma * v[t-1] + (1 - gamma) * g[t]**2
     theta[t] = theta[t-1] - lr * (g[t] / sqrt(v[t] + eps))
 
-State: v; 4 bytes a parameter (float32 and below), twice that in float64.
+State: v; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: Tieleman & Hinton, Neural Networks for Machine Learning, lecture 6.5, Coursera 2012.
 Note: eps stands inside the root, as in optax and keras (eps 1e-7); torch adds it outside.
@@ -99,6 +100,7 @@ METHOD = Method(
     },
     update=rmsprop_update,
     reads_theta=False,
+    coded={"v": "unsigned"},
 )
 
 
@@ -106,6 +108,10 @@ def rmsprop(
     learning_rate: Scalar = 0.001,
     gamma: Scalar = 0.9,
     eps: Scalar = 1e-08,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """Gradient divided by a running root mean square of itself.
 
@@ -117,6 +123,11 @@ def rmsprop(
         gamma: decay of the average of squared gradients, per step; a number in [0, 1).
         eps: added to the average under the root, in units of the squared gradient; a number in [0,
             inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -127,6 +138,9 @@ def rmsprop(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         gamma=gamma,
         eps=eps,

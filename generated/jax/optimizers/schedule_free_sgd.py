@@ -115,6 +115,10 @@ METHOD = Method(
 def schedule_free_sgd(
     learning_rate: Scalar = 1.0,
     beta: Scalar = 0.9,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """Gradient descent that averages its iterates and needs no schedule.
 
@@ -124,6 +128,11 @@ def schedule_free_sgd(
     Args:
         learning_rate: step size of z; hold it constant after a warm-up; a number in [0, inf).
         beta: how far y lies from z towards x; a number in [0, 1).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation with `step(params, grads, state)`, the exact form. The parameters
@@ -135,6 +144,9 @@ def schedule_free_sgd(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         beta=beta,
     )

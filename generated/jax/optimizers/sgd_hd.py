@@ -10,8 +10,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     theta[t] = theta[t-1] - learnt_lr[t] * g[t]
     slope[t] = -g[t]
 
-State: slope; 4 bytes a parameter (float32 and below), twice that in float64. For all parameters
-together: learnt_lr, one number.
+State: slope; 4 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 1.02 bytes a parameter. For all parameters together: learnt_lr, one number.
 
 Source: Baydin, Cornish, Martinez Rubio, Schmidt & Wood, Online Learning Rate Adaptation with
     Hypergradient Descent, ICLR 2018. arXiv:1703.04782
@@ -133,12 +133,17 @@ METHOD = Method(
     ),
     shared=SGDHDShared,
     shared_states={"learnt_lr": "lr"},
+    coded={"slope": "signed"},
 )
 
 
 def sgd_hd(
     learning_rate: Scalar = 0.01,
     kappa: Scalar = 1e-07,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """SGD with lr learnt by hypergradient descent.
 
@@ -148,6 +153,11 @@ def sgd_hd(
     Args:
         learning_rate: step size; where learnt_lr begins; a number in [0, inf).
         kappa: step size of learnt_lr; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -158,6 +168,9 @@ def sgd_hd(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         kappa=kappa,
     )

@@ -87,6 +87,10 @@ METHOD = Method(
 def sgd_l2(
     learning_rate: Scalar = 0.01,
     weight_decay: Scalar = 0.0001,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """Gradient descent with an L2 penalty.
 
@@ -97,6 +101,11 @@ def sgd_l2(
         learning_rate: step size; a number in [0, inf).
         weight_decay: strength of the penalty: weight_decay / 2 times the sum of squares; a number
             in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -107,6 +116,9 @@ def sgd_l2(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         weight_decay=weight_decay,
     )

@@ -11,7 +11,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     last[t] = theta[t-1]
     theta[t] = theta[t-1] - lr * d[t]
 
-States: last, d; 8 bytes a parameter (float32 and below), twice that in float64.
+States: last, d; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 5.02 bytes a parameter.
 
 Source: Cutkosky & Orabona, NeurIPS 2019, Algorithm 1. arXiv:1905.10018
 Note: lr and a are constant; the paper's adapt to the size of the gradients.
@@ -120,12 +121,17 @@ METHOD = Method(
         (storm_point, "h"),
     ),
     given=STORMGiven,
+    coded={"d": "signed"},
 )
 
 
 def storm(
     learning_rate: Scalar = 0.01,
     a: Scalar = 0.1,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """Stochastic recursive momentum: an average of gradients that moves with the parameters.
 
@@ -137,6 +143,11 @@ def storm(
     Args:
         learning_rate: learning rate; a number in [0, inf).
         a: weight of the new gradient; a number in [0, 1].
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -147,6 +158,9 @@ def storm(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         a=a,
     )

@@ -10,7 +10,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = v[t-1] - (1 - beta2) * sign(v[t-1] - g[t]**2) * g[t]**2
     theta[t] = theta[t-1] - lr * (m[t] / (sqrt(v[t]) + eps))
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Zaheer, Reddi, Sachan, Kale & Kumar, NeurIPS 2018, Algorithm 2.
 Note: no bias correction, as in the source; optax corrects both moments and starts m, too, at
@@ -113,6 +114,7 @@ METHOD = Method(
     update=yogi_update,
     reads_theta=False,
     init_hypers=("initial_accumulator",),
+    coded={"m": "signed", "v": "signed"},
 )
 
 
@@ -122,6 +124,10 @@ def yogi(
     b2: Scalar = 0.999,
     eps: Scalar = 0.001,
     initial_accumulator: Scalar = 1e-06,
+    *,
+    store: str = "nearest",
+    states: str = "float32",
+    seed: int = 0,
 ) -> Optimizer:
     """Adam with a second moment that moves by steps of controlled size.
 
@@ -136,6 +142,11 @@ def yogi(
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         initial_accumulator: second moment before the first step, in units of the squared gradient;
             a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Returns:
         An optax transformation: `init(params)`, `update(grads, state, params)`. What update gives,
@@ -146,6 +157,9 @@ def yogi(
     """
     return Optimizer.of(
         METHOD,
+        store=store,
+        states=states,
+        seed=seed,
         lr=learning_rate,
         beta1=b1,
         beta2=b2,

@@ -11,7 +11,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v_hat[t] = v[t] / (1 - beta2**t)
     theta[t] = theta[t-1] - lr * (m_hat[t] / (sqrt(v_hat[t]) + eps))
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Kingma & Ba, ICLR 2015, Algorithm 1. arXiv:1412.6980
 Note: eps is added to the corrected root, as in torch and optax; keras adds it (1e-7) before the
@@ -96,6 +97,7 @@ METHOD = Method(
     init=adam_init,
     scalars=adam_scalars,
     step=adam_step,
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -109,6 +111,11 @@ class Adam(Optimizer):
         beta1: decay of the average of gradients, per step; a number in [0, 1).
         beta2: decay of the average of squared gradients, per step; a number in [0, 1).
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
@@ -129,9 +136,16 @@ class Adam(Optimizer):
         beta1: float = 0.9,
         beta2: float = 0.999,
         eps: float = 1e-08,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            store=store,
+            states=states,
+            seed=seed,
             lr=lr,
             beta1=beta1,
             beta2=beta2,

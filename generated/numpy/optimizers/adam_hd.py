@@ -15,8 +15,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     theta[t] = theta[t-1] - learnt_lr[t] * (m_hat[t] / (sqrt(v_hat[t]) + eps))
     slope[t] = -(m_hat[t] / (sqrt(v_hat[t]) + eps))
 
-States: slope, m, v; 12 bytes a parameter (float32 and below), twice that in float64. For all
-parameters together: learnt_lr, one number.
+States: slope, m, v; 12 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 3.05 bytes a parameter. For all parameters together: learnt_lr, one number.
 
 Source: Baydin, Cornish, Martinez Rubio, Schmidt & Wood, Online Learning Rate Adaptation with
     Hypergradient Descent, ICLR 2018. arXiv:1703.04782
@@ -146,6 +146,7 @@ METHOD = Method(
     ),
     shared=AdamHDShared,
     shared_states={"learnt_lr": "lr"},
+    coded={"slope": "signed", "m": "signed", "v": "unsigned"},
 )
 
 
@@ -161,6 +162,11 @@ class AdamHD(Optimizer):
         beta2: decay of the average of squared gradients, per step; a number in [0, 1).
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         kappa: step size of learnt_lr; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
@@ -183,9 +189,16 @@ class AdamHD(Optimizer):
         beta2: float = 0.999,
         eps: float = 1e-08,
         kappa: float = 1e-07,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            store=store,
+            states=states,
+            seed=seed,
             lr=lr,
             beta1=beta1,
             beta2=beta2,

@@ -9,7 +9,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     u_inf[t] = maximum(beta2 * u_inf[t-1], abs(g[t]))
     theta[t] = theta[t-1] - lr / (1 - beta1**t) * (m[t] / (u_inf[t] + eps))
 
-States: m, u_inf; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, u_inf; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Kingma & Ba, ICLR 2015, section 7.1, Algorithm 2. arXiv:1412.6980
 Note: eps is added to the norm against 0/0, as in keras (1e-7); torch and optax add it to the
@@ -86,6 +87,7 @@ METHOD = Method(
     init=adamax_init,
     scalars=adamax_scalars,
     step=adamax_step,
+    coded={"m": "signed", "u_inf": "unsigned"},
 )
 
 
@@ -99,6 +101,11 @@ class Adamax(Optimizer):
         beta1: decay of the average of gradients, per step; a number in [0, 1).
         beta2: decay of the norm, per step; a number in [0, 1).
         eps: added to the norm, in units of the gradient; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
@@ -119,9 +126,16 @@ class Adamax(Optimizer):
         beta1: float = 0.9,
         beta2: float = 0.999,
         eps: float = 1e-08,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            store=store,
+            states=states,
+            seed=seed,
             lr=lr,
             beta1=beta1,
             beta2=beta2,

@@ -16,7 +16,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
         theta[t-1])
     theta[t] = inner[t]
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: AdamW: Loshchilov & Hutter, ICLR 2019, Algorithm 2. arXiv:1711.05101
 Source: SAM: Foret, Kleiner, Mobahi & Neyshabur, ICLR 2021, Algorithm 1. arXiv:2010.01412
@@ -168,6 +169,7 @@ METHOD = Method(
         (adamw_sam_point, "h"),
     ),
     given=AdamWSAMGiven,
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -186,6 +188,11 @@ class AdamWSAM(Optimizer):
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
         rho: distance to the point of the second gradient; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
@@ -210,9 +217,16 @@ class AdamWSAM(Optimizer):
         eps: float = 1e-08,
         weight_decay: float = 0.01,
         rho: float = 0.05,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            store=store,
+            states=states,
+            seed=seed,
             lr=lr,
             beta1=beta1,
             beta2=beta2,

@@ -16,7 +16,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     theta[t] = (theta[t-1] - lr * ((m_hat[t] + beta2 * v_hat[t]) / (sqrt(w_hat[t]) + eps)))
         / (1 + lr * weight_decay)
 
-States: g, m, v, w; 16 bytes a parameter (float32 and below), twice that in float64.
+States: g, m, v, w; 16 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 4.06 bytes a parameter.
 
 Source: Xie, Zhou, Li, Lin & Yan, IEEE TPAMI 2024, Algorithm 1. arXiv:2208.06677
 Note: betas are decays, as everywhere here; those of the source are 1 minus these.
@@ -126,6 +127,7 @@ METHOD = Method(
     init=adan_init,
     scalars=adan_scalars,
     step=adan_step,
+    coded={"g": "signed", "m": "signed", "v": "signed", "w": "unsigned"},
 )
 
 
@@ -141,6 +143,11 @@ class Adan(Optimizer):
         beta3: decay of the average of squares, per step; a number in [0, 1).
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         weight_decay: a step divides the parameters by 1 + lr * weight_decay; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
@@ -165,9 +172,16 @@ class Adan(Optimizer):
         beta3: float = 0.99,
         eps: float = 1e-08,
         weight_decay: float = 0.0,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            store=store,
+            states=states,
+            seed=seed,
             lr=lr,
             beta1=beta1,
             beta2=beta2,

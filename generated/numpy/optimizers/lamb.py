@@ -15,7 +15,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     ratio[t] = where((norm_theta[t] > 0) & (norm_u[t] > 0), norm_theta[t] / norm_u[t], 1)
     theta[t] = theta[t-1] - lr * (ratio[t] * u[t])
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: You et al., Large Batch Optimization for Deep Learning, ICLR 2020, Algorithm 2.
     arXiv:1904.00962
@@ -108,6 +109,7 @@ METHOD = Method(
     scalars=lamb_scalars,
     step=lamb_step,
     elementwise=False,
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -122,6 +124,11 @@ class LAMB(Optimizer):
         beta2: decay of the average of squared gradients, per step; a number in [0, 1).
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         weight_decay: decay beside the gradient's part, times theta; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
@@ -144,9 +151,16 @@ class LAMB(Optimizer):
         beta2: float = 0.999,
         eps: float = 1e-06,
         weight_decay: float = 0.01,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            store=store,
+            states=states,
+            seed=seed,
             lr=lr,
             beta1=beta1,
             beta2=beta2,

@@ -9,7 +9,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
         theta[t-1])
     m[t] = beta2 * m[t-1] + (1 - beta2) * g[t]
 
-State: m; 4 bytes a parameter (float32 and below), twice that in float64.
+State: m; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: Chen et al., NeurIPS 2023, Algorithm 2. arXiv:2302.06675
 Note: weight_decay is 0 here and 1e-3 in optax; keras' default lr is 1e-3.
@@ -87,6 +88,7 @@ METHOD = Method(
     init=lion_init,
     scalars=lion_scalars,
     step=lion_step,
+    coded={"m": "signed"},
 )
 
 
@@ -101,6 +103,11 @@ class Lion(Optimizer):
         beta2: decay of the average of gradients, per step; a number in [0, 1).
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
@@ -121,9 +128,16 @@ class Lion(Optimizer):
         beta1: float = 0.9,
         beta2: float = 0.99,
         weight_decay: float = 0.0,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            store=store,
+            states=states,
+            seed=seed,
             lr=lr,
             beta1=beta1,
             beta2=beta2,

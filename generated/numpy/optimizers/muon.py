@@ -23,7 +23,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], of matrices only:
     scale[t] = sqrt(maximum(1, rows / cols))
     theta[t] = theta[t-1] - lr * scale[t] * Z[t]
 
-State: M; 4 bytes a parameter (float32 and below), twice that in float64.
+State: M; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: Jordan et al., Muon: An Optimizer for Hidden Layers in Neural Networks, 2024.
     https://kellerjordan.github.io/posts/muon/
@@ -137,6 +138,7 @@ METHOD = Method(
     step=muon_step,
     elementwise=False,
     only="matrix",
+    coded={"M": "signed"},
 )
 
 
@@ -148,6 +150,11 @@ class Muon(Optimizer):
             float64, updated in place.
         lr: step size: how large the singular values of a step are; a number in [0, inf).
         mu: decay of the momentum, per step; a number in [0, 1).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
@@ -164,9 +171,16 @@ class Muon(Optimizer):
         params: Tree,
         lr: float = 0.02,
         mu: float = 0.95,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            store=store,
+            states=states,
+            seed=seed,
             lr=lr,
             mu=mu,
         )

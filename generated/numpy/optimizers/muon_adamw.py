@@ -34,7 +34,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     theta[t] = theta[t-1] - change[t]
 
 States: M, m, v; 4 bytes a parameter of a matrix; 8 bytes a parameter of other parameters
-(float32 and below), twice that in float64.
+(float32 and below), twice that in float64. With states="8bit": 1.02 bytes a parameter of a
+matrix; 2.03 bytes a parameter of other parameters.
 
 Source: Muon: Jordan et al., Muon: An Optimizer for Hidden Layers in Neural Networks, 2024.
     https://kellerjordan.github.io/posts/muon/
@@ -195,6 +196,7 @@ METHOD = Method(
     scalars=muon_adamw_scalars,
     step=muon_adamw_step,
     elementwise=False,
+    coded={"M": "signed", "m": "signed", "v": "unsigned"},
 )
 
 
@@ -213,6 +215,11 @@ class MuonAdamW(Optimizer):
             inf).
         adamw_weight_decay: part of a parameter that a step takes away, per unit of lr; a number in
             [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
@@ -239,9 +246,16 @@ class MuonAdamW(Optimizer):
         adamw_beta2: float = 0.999,
         adamw_eps: float = 1e-08,
         adamw_weight_decay: float = 0.01,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            store=store,
+            states=states,
+            seed=seed,
             lr=lr,
             mu=mu,
             adamw_lr_ratio=adamw_lr_ratio,

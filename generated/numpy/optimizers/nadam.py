@@ -16,7 +16,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
         Pi[t])
     theta[t] = theta[t-1] - lr * (m_bar[t] / (sqrt(v_hat[t]) + eps))
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Dozat, Incorporating Nesterov Momentum into Adam, Stanford CS229 report, 2015, Algorithm
     8; in short, ICLR 2016 workshop.
@@ -120,6 +121,7 @@ METHOD = Method(
     scalars=nadam_scalars,
     step=nadam_step,
     scalar_states={"Pi": 1.0},
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -136,6 +138,11 @@ class NAdam(Optimizer):
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         psi: how fast the momentum grows, per step: beta1 - mu shrinks by 0.96**psi; a number in [0,
             inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
@@ -158,9 +165,16 @@ class NAdam(Optimizer):
         beta2: float = 0.999,
         eps: float = 1e-08,
         psi: float = 0.004,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            store=store,
+            states=states,
+            seed=seed,
             lr=lr,
             beta1=beta1,
             beta2=beta2,

@@ -8,7 +8,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = gamma * v[t-1] + (1 - gamma) * g[t]**2
     theta[t] = theta[t-1] - lr * (g[t] / sqrt(v[t] + eps))
 
-State: v; 4 bytes a parameter (float32 and below), twice that in float64.
+State: v; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: Tieleman & Hinton, Neural Networks for Machine Learning, lecture 6.5, Coursera 2012.
 Note: eps stands inside the root, as in optax and keras (eps 1e-7); torch adds it outside.
@@ -80,6 +81,7 @@ METHOD = Method(
     init=rmsprop_init,
     scalars=rmsprop_scalars,
     step=rmsprop_step,
+    coded={"v": "unsigned"},
 )
 
 
@@ -93,6 +95,11 @@ class RMSprop(Optimizer):
         gamma: decay of the average of squared gradients, per step; a number in [0, 1).
         eps: added to the average under the root, in units of the squared gradient; a number in [0,
             inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
@@ -111,9 +118,16 @@ class RMSprop(Optimizer):
         lr: float = 0.001,
         gamma: float = 0.9,
         eps: float = 1e-08,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            store=store,
+            states=states,
+            seed=seed,
             lr=lr,
             gamma=gamma,
             eps=eps,

@@ -14,7 +14,8 @@ For t = 1, 2, ..., with g[t] the gradient at the point that the parameters hold,
     x[t] = (1 - c[t]) * x[t-1] + c[t] * z[t]
     theta[t] = (1 - beta1) * z[t] + beta1 * x[t]
 
-States: v, x, z; 12 bytes a parameter (float32 and below), twice that in float64.
+States: v, x, z; 12 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 9.02 bytes a parameter.
 
 Source: Defazio et al., The Road Less Scheduled, NeurIPS 2024, Algorithm 1. arXiv:2405.15682
 Note: theta is the paper's y, where gradients are taken; evaluate the model at x.
@@ -121,6 +122,7 @@ METHOD = Method(
     step=schedule_free_adamw_step,
     scalar_states={"w": 0.0},
     evaluate="x",
+    coded={"v": "unsigned"},
 )
 
 
@@ -135,6 +137,11 @@ class ScheduleFreeAdamW(Optimizer):
         beta2: decay of the average of squared gradients, per step; a number in [0, 1).
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         weight_decay: decay of z beside the gradient's part, times theta; a number in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
@@ -157,9 +164,16 @@ class ScheduleFreeAdamW(Optimizer):
         beta2: float = 0.999,
         eps: float = 1e-08,
         weight_decay: float = 0.0,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            store=store,
+            states=states,
+            seed=seed,
             lr=lr,
             beta1=beta1,
             beta2=beta2,

@@ -111,6 +111,11 @@ class ScheduleFreeSGD(Optimizer):
             float64, updated in place.
         lr: step size of z; hold it constant after a warm-up; a number in [0, inf).
         beta: how far y lies from z towards x; a number in [0, 1).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
@@ -127,9 +132,16 @@ class ScheduleFreeSGD(Optimizer):
         params: Tree,
         lr: float = 1.0,
         beta: float = 0.9,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            store=store,
+            states=states,
+            seed=seed,
             lr=lr,
             beta=beta,
         )

@@ -78,6 +78,11 @@ class SGDL2(Optimizer):
         lr: step size; a number in [0, inf).
         weight_decay: strength of the penalty: weight_decay / 2 times the sum of squares; a number
             in [0, inf).
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
@@ -94,9 +99,16 @@ class SGDL2(Optimizer):
         params: Tree,
         lr: float = 0.01,
         weight_decay: float = 0.0001,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            store=store,
+            states=states,
+            seed=seed,
             lr=lr,
             weight_decay=weight_decay,
         )

@@ -11,7 +11,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     last[t] = theta[t-1]
     theta[t] = theta[t-1] - lr * d[t]
 
-States: last, d; 8 bytes a parameter (float32 and below), twice that in float64.
+States: last, d; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 5.02 bytes a parameter.
 
 Source: Cutkosky & Orabona, NeurIPS 2019, Algorithm 1. arXiv:1905.10018
 Note: lr and a are constant; the paper's adapt to the size of the gradients.
@@ -101,6 +102,7 @@ METHOD = Method(
         (storm_point, "h"),
     ),
     given=STORMGiven,
+    coded={"d": "signed"},
 )
 
 
@@ -114,6 +116,11 @@ class STORM(Optimizer):
             float64, updated in place.
         lr: learning rate; a number in [0, inf).
         a: weight of the new gradient; a number in [0, 1].
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     Raises:
         ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
@@ -130,9 +137,16 @@ class STORM(Optimizer):
         params: Tree,
         lr: float = 0.01,
         a: float = 0.1,
+        *,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            store=store,
+            states=states,
+            seed=seed,
             lr=lr,
             a=a,
         )

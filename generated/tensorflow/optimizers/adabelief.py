@@ -11,7 +11,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v_hat[t] = v[t] / (1 - beta2**t)
     theta[t] = theta[t-1] - lr * (m_hat[t] / (sqrt(v_hat[t]) + eps))
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Zhuang et al., NeurIPS 2020, Algorithm 2, from version 2 on. arXiv:2010.07468
 Note: eps is added twice, into the stored v in every step and to its root, as in the source;
@@ -112,6 +113,7 @@ METHOD = Method(
     init=adabelief_init,
     scalars=adabelief_scalars,
     step=adabelief_step,
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -125,7 +127,9 @@ class AdaBelief(Optimizer):
         beta_2: decay of the average of squared deviations, per step; a number in [0, 1).
         epsilon: added to the second moment and to its root; a number in [0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

@@ -10,7 +10,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     a[t] = rho * a[t-1] + (1 - rho) * delta[t]**2
     theta[t] = theta[t-1] - lr * delta[t]
 
-States: v, a; 8 bytes a parameter (float32 and below), twice that in float64.
+States: v, a; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Zeiler, 2012, Algorithm 1. arXiv:1212.5701
 Note: the source has no lr, that is lr = 1, as in torch; keras' default is 1e-3 and rho 0.95.
@@ -99,6 +100,7 @@ METHOD = Method(
     init=adadelta_init,
     scalars=adadelta_scalars,
     step=adadelta_step,
+    coded={"v": "unsigned", "a": "unsigned"},
 )
 
 
@@ -111,7 +113,9 @@ class Adadelta(Optimizer):
         rho: decay of both averages, per step; a number in [0, 1).
         epsilon: added to both averages under the root; a number in [0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

@@ -20,7 +20,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     theta[t] = theta[t-1] - rate[t] * (u[t] / maximum(1, rms(u[t]) / clip))
 
 States: R, C, w; 4 bytes a row and 4 bytes a column of a matrix; 4 bytes a parameter of other
-parameters (float32 and below), twice that in float64.
+parameters (float32 and below), twice that in float64. With states="8bit": 1.02 bytes a
+parameter of other parameters.
 
 Source: Shazeer & Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, ICML
     2018, Algorithms 4 to 6. arXiv:1804.04235
@@ -146,6 +147,7 @@ METHOD = Method(
     scalars=adafactor_scalars,
     step=adafactor_step,
     elementwise=False,
+    coded={"w": "unsigned"},
 )
 
 
@@ -160,7 +162,9 @@ class Adafactor(Optimizer):
         eps2: smallest root mean square that a parameter counts as having; a number in [0, inf).
         clip: largest root mean square of an update; a number in (0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

@@ -8,7 +8,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = v[t-1] + g[t]**2
     theta[t] = theta[t-1] - lr * (g[t] / (sqrt(v[t]) + eps))
 
-State: v; 4 bytes a parameter (float32 and below), twice that in float64.
+State: v; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: Duchi, Hazan & Singer, JMLR 12:2121-2159, 2011, diagonal form.
 Note: v starts at 0 and eps stands outside the root, as in torch; optax and keras start at 0.1
@@ -76,6 +77,7 @@ METHOD = Method(
     init=adagrad_init,
     scalars=adagrad_scalars,
     step=adagrad_step,
+    coded={"v": "unsigned"},
 )
 
 
@@ -88,7 +90,9 @@ class Adagrad(Optimizer):
             inf).
         epsilon: added to the root of the sum, in units of the gradient; a number in [0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

@@ -12,7 +12,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     v_hat[t] = v[t] / (1 - beta2**t)
     theta[t] = theta[t-1] - lr * (m_hat[t] / (sqrt(v_hat[t]) + eps))
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Yao et al., AAAI 2021, Algorithm 1. arXiv:2006.00719
 Note: hessian_diagonal, averaged over neighbours or not, is the caller's; the Hessian power is
@@ -125,6 +126,7 @@ METHOD = Method(
     elementwise=False,
     given=AdaHessianGiven,
     inputs={"hessian_diagonal": ""},
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -140,7 +142,9 @@ class AdaHessian(Optimizer):
         beta_2: a number in [0, 1).
         epsilon: a number in [0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

@@ -11,7 +11,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v_hat[t] = v[t] / (1 - beta2**t)
     theta[t] = theta[t-1] - lr * (m_hat[t] / (sqrt(v_hat[t]) + eps))
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Kingma & Ba, ICLR 2015, Algorithm 1. arXiv:1412.6980
 Note: eps is added to the corrected root, as in torch and optax; keras adds it (1e-7) before the
@@ -111,6 +112,7 @@ METHOD = Method(
     init=adam_init,
     scalars=adam_scalars,
     step=adam_step,
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -126,7 +128,9 @@ class Adam(Optimizer):
         epsilon: added to the root of the second moment, in units of the gradient; a number in [0,
             inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

@@ -15,8 +15,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     theta[t] = theta[t-1] - learnt_lr[t] * (m_hat[t] / (sqrt(v_hat[t]) + eps))
     slope[t] = -(m_hat[t] / (sqrt(v_hat[t]) + eps))
 
-States: slope, m, v; 12 bytes a parameter (float32 and below), twice that in float64. For all
-parameters together: learnt_lr, one number.
+States: slope, m, v; 12 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 3.05 bytes a parameter. For all parameters together: learnt_lr, one number.
 
 Source: Baydin, Cornish, Martinez Rubio, Schmidt & Wood, Online Learning Rate Adaptation with
     Hypergradient Descent, ICLR 2018. arXiv:1703.04782
@@ -164,6 +164,7 @@ METHOD = Method(
     ),
     shared=AdamHDShared,
     shared_states={"learnt_lr": "lr"},
+    coded={"slope": "signed", "m": "signed", "v": "unsigned"},
 )
 
 
@@ -180,7 +181,9 @@ class AdamHD(Optimizer):
             inf).
         kappa: step size of learnt_lr; a number in [0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

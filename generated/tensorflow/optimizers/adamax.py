@@ -9,7 +9,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     u_inf[t] = maximum(beta2 * u_inf[t-1], abs(g[t]))
     theta[t] = theta[t-1] - lr / (1 - beta1**t) * (m[t] / (u_inf[t] + eps))
 
-States: m, u_inf; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, u_inf; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Kingma & Ba, ICLR 2015, section 7.1, Algorithm 2. arXiv:1412.6980
 Note: eps is added to the norm against 0/0, as in keras (1e-7); torch and optax add it to the
@@ -101,6 +102,7 @@ METHOD = Method(
     init=adamax_init,
     scalars=adamax_scalars,
     step=adamax_step,
+    coded={"m": "signed", "u_inf": "unsigned"},
 )
 
 
@@ -115,7 +117,9 @@ class Adamax(Optimizer):
         beta_2: decay of the norm, per step; a number in [0, 1).
         epsilon: added to the norm, in units of the gradient; a number in [0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

@@ -12,7 +12,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     theta[t] = theta[t-1] - lr * (m_hat[t] / (sqrt(v_hat[t]) + eps) + weight_decay *
         theta[t-1])
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Loshchilov & Hutter, ICLR 2019, Algorithm 2. arXiv:1711.05101
 Note: the decay is multiplied by lr, as in torch, optax and keras; in the source only by the
@@ -117,6 +118,7 @@ METHOD = Method(
     init=adamw_init,
     scalars=adamw_scalars,
     step=adamw_step,
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -134,7 +136,9 @@ class AdamW(Optimizer):
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

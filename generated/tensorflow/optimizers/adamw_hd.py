@@ -16,8 +16,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
         * theta[t-1])
     slope[t] = -(m_hat[t] / (sqrt(v_hat[t]) + eps) + weight_decay * theta[t-1])
 
-States: slope, m, v; 12 bytes a parameter (float32 and below), twice that in float64. For all
-parameters together: learnt_lr, one number.
+States: slope, m, v; 12 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 3.05 bytes a parameter. For all parameters together: learnt_lr, one number.
 
 Source: Baydin, Cornish, Martinez Rubio, Schmidt & Wood, Online Learning Rate Adaptation with
     Hypergradient Descent, ICLR 2018. arXiv:1703.04782
@@ -170,6 +170,7 @@ METHOD = Method(
     ),
     shared=AdamWHDShared,
     shared_states={"learnt_lr": "lr"},
+    coded={"slope": "signed", "m": "signed", "v": "unsigned"},
 )
 
 
@@ -188,7 +189,9 @@ class AdamWHD(Optimizer):
             inf).
         kappa: step size of learnt_lr; a number in [0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

@@ -16,7 +16,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
         theta[t-1])
     theta[t] = inner[t]
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: AdamW: Loshchilov & Hutter, ICLR 2019, Algorithm 2. arXiv:1711.05101
 Source: SAM: Foret, Kleiner, Mobahi & Neyshabur, ICLR 2021, Algorithm 1. arXiv:2010.01412
@@ -187,6 +188,7 @@ METHOD = Method(
         (adamw_sam_point, "h"),
     ),
     given=AdamWSAMGiven,
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -207,7 +209,9 @@ class AdamWSAM(Optimizer):
             inf).
         rho: distance to the point of the second gradient; a number in [0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

@@ -16,7 +16,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     theta[t] = (theta[t-1] - lr * ((m_hat[t] + beta2 * v_hat[t]) / (sqrt(w_hat[t]) + eps)))
         / (1 + lr * weight_decay)
 
-States: g, m, v, w; 16 bytes a parameter (float32 and below), twice that in float64.
+States: g, m, v, w; 16 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 4.06 bytes a parameter.
 
 Source: Xie, Zhou, Li, Lin & Yan, IEEE TPAMI 2024, Algorithm 1. arXiv:2208.06677
 Note: betas are decays, as everywhere here; those of the source are 1 minus these.
@@ -144,6 +145,7 @@ METHOD = Method(
     init=adan_init,
     scalars=adan_scalars,
     step=adan_step,
+    coded={"g": "signed", "m": "signed", "v": "signed", "w": "unsigned"},
 )
 
 
@@ -160,7 +162,9 @@ class Adan(Optimizer):
             inf).
         weight_decay: a step divides the parameters by 1 + lr * weight_decay; a number in [0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

@@ -12,7 +12,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     w[t] = maximum(w[t-1], v_hat[t])
     theta[t] = theta[t-1] - lr * (m_hat[t] / (sqrt(w[t]) + eps))
 
-States: m, v, w; 12 bytes a parameter (float32 and below), twice that in float64.
+States: m, v, w; 12 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 3.05 bytes a parameter.
 
 Source: Reddi, Kale & Kumar, ICLR 2018, Algorithm 2. arXiv:1904.09237
 Note: moments are bias-corrected and w is the maximum of the corrected v, as in optax; torch and
@@ -117,6 +118,7 @@ METHOD = Method(
     init=amsgrad_init,
     scalars=amsgrad_scalars,
     step=amsgrad_step,
+    coded={"m": "signed", "v": "unsigned", "w": "unsigned"},
 )
 
 
@@ -132,7 +134,9 @@ class AMSGrad(Optimizer):
         epsilon: added to the root of the second moment, in units of the gradient; a number in [0,
             inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

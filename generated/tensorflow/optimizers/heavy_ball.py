@@ -8,7 +8,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = mu * v[t-1] + g[t]
     theta[t] = theta[t-1] - lr * v[t]
 
-State: v; 4 bytes a parameter (float32 and below), twice that in float64.
+State: v; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: Polyak, Some methods of speeding up the convergence of iteration methods, 1964.
 Note: lr stands outside the velocity, as in torch's SGD and optax's sgd; in keras and in
@@ -76,6 +77,7 @@ METHOD = Method(
     init=heavy_ball_init,
     scalars=heavy_ball_scalars,
     step=heavy_ball_step,
+    coded={"v": "signed"},
 )
 
 
@@ -87,7 +89,9 @@ class HeavyBall(Optimizer):
         learning_rate: step size; a number in [0, inf).
         mu: momentum, the part of the velocity that a step keeps; a number in [0, 1).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

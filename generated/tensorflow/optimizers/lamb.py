@@ -15,7 +15,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     ratio[t] = where((norm_theta[t] > 0) & (norm_u[t] > 0), norm_theta[t] / norm_u[t], 1)
     theta[t] = theta[t-1] - lr * (ratio[t] * u[t])
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: You et al., Large Batch Optimization for Deep Learning, ICLR 2020, Algorithm 2.
     arXiv:1904.00962
@@ -124,6 +125,7 @@ METHOD = Method(
     scalars=lamb_scalars,
     step=lamb_step,
     elementwise=False,
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -139,7 +141,9 @@ class LAMB(Optimizer):
             inf).
         weight_decay: decay beside the gradient's part, times theta; a number in [0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

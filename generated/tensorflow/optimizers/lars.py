@@ -12,7 +12,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     v[t] = mu * v[t-1] + lr * ratio[t] * (g[t] + weight_decay * theta[t-1])
     theta[t] = theta[t-1] - v[t]
 
-State: v; 4 bytes a parameter (float32 and below), twice that in float64.
+State: v; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: You, Gitman & Ginsburg, Large Batch Training of Convolutional Networks, 2017, Algorithm
     1. arXiv:1708.03888
@@ -104,6 +105,7 @@ METHOD = Method(
     scalars=lars_scalars,
     step=lars_step,
     elementwise=False,
+    coded={"v": "signed"},
 )
 
 
@@ -117,7 +119,9 @@ class LARS(Optimizer):
         weight_decay: decay added to the gradient, times theta; a number in [0, inf).
         trust: how large a step is, measured by the tensor's norm; a number in (0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

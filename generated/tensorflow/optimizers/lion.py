@@ -9,7 +9,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
         theta[t-1])
     m[t] = beta2 * m[t-1] + (1 - beta2) * g[t]
 
-State: m; 4 bytes a parameter (float32 and below), twice that in float64.
+State: m; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: Chen et al., NeurIPS 2023, Algorithm 2. arXiv:2302.06675
 Note: weight_decay is 0 here and 1e-3 in optax; keras' default lr is 1e-3.
@@ -100,6 +101,7 @@ METHOD = Method(
     init=lion_init,
     scalars=lion_scalars,
     step=lion_step,
+    coded={"m": "signed"},
 )
 
 
@@ -114,7 +116,9 @@ class Lion(Optimizer):
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

@@ -13,8 +13,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     theta[t] = theta[t-1] - lr * v[t]
     slope[t] = -(lr * slope_v[t])
 
-States: slope, v; 8 bytes a parameter (float32 and below), twice that in float64. For all
-parameters together: learnt_beta, one number.
+States: slope, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter. For all parameters together: learnt_beta, one number.
 
 Source: Baydin, Cornish, Martinez Rubio, Schmidt & Wood, Online Learning Rate Adaptation with
     Hypergradient Descent, ICLR 2018. arXiv:1703.04782
@@ -154,6 +154,7 @@ METHOD = Method(
     ),
     shared=MomentumHDBetaShared,
     shared_states={"learnt_beta": "beta"},
+    coded={"slope": "signed", "v": "signed"},
 )
 
 
@@ -167,7 +168,9 @@ class MomentumHDBeta(Optimizer):
             1).
         kappa: step size of learnt_beta; a number in [0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

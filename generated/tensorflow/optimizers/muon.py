@@ -23,7 +23,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], of matrices only:
     scale[t] = sqrt(maximum(1, rows / cols))
     theta[t] = theta[t-1] - lr * scale[t] * Z[t]
 
-State: M; 4 bytes a parameter (float32 and below), twice that in float64.
+State: M; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: Jordan et al., Muon: An Optimizer for Hidden Layers in Neural Networks, 2024.
     https://kellerjordan.github.io/posts/muon/
@@ -141,6 +142,7 @@ METHOD = Method(
     step=muon_step,
     elementwise=False,
     only="matrix",
+    coded={"M": "signed"},
 )
 
 
@@ -152,7 +154,9 @@ class Muon(Optimizer):
         learning_rate: step size: how large the singular values of a step are; a number in [0, inf).
         mu: decay of the momentum, per step; a number in [0, 1).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

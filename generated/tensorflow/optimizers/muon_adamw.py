@@ -34,7 +34,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     theta[t] = theta[t-1] - change[t]
 
 States: M, m, v; 4 bytes a parameter of a matrix; 8 bytes a parameter of other parameters
-(float32 and below), twice that in float64.
+(float32 and below), twice that in float64. With states="8bit": 1.02 bytes a parameter of a
+matrix; 2.03 bytes a parameter of other parameters.
 
 Source: Muon: Jordan et al., Muon: An Optimizer for Hidden Layers in Neural Networks, 2024.
     https://kellerjordan.github.io/posts/muon/
@@ -207,6 +208,7 @@ METHOD = Method(
     scalars=muon_adamw_scalars,
     step=muon_adamw_step,
     elementwise=False,
+    coded={"M": "signed", "m": "signed", "v": "unsigned"},
 )
 
 
@@ -225,7 +227,9 @@ class MuonAdamW(Optimizer):
         adamw_weight_decay: part of a parameter that a step takes away, per unit of lr; a number in
             [0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

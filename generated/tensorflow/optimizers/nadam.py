@@ -16,7 +16,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
         Pi[t])
     theta[t] = theta[t-1] - lr * (m_bar[t] / (sqrt(v_hat[t]) + eps))
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Dozat, Incorporating Nesterov Momentum into Adam, Stanford CS229 report, 2015, Algorithm
     8; in short, ICLR 2016 workshop.
@@ -137,6 +138,7 @@ METHOD = Method(
     scalars=nadam_scalars,
     step=nadam_step,
     scalar_states={"Pi": 1.0},
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -154,7 +156,9 @@ class NAdam(Optimizer):
         psi: how fast the momentum grows, per step: beta1 - mu shrinks by 0.96**psi; a number in [0,
             inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

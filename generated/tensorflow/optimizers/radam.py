@@ -17,7 +17,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     step[t] = lr * r[t] * (m_hat[t] / (sqrt(v_hat[t]) + eps))
     theta[t] = theta[t-1] - where(rho[t] > 4, step[t], lr * m_hat[t])
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Liu et al., ICLR 2020, Algorithm 2. arXiv:1908.03265
 Note: rectified where rho > 4, as in the source; torch wants rho > 5 and optax rho >= 5, so with
@@ -134,6 +135,7 @@ METHOD = Method(
     init=radam_init,
     scalars=radam_scalars,
     step=radam_step,
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -148,7 +150,9 @@ class RAdam(Optimizer):
         epsilon: added to the root of the second moment, in units of the gradient; a number in [0,
             inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

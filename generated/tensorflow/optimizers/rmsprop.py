@@ -8,7 +8,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = gamma * v[t-1] + (1 - gamma) * g[t]**2
     theta[t] = theta[t-1] - lr * (g[t] / sqrt(v[t] + eps))
 
-State: v; 4 bytes a parameter (float32 and below), twice that in float64.
+State: v; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: Tieleman & Hinton, Neural Networks for Machine Learning, lecture 6.5, Coursera 2012.
 Note: eps stands inside the root, as in optax and keras (eps 1e-7); torch adds it outside.
@@ -93,6 +94,7 @@ METHOD = Method(
     init=rmsprop_init,
     scalars=rmsprop_scalars,
     step=rmsprop_step,
+    coded={"v": "unsigned"},
 )
 
 
@@ -106,7 +108,9 @@ class RMSprop(Optimizer):
         epsilon: added to the average under the root, in units of the squared gradient; a number in
             [0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

@@ -14,7 +14,8 @@ For t = 1, 2, ..., with g[t] the gradient at the point that the parameters hold,
     x[t] = (1 - c[t]) * x[t-1] + c[t] * z[t]
     theta[t] = (1 - beta1) * z[t] + beta1 * x[t]
 
-States: v, x, z; 12 bytes a parameter (float32 and below), twice that in float64.
+States: v, x, z; 12 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 9.02 bytes a parameter.
 
 Source: Defazio et al., The Road Less Scheduled, NeurIPS 2024, Algorithm 1. arXiv:2405.15682
 Note: theta is the paper's y, where gradients are taken; evaluate the model at x.
@@ -137,6 +138,7 @@ METHOD = Method(
     step=schedule_free_adamw_step,
     scalar_states={"w": 0.0},
     evaluate="x",
+    coded={"v": "unsigned"},
 )
 
 
@@ -152,7 +154,9 @@ class ScheduleFreeAdamW(Optimizer):
             inf).
         weight_decay: decay of z beside the gradient's part, times theta; a number in [0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

@@ -12,7 +12,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     u[t] = minimum(maximum(m[t] / maximum(gamma * h[t], eps), -1), 1)
     theta[t] = theta[t-1] - lr * (u[t] + weight_decay * theta[t-1])
 
-States: m, h; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, h; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Liu, Li, Hall, Liang & Ma, ICLR 2024, Algorithm 3. arXiv:2305.14342
 Note: the estimate, by Hutchinson's method or by Gauss, Newton and Bartlett's, is the caller's;
@@ -132,6 +133,7 @@ METHOD = Method(
     elementwise=False,
     given=SophiaGiven,
     inputs={"hessian_diagonal": "happens"},
+    coded={"m": "signed", "h": "signed"},
 )
 
 
@@ -150,7 +152,9 @@ class Sophia(Optimizer):
         weight_decay: decay of the parameters, multiplied by lr; a number in [0, inf).
         period: steps from one estimate to the next; an integer in [1, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

@@ -11,7 +11,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     last[t] = theta[t-1]
     theta[t] = theta[t-1] - lr * d[t]
 
-States: last, d; 8 bytes a parameter (float32 and below), twice that in float64.
+States: last, d; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 5.02 bytes a parameter.
 
 Source: Cutkosky & Orabona, NeurIPS 2019, Algorithm 1. arXiv:1905.10018
 Note: lr and a are constant; the paper's adapt to the size of the gradients.
@@ -104,6 +105,7 @@ METHOD = Method(
         (storm_point, "h"),
     ),
     given=STORMGiven,
+    coded={"d": "signed"},
 )
 
 
@@ -117,7 +119,9 @@ class STORM(Optimizer):
         learning_rate: learning rate; a number in [0, inf).
         a: weight of the new gradient; a number in [0, 1].
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

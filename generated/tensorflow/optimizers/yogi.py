@@ -10,7 +10,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = v[t-1] - (1 - beta2) * sign(v[t-1] - g[t]**2) * g[t]**2
     theta[t] = theta[t-1] - lr * (m[t] / (sqrt(v[t]) + eps))
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Zaheer, Reddi, Sachan, Kale & Kumar, NeurIPS 2018, Algorithm 2.
 Note: no bias correction, as in the source; optax corrects both moments and starts m, too, at
@@ -105,6 +106,7 @@ METHOD = Method(
     scalars=yogi_scalars,
     step=yogi_step,
     init_hypers=("initial_accumulator",),
+    coded={"m": "signed", "v": "signed"},
 )
 
 
@@ -122,7 +124,9 @@ class Yogi(Optimizer):
         initial_accumulator: second moment before the first step, in units of the squared gradient;
             a number in [0, inf).
         name: of the optimizer, in the paths of its variables.
-        **options: `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
+        **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
+            (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
+            in the runtime; `clipnorm`, `clipvalue`, `global_clipnorm`, `use_ema`, `ema_momentum`,
             `ema_overwrite_frequency`, `loss_scale_factor`, `gradient_accumulation_steps`, as in
             every Keras optimizer.
 

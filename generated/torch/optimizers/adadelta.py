@@ -10,7 +10,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     a[t] = rho * a[t-1] + (1 - rho) * delta[t]**2
     theta[t] = theta[t-1] - lr * delta[t]
 
-States: v, a; 8 bytes a parameter (float32 and below), twice that in float64.
+States: v, a; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Zeiler, 2012, Algorithm 1. arXiv:1212.5701
 Note: the source has no lr, that is lr = 1, as in torch; keras' default is 1e-3 and rho 0.95.
@@ -88,6 +89,7 @@ METHOD = Method(
     init=adadelta_init,
     scalars=adadelta_scalars,
     step=adadelta_step,
+    coded={"v": "unsigned", "a": "unsigned"},
 )
 
 
@@ -100,6 +102,11 @@ class Adadelta(Optimizer):
         rho: decay of both averages, per step; a number in [0, 1).
         eps: added to both averages under the root; a number in [0, inf).
         compile: run the step as one pass compiled by torch.compile, with the same bits.
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     A number may be a tensor, too. Where gradients, shapes or dtypes do not fit, `step` refuses
     before anything is changed.
@@ -123,6 +130,9 @@ class Adadelta(Optimizer):
         eps: float = 1e-06,
         *,
         compile: bool = False,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         """See the class."""
         hypers: dict[str, Any] = {
@@ -130,4 +140,5 @@ class Adadelta(Optimizer):
             "rho": rho,
             "eps": eps,
         }
-        super().__init__(params, hypers, compile=compile)
+        options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
+        super().__init__(params, hypers, compile=compile, **options)

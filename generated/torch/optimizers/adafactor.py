@@ -20,7 +20,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     theta[t] = theta[t-1] - rate[t] * (u[t] / maximum(1, rms(u[t]) / clip))
 
 States: R, C, w; 4 bytes a row and 4 bytes a column of a matrix; 4 bytes a parameter of other
-parameters (float32 and below), twice that in float64.
+parameters (float32 and below), twice that in float64. With states="8bit": 1.02 bytes a
+parameter of other parameters.
 
 Source: Shazeer & Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, ICML
     2018, Algorithms 4 to 6. arXiv:1804.04235
@@ -139,6 +140,7 @@ METHOD = Method(
     scalars=adafactor_scalars,
     step=adafactor_step,
     elementwise=False,
+    coded={"w": "unsigned"},
 )
 
 
@@ -153,6 +155,11 @@ class Adafactor(Optimizer):
         eps2: smallest root mean square that a parameter counts as having; a number in [0, inf).
         clip: largest root mean square of an update; a number in (0, inf).
         compile: run the step as one pass compiled by torch.compile, with the same bits.
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     A number may be a tensor, too. Where gradients, shapes or dtypes do not fit, `step` refuses
     before anything is changed.
@@ -178,6 +185,9 @@ class Adafactor(Optimizer):
         clip: float = 1.0,
         *,
         compile: bool = False,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         """See the class."""
         hypers: dict[str, Any] = {
@@ -186,4 +196,5 @@ class Adafactor(Optimizer):
             "eps2": eps2,
             "clip": clip,
         }
-        super().__init__(params, hypers, compile=compile)
+        options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
+        super().__init__(params, hypers, compile=compile, **options)

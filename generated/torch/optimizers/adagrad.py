@@ -8,7 +8,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = v[t-1] + g[t]**2
     theta[t] = theta[t-1] - lr * (g[t] / (sqrt(v[t]) + eps))
 
-State: v; 4 bytes a parameter (float32 and below), twice that in float64.
+State: v; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: Duchi, Hazan & Singer, JMLR 12:2121-2159, 2011, diagonal form.
 Note: v starts at 0 and eps stands outside the root, as in torch; optax and keras start at 0.1
@@ -76,6 +77,7 @@ METHOD = Method(
     init=adagrad_init,
     scalars=adagrad_scalars,
     step=adagrad_step,
+    coded={"v": "unsigned"},
 )
 
 
@@ -87,6 +89,11 @@ class Adagrad(Optimizer):
         lr: step size, the change of each parameter in the first step; a number in [0, inf).
         eps: added to the root of the sum, in units of the gradient; a number in [0, inf).
         compile: run the step as one pass compiled by torch.compile, with the same bits.
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     A number may be a tensor, too. Where gradients, shapes or dtypes do not fit, `step` refuses
     before anything is changed.
@@ -108,10 +115,14 @@ class Adagrad(Optimizer):
         eps: float = 1e-10,
         *,
         compile: bool = False,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         """See the class."""
         hypers: dict[str, Any] = {
             "lr": lr,
             "eps": eps,
         }
-        super().__init__(params, hypers, compile=compile)
+        options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
+        super().__init__(params, hypers, compile=compile, **options)

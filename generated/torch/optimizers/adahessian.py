@@ -12,7 +12,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     v_hat[t] = v[t] / (1 - beta2**t)
     theta[t] = theta[t-1] - lr * (m_hat[t] / (sqrt(v_hat[t]) + eps))
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Yao et al., AAAI 2021, Algorithm 1. arXiv:2006.00719
 Note: hessian_diagonal, averaged over neighbours or not, is the caller's; the Hessian power is
@@ -109,6 +110,7 @@ METHOD = Method(
     elementwise=False,
     given=AdaHessianGiven,
     inputs={"hessian_diagonal": ""},
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -123,6 +125,11 @@ class AdaHessian(Optimizer):
         betas: beta1; beta2; each a number in [0, 1).
         eps: a number in [0, inf).
         compile: run the step as one pass compiled by torch.compile, with the same bits.
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     A number may be a tensor, too. Where gradients, shapes or dtypes do not fit, `step` refuses
     before anything is changed.
@@ -150,6 +157,9 @@ class AdaHessian(Optimizer):
         eps: float = 0.0001,
         *,
         compile: bool = False,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         """See the class."""
         hypers: dict[str, Any] = {
@@ -157,4 +167,5 @@ class AdaHessian(Optimizer):
             "betas": betas,
             "eps": eps,
         }
-        super().__init__(params, hypers, compile=compile)
+        options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
+        super().__init__(params, hypers, compile=compile, **options)

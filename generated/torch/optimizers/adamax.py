@@ -9,7 +9,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     u_inf[t] = maximum(beta2 * u_inf[t-1], abs(g[t]))
     theta[t] = theta[t-1] - lr / (1 - beta1**t) * (m[t] / (u_inf[t] + eps))
 
-States: m, u_inf; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, u_inf; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Kingma & Ba, ICLR 2015, section 7.1, Algorithm 2. arXiv:1412.6980
 Note: eps is added to the norm against 0/0, as in keras (1e-7); torch and optax add it to the
@@ -88,6 +89,7 @@ METHOD = Method(
     init=adamax_init,
     scalars=adamax_scalars,
     step=adamax_step,
+    coded={"m": "signed", "u_inf": "unsigned"},
 )
 
 
@@ -101,6 +103,11 @@ class Adamax(Optimizer):
             step; each a number in [0, 1).
         eps: added to the norm, in units of the gradient; a number in [0, inf).
         compile: run the step as one pass compiled by torch.compile, with the same bits.
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     A number may be a tensor, too. Where gradients, shapes or dtypes do not fit, `step` refuses
     before anything is changed.
@@ -128,6 +135,9 @@ class Adamax(Optimizer):
         eps: float = 1e-08,
         *,
         compile: bool = False,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         """See the class."""
         hypers: dict[str, Any] = {
@@ -135,4 +145,5 @@ class Adamax(Optimizer):
             "betas": betas,
             "eps": eps,
         }
-        super().__init__(params, hypers, compile=compile)
+        options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
+        super().__init__(params, hypers, compile=compile, **options)

@@ -12,7 +12,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     theta[t] = theta[t-1] - lr * (m_hat[t] / (sqrt(v_hat[t]) + eps) + weight_decay *
         theta[t-1])
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Loshchilov & Hutter, ICLR 2019, Algorithm 2. arXiv:1711.05101
 Note: the decay is multiplied by lr, as in torch, optax and keras; in the source only by the
@@ -104,6 +105,7 @@ METHOD = Method(
     init=adamw_init,
     scalars=adamw_scalars,
     step=adamw_step,
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -119,6 +121,11 @@ class AdamW(Optimizer):
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
         compile: run the step as one pass compiled by torch.compile, with the same bits.
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     A number may be a tensor, too. Where gradients, shapes or dtypes do not fit, `step` refuses
     before anything is changed.
@@ -148,6 +155,9 @@ class AdamW(Optimizer):
         weight_decay: float = 0.01,
         *,
         compile: bool = False,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         """See the class."""
         hypers: dict[str, Any] = {
@@ -156,4 +166,5 @@ class AdamW(Optimizer):
             "eps": eps,
             "weight_decay": weight_decay,
         }
-        super().__init__(params, hypers, compile=compile)
+        options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
+        super().__init__(params, hypers, compile=compile, **options)

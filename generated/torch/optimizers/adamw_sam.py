@@ -16,7 +16,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
         theta[t-1])
     theta[t] = inner[t]
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: AdamW: Loshchilov & Hutter, ICLR 2019, Algorithm 2. arXiv:1711.05101
 Source: SAM: Foret, Kleiner, Mobahi & Neyshabur, ICLR 2021, Algorithm 1. arXiv:2010.01412
@@ -181,6 +182,7 @@ METHOD = Method(
         (adamw_sam_point, "h"),
     ),
     given=AdamWSAMGiven,
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -199,6 +201,11 @@ class AdamWSAM(Optimizer):
             inf).
         rho: distance to the point of the second gradient; a number in [0, inf).
         compile: run the step as one pass compiled by torch.compile, with the same bits.
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     A number may be a tensor, too. Where gradients, shapes or dtypes do not fit, `step` refuses
     before anything is changed.
@@ -230,6 +237,9 @@ class AdamWSAM(Optimizer):
         rho: float = 0.05,
         *,
         compile: bool = False,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         """See the class."""
         hypers: dict[str, Any] = {
@@ -239,4 +249,5 @@ class AdamWSAM(Optimizer):
             "weight_decay": weight_decay,
             "rho": rho,
         }
-        super().__init__(params, hypers, compile=compile)
+        options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
+        super().__init__(params, hypers, compile=compile, **options)

@@ -8,7 +8,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = mu * v[t-1] + g[t]
     theta[t] = theta[t-1] - lr * v[t]
 
-State: v; 4 bytes a parameter (float32 and below), twice that in float64.
+State: v; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: Polyak, Some methods of speeding up the convergence of iteration methods, 1964.
 Note: lr stands outside the velocity, as in torch's SGD and optax's sgd; in keras and in
@@ -76,6 +77,7 @@ METHOD = Method(
     init=heavy_ball_init,
     scalars=heavy_ball_scalars,
     step=heavy_ball_step,
+    coded={"v": "signed"},
 )
 
 
@@ -87,6 +89,11 @@ class HeavyBall(Optimizer):
         lr: step size; a number in [0, inf).
         mu: momentum, the part of the velocity that a step keeps; a number in [0, 1).
         compile: run the step as one pass compiled by torch.compile, with the same bits.
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     A number may be a tensor, too. Where gradients, shapes or dtypes do not fit, `step` refuses
     before anything is changed.
@@ -108,10 +115,14 @@ class HeavyBall(Optimizer):
         mu: float = 0.9,
         *,
         compile: bool = False,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         """See the class."""
         hypers: dict[str, Any] = {
             "lr": lr,
             "mu": mu,
         }
-        super().__init__(params, hypers, compile=compile)
+        options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
+        super().__init__(params, hypers, compile=compile, **options)

@@ -12,7 +12,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     v[t] = mu * v[t-1] + lr * ratio[t] * (g[t] + weight_decay * theta[t-1])
     theta[t] = theta[t-1] - v[t]
 
-State: v; 4 bytes a parameter (float32 and below), twice that in float64.
+State: v; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: You, Gitman & Ginsburg, Large Batch Training of Convolutional Networks, 2017, Algorithm
     1. arXiv:1708.03888
@@ -92,6 +93,7 @@ METHOD = Method(
     scalars=lars_scalars,
     step=lars_step,
     elementwise=False,
+    coded={"v": "signed"},
 )
 
 
@@ -105,6 +107,11 @@ class LARS(Optimizer):
         weight_decay: decay added to the gradient, times theta; a number in [0, inf).
         trust: how large a step is, measured by the tensor's norm; a number in (0, inf).
         compile: run the step as one pass compiled by torch.compile, with the same bits.
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     A number may be a tensor, too. Where gradients, shapes or dtypes do not fit, `step` refuses
     before anything is changed.
@@ -130,6 +137,9 @@ class LARS(Optimizer):
         trust: float = 0.001,
         *,
         compile: bool = False,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         """See the class."""
         hypers: dict[str, Any] = {
@@ -138,4 +148,5 @@ class LARS(Optimizer):
             "weight_decay": weight_decay,
             "trust": trust,
         }
-        super().__init__(params, hypers, compile=compile)
+        options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
+        super().__init__(params, hypers, compile=compile, **options)

@@ -13,8 +13,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     slope[t] = -(sign(beta1 * m[t-1] + (1 - beta1) * g[t]) + weight_decay * theta[t-1])
     m[t] = beta2 * m[t-1] + (1 - beta2) * g[t]
 
-States: slope, m; 8 bytes a parameter (float32 and below), twice that in float64. For all
-parameters together: learnt_lr, one number.
+States: slope, m; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter. For all parameters together: learnt_lr, one number.
 
 Source: Baydin, Cornish, Martinez Rubio, Schmidt & Wood, Online Learning Rate Adaptation with
     Hypergradient Descent, ICLR 2018. arXiv:1703.04782
@@ -138,6 +138,7 @@ METHOD = Method(
     ),
     shared=LionHDShared,
     shared_states={"learnt_lr": "lr"},
+    coded={"slope": "signed", "m": "signed"},
 )
 
 
@@ -154,6 +155,11 @@ class LionHD(Optimizer):
             inf).
         kappa: step size of learnt_lr; a number in [0, inf).
         compile: run the step as one pass compiled by torch.compile, with the same bits.
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     A number may be a tensor, too. Where gradients, shapes or dtypes do not fit, `step` refuses
     before anything is changed.
@@ -183,6 +189,9 @@ class LionHD(Optimizer):
         kappa: float = 1e-07,
         *,
         compile: bool = False,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         """See the class."""
         hypers: dict[str, Any] = {
@@ -191,4 +200,5 @@ class LionHD(Optimizer):
             "weight_decay": weight_decay,
             "kappa": kappa,
         }
-        super().__init__(params, hypers, compile=compile)
+        options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
+        super().__init__(params, hypers, compile=compile, **options)

@@ -13,8 +13,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1]:
     theta[t] = theta[t-1] - lr * v[t]
     slope[t] = -(lr * slope_v[t])
 
-States: slope, v; 8 bytes a parameter (float32 and below), twice that in float64. For all
-parameters together: learnt_beta, one number.
+States: slope, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter. For all parameters together: learnt_beta, one number.
 
 Source: Baydin, Cornish, Martinez Rubio, Schmidt & Wood, Online Learning Rate Adaptation with
     Hypergradient Descent, ICLR 2018. arXiv:1703.04782
@@ -142,6 +142,7 @@ METHOD = Method(
     ),
     shared=MomentumHDBetaShared,
     shared_states={"learnt_beta": "beta"},
+    coded={"slope": "signed", "v": "signed"},
 )
 
 
@@ -155,6 +156,11 @@ class MomentumHDBeta(Optimizer):
             1).
         kappa: step size of learnt_beta; a number in [0, inf).
         compile: run the step as one pass compiled by torch.compile, with the same bits.
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     A number may be a tensor, too. Where gradients, shapes or dtypes do not fit, `step` refuses
     before anything is changed.
@@ -178,6 +184,9 @@ class MomentumHDBeta(Optimizer):
         kappa: float = 1e-07,
         *,
         compile: bool = False,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         """See the class."""
         hypers: dict[str, Any] = {
@@ -185,4 +194,5 @@ class MomentumHDBeta(Optimizer):
             "beta": beta,
             "kappa": kappa,
         }
-        super().__init__(params, hypers, compile=compile)
+        options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
+        super().__init__(params, hypers, compile=compile, **options)

@@ -17,7 +17,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     step[t] = lr * r[t] * (m_hat[t] / (sqrt(v_hat[t]) + eps))
     theta[t] = theta[t-1] - where(rho[t] > 4, step[t], lr * m_hat[t])
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Liu et al., ICLR 2020, Algorithm 2. arXiv:1908.03265
 Note: rectified where rho > 4, as in the source; torch wants rho > 5 and optax rho >= 5, so with
@@ -130,6 +131,7 @@ METHOD = Method(
     init=radam_init,
     scalars=radam_scalars,
     step=radam_step,
+    coded={"m": "signed", "v": "unsigned"},
 )
 
 
@@ -143,6 +145,11 @@ class RAdam(Optimizer):
             squared gradients, per step; each a number in [0, 1).
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         compile: run the step as one pass compiled by torch.compile, with the same bits.
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     A number may be a tensor, too. Where gradients, shapes or dtypes do not fit, `step` refuses
     before anything is changed.
@@ -170,6 +177,9 @@ class RAdam(Optimizer):
         eps: float = 1e-08,
         *,
         compile: bool = False,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         """See the class."""
         hypers: dict[str, Any] = {
@@ -177,4 +187,5 @@ class RAdam(Optimizer):
             "betas": betas,
             "eps": eps,
         }
-        super().__init__(params, hypers, compile=compile)
+        options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
+        super().__init__(params, hypers, compile=compile, **options)

@@ -8,7 +8,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = gamma * v[t-1] + (1 - gamma) * g[t]**2
     theta[t] = theta[t-1] - lr * (g[t] / sqrt(v[t] + eps))
 
-State: v; 4 bytes a parameter (float32 and below), twice that in float64.
+State: v; 4 bytes a parameter (float32 and below), twice that in float64. With states="8bit":
+1.02 bytes a parameter.
 
 Source: Tieleman & Hinton, Neural Networks for Machine Learning, lecture 6.5, Coursera 2012.
 Note: eps stands inside the root, as in optax and keras (eps 1e-7); torch adds it outside.
@@ -82,6 +83,7 @@ METHOD = Method(
     init=rmsprop_init,
     scalars=rmsprop_scalars,
     step=rmsprop_step,
+    coded={"v": "unsigned"},
 )
 
 
@@ -95,6 +97,11 @@ class RMSprop(Optimizer):
         eps: added to the average under the root, in units of the squared gradient; a number in [0,
             inf).
         compile: run the step as one pass compiled by torch.compile, with the same bits.
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     A number may be a tensor, too. Where gradients, shapes or dtypes do not fit, `step` refuses
     before anything is changed.
@@ -118,6 +125,9 @@ class RMSprop(Optimizer):
         eps: float = 1e-08,
         *,
         compile: bool = False,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         """See the class."""
         hypers: dict[str, Any] = {
@@ -125,4 +135,5 @@ class RMSprop(Optimizer):
             "gamma": gamma,
             "eps": eps,
         }
-        super().__init__(params, hypers, compile=compile)
+        options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
+        super().__init__(params, hypers, compile=compile, **options)

@@ -10,7 +10,8 @@ For t = 1, 2, ..., with g[t] the gradient at theta[t-1], elementwise:
     v[t] = v[t-1] - (1 - beta2) * sign(v[t-1] - g[t]**2) * g[t]**2
     theta[t] = theta[t-1] - lr * (m[t] / (sqrt(v[t]) + eps))
 
-States: m, v; 8 bytes a parameter (float32 and below), twice that in float64.
+States: m, v; 8 bytes a parameter (float32 and below), twice that in float64. With
+states="8bit": 2.03 bytes a parameter.
 
 Source: Zaheer, Reddi, Sachan, Kale & Kumar, NeurIPS 2018, Algorithm 2.
 Note: no bias correction, as in the source; optax corrects both moments and starts m, too, at
@@ -92,6 +93,7 @@ METHOD = Method(
     scalars=yogi_scalars,
     step=yogi_step,
     init_hypers=("initial_accumulator",),
+    coded={"m": "signed", "v": "signed"},
 )
 
 
@@ -107,6 +109,11 @@ class Yogi(Optimizer):
         initial_accumulator: second moment before the first step, in units of the squared gradient;
             a number in [0, inf).
         compile: run the step as one pass compiled by torch.compile, with the same bits.
+        store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
+            float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
+            `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
+        states: `float32`, or `8bit` for those of tensors of 4,096 numbers and more.
+        seed: of what chance decides; an integer in [0, inf).
 
     A number may be a tensor, too. Where gradients, shapes or dtypes do not fit, `step` refuses
     before anything is changed.
@@ -136,6 +143,9 @@ class Yogi(Optimizer):
         initial_accumulator: float = 1e-06,
         *,
         compile: bool = False,
+        store: str = "nearest",
+        states: str = "float32",
+        seed: int = 0,
     ) -> None:
         """See the class."""
         hypers: dict[str, Any] = {
@@ -144,4 +154,5 @@ class Yogi(Optimizer):
             "eps": eps,
             "initial_accumulator": initial_accumulator,
         }
-        super().__init__(params, hypers, compile=compile)
+        options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
+        super().__init__(params, hypers, compile=compile, **options)
