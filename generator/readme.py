@@ -86,12 +86,14 @@ def table(report: dict[str, Any]) -> str:
         cells = []
         for b, m in columns:
             here = [r for r in rows if (r["spec"], r["backend"], r["mode"]) == (spec, b, m)]
-            cells.append(verify.entry(here).replace("*", "\\*"))
+            cells.append(verify.entry(here).replace("*", "\\*").replace("~", "\\~"))
         lines.append(f"| {spec} | " + " | ".join(cells) + " |")
     versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
     machine = report["machine"]
     if any(r["subnormal"] for r in rows):
         lines += ["", verify.SUBNORMAL.replace("*", "\\*") + "."]
+    if any(r.get("products") for r in rows):
+        lines += ["", verify.PRODUCTS.replace("~", "\\~") + "."]
     lines += ["", f"Measured on {machine['processor']}, {machine['system']}; {versions}."]
     return "\n".join(lines)
 
