@@ -46,6 +46,7 @@ OPERATORS: Table = {
     "rows": "{0}.shape[-2]",
     "cols": "{0}.shape[-1]",
     **{op: op for op in ("row_sum", "row_mean", "col_sum", "col_mean")},
+    **{op: op for op in ("mean_but_first", "mean_but_last")},
     "sum": "tree_sum",
     "mean": "tree_mean",
     "matmul": "@",
@@ -136,7 +137,9 @@ def load(path: str) -> Backend:
 # ---------------------------------------------------------------------------------------------------
 # Guards, for backends whose compilers fuse and reorder
 
-_TENSOR_GUARDED = frozenset({"mul", "div", "sqrt", "mean", "row_mean", "col_mean", "matmul"})
+_TENSOR_GUARDED = frozenset(
+    {"mul", "div", "sqrt", "mean", "row_mean", "col_mean", "mean_but_first", "mean_but_last", "matmul"}
+)
 _SCALAR_GUARDED = frozenset(
     {"add", "sub", "mul", "div", "sqrt", "power", "real_power", "exp", "log", "cos"}
 )

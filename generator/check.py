@@ -537,6 +537,8 @@ def _sharding(program: ir.Program) -> str:
         return "the whole matrix"
     if used & {"row_mean", "row_sum", "col_mean", "col_sum"}:
         return "all-reduces of rows and columns"
+    if used & {"mean_but_first", "mean_but_last"}:
+        return "all-reduces of slices"
     if used & ir.REDUCTIONS:
         return "an all-reduce of scalars"
     if "noise" in used:

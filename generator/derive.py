@@ -28,6 +28,7 @@ SOURCE = (
 )
 _ZERO, _ONE, _TWO = Number(0), Number(1), Number(2)
 _LINEAR = {"sum", "mean", "row_sum", "row_mean", "col_sum", "col_mean", "global_sum", "transpose"}
+_LINEAR |= {"mean_but_first", "mean_but_last"}
 _NORMS = {"norm": "sum", "rms": "mean", "global_norm": "global_sum"}
 
 

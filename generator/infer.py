@@ -507,6 +507,8 @@ class Inference:
             case "rows" | "cols":
                 rows, cols = self.two_axes(e, 0, given[0])
                 return (rows, "1") if operation.shape == "rows" else ("1", cols)
+            case "slices":
+                return self.two_axes(e, 0, given[0])
             case "transpose":
                 return self.two_axes(e, 0, given[0])[::-1]
         left, right = self.two_axes(e, 0, given[0]), self.two_axes(e, 1, given[1])

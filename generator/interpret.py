@@ -110,6 +110,8 @@ EXACT: dict[str, Callable[..., Any]] = {
     "size_rounded": lambda x, like: like.dtype.type(x),
     "col_sum": summation.col_sum,
     "col_mean": summation.col_mean,
+    "mean_but_first": summation.mean_but_first,
+    "mean_but_last": summation.mean_but_last,
     "random_key": threefry.random_key,
     "normal": normal.normal,
 }
@@ -176,6 +178,17 @@ def _drawn(key: Any, like: Any) -> Any:
     return _digits(normal.normal(key, np.zeros(np.shape(like))))
 
 
+def _fmean_but(axis: int) -> Callable[[Any], Any]:
+    """The mean over all axes but one, repeated."""
+
+    def function(x: Any) -> Any:
+        slices = np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
+        means = _fsum(1, mean=True)(slices).reshape([x.shape[axis]] + [1] * (x.ndim - 1))
+        return np.broadcast_to(np.moveaxis(means, 0, axis), x.shape)
+
+    return function
+
+
 _AXES = {"": None, "row_": -1, "col_": -2}
 ORACLE_TENSORS: dict[str, Callable[..., Any]] = {
     **{op: _elementwise(function) for op, function in ORACLE.items()},
@@ -189,6 +202,8 @@ ORACLE_TENSORS: dict[str, Callable[..., Any]] = {
     "transpose": summation.transposed,
     **{f"{a}sum": _fsum(axis, mean=False) for a, axis in _AXES.items()},
     **{f"{a}mean": _fsum(axis, mean=True) for a, axis in _AXES.items()},
+    "mean_but_first": _fmean_but(0),
+    "mean_but_last": _fmean_but(-1),
     "normal": _drawn,
 }
 

@@ -276,7 +276,9 @@ SEED = "seed"
 # ---------------------------------------------------------------------------------------------------
 # Operations
 
-Shaping = Literal["elementwise", "reduce", "rows", "cols", "matmul", "transpose", "size", "input"]
+Shaping = Literal[
+    "elementwise", "reduce", "rows", "cols", "slices", "matmul", "transpose", "size", "input"
+]
 
 
 @dataclass(frozen=True)
@@ -342,6 +344,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "col_mean": Operation(1, "float", "cols", "mean along each column: shape (1, cols)"),
     "row_sum": Operation(1, "float", "rows", "sum along each row: shape (rows, 1)"),
     "col_sum": Operation(1, "float", "cols", "sum along each column: shape (1, cols)"),
+    "mean_but_first": Operation(1, "float", "slices", "mean over all axes but the first, repeated"),
+    "mean_but_last": Operation(1, "float", "slices", "mean over all axes but the last, repeated"),
     "global_sum": Operation(1, "float", "reduce", "sum over all parameters"),
     "global_norm": Operation(1, "float", "reduce", "square root of the sum of all squares"),
     "matmul": Operation(2, "float", "matmul", "matrix product of the last two axes"),

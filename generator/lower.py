@@ -329,7 +329,7 @@ class _Lowerer:
         """A condition on a parameter's shape, which is known before anything is computed."""
         match e:
             case ir.Call("matrix" | "rows" | "cols", (), _):
-                given: tuple[Operand, ...] = (self.parameter,)
+                given: tuple[Operand, ...] = ("g" if self.program.kind == "transform" else self.parameter,)
             case ir.Call(op, args, _) if op in _CONDITIONS:
                 given = tuple(self.condition(a) for a in args)
             case Number():

@@ -62,6 +62,8 @@ _OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "col_mean": lambda x: np.mean(x, axis=-2, keepdims=True),
     "row_sum": lambda x: np.sum(x, axis=-1, keepdims=True),
     "col_sum": lambda x: np.sum(x, axis=-2, keepdims=True),
+    "mean_but_first": lambda x: np.mean(x, tuple(range(1, x.ndim)), keepdims=True) + 0 * x,
+    "mean_but_last": lambda x: np.mean(x, tuple(range(x.ndim - 1)), keepdims=True) + 0 * x,
     "global_sum": np.sum,
     "global_norm": _norm,
     "matmul": np.matmul,

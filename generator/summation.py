@@ -40,6 +40,11 @@ def transposed(x: Any) -> Any:
     return np.swapaxes(x, -1, -2)
 
 
+def spread(x: Any, like: Any) -> Any:
+    """The same numbers along axes that have one, repeated to the shape of an array."""
+    return np.broadcast_to(x, like.shape)
+
+
 # <text>
 
 
@@ -143,6 +148,20 @@ def row_mean(x: Any) -> Any:
 def col_mean(x: Any) -> Any:
     """The sum of each column times the reciprocal of its length."""
     return col_sum(x) * inverse(x, -2)
+
+
+def mean_but_first(x: Any) -> Any:
+    """The mean over all axes but the first, repeated to the shape of x."""
+    n, *rest = x.shape
+    means = row_mean(reshape(x, [n, math.prod(rest)]))
+    return spread(reshape(means, [n] + [1] * len(rest)), x)
+
+
+def mean_but_last(x: Any) -> Any:
+    """The mean over all axes but the last, repeated to the shape of x."""
+    *rest, n = x.shape
+    means = col_mean(reshape(x, [math.prod(rest), n]))
+    return spread(reshape(means, [1] * len(rest) + [n]), x)
 
 
 def tree_mean(x: Any) -> Any:

@@ -585,7 +585,8 @@ def _transform_rows(
         shapes = ONLY[program.only]
         g = [np.asarray(rng.standard_normal(s) * 3).astype(kind) for s in shapes]
         theta = [np.asarray(rng.standard_normal(s)).astype(kind) for s in shapes]
-        hypers = {p.name: 5 if p.domain.type == "int" else 0.37 for p in program.parameters}
+        given = {"int": 5, "bool": True}
+        hypers = {p.name: given.get(p.domain.type, 0.37) for p in program.parameters}
         kind = compute_dtype(dtype)
         runs = [Exact(entry.lowered, np.array(p), dtype=kind, stream=i) for i, p in enumerate(theta)]
         clock: dict[str, Any] = {"t": 3} if entry.lowered.clocked else {}

@@ -33,7 +33,8 @@ Operations: + - * / ** elementwise; sqrt abs sign minimum maximum; exp log cos f
     scope; where(condition, a, b) chooses, equal(a, b) compares, & | ~ join conditions; // and %
     on integers. A constant of the file, EPS = 1e-3, is a number like any other.
 Reductions: sum mean norm rms of one parameter's tensor; row_mean row_sum col_mean col_sum of a
-    matrix; global_sum global_norm over all parameters. A state that follows from these is one
+    matrix; mean_but_first mean_but_last over all axes but one, repeated to the tensor's shape;
+    global_sum global_norm over all parameters. A state that follows from these is one
     number for all parameters, which then share one count of steps t, and is kept once.
 Matrices: a parameter with two axes or more is a matrix, or a stack of matrices, those of its last
     two axes. x @ y is the product, x.T the transpose; rows and cols are numbers, too, and what

@@ -711,7 +711,8 @@ def add_noise(theta: Array, g: Array, *, eta0: float, gamma: float, seed: int) -
     """Normal noise of variance eta0 / (1 + t)^gamma, here at t = 1. arXiv:1511.06807, section 3."""
     key = _threefry((seed % 2**32, seed >> 32), (1, 0))  # step 1, source 0
     words = [_threefry(key, (place, 0)) for place in range(g.size)]  # stream 0
-    return g + math.sqrt(eta0 / 2**gamma) * np.array([_quantile(*w) for w in words])
+    xi = np.array([_quantile(*w) for w in words]).reshape(g.shape)
+    return g + math.sqrt(eta0 / 2**gamma) * xi
 
 
 def _threefry(key: tuple[int, int], counter: tuple[int, int]) -> tuple[int, int]:
@@ -734,6 +735,13 @@ def _quantile(high: int, low: int) -> float:
         i = high % 2**31 * 2**32 + low
         x = mpmath.sqrt(2) * mpmath.erfinv((2 * i + 1) / mpmath.mpf(2) ** 64)
     return float(-x if high >= 2**31 else x)
+
+
+def centralize(theta: Array, g: Array, *, last: bool) -> Array:
+    """Less the mean of each output's slice. arXiv:2004.01461, equation 1."""
+    slices = np.moveaxis(g, -1, 0) if last else g  # outputs first
+    made = np.stack([w - w.sum() / w.size for w in slices]) if g.ndim > 1 else slices
+    return np.moveaxis(made, 0, -1) if last else made
 
 
 def weight_decay(theta: Array, g: Array, *, weight_decay: float) -> Array:

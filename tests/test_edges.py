@@ -117,3 +117,72 @@ def tensor(framework: str, value: Any) -> Any:
     module = importlib.import_module({"jax": "jax.numpy"}.get(framework, framework))
     word = {"torch": "from_numpy", "jax": "asarray", "tensorflow": "constant"}[framework]
     return getattr(module, word)(value)
+
+
+# --------------------------------------------------------------------------------------------------
+# Means over all axes but one
+
+SLICED = '''
+from generator.language import *
+
+u = names("u")
+
+
+@optimizer
+def sliced(lr: NonNegative = 1e-2):
+    """Slices of both kinds; what is only repeated is divided by, too.
+
+    Source: this test.
+    """
+    with case(matrix):
+        u[t] = (g[t] - mean_but_first(g[t])) / (mean_but_last(g[t]**2) + 1e-3)
+    with case(vector):
+        u[t] = g[t]
+    theta[t] = theta[t-1] - lr * u[t]
+'''
+
+
+@pytest.mark.parametrize("backend", MODES)
+def test_slices_have_the_same_bits(backend: str, tmp_path: Path) -> None:
+    pytest.importorskip(backend)
+    file = tmp_path / "sliced.py"
+    file.write_text(SLICED)
+    rows = verify.job(str(file), f"backends.{backend}", 3, ("float32",), "cpu", brief=True)
+    assert [(r["mode"], r["where"], r["error"]) for r in rows if r["ulp"]] == []
+
+
+def test_means_of_slices() -> None:
+    x = np.arange(24.0).reshape(2, 3, 4)
+    assert np.allclose(summation.mean_but_first(x), x.mean((1, 2), keepdims=True))
+    assert np.allclose(summation.mean_but_last(x), x.mean((0, 1)))
+    for shape in ((0, 4), (4, 0), (2, 0, 3)):
+        for function in (summation.mean_but_first, summation.mean_but_last):
+            assert function(np.zeros(shape)).shape == shape
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax", "tensorflow"])
+def test_centralize_is_its_own_derivative(framework: str) -> None:
+    """It is a projection: what comes back through it is what it makes of that."""
+    pytest.importorskip(framework)
+    package = importlib.import_module(f"generated.{framework}")
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 3, 4, 5)).astype(np.float32)
+
+    def transformed(g: Any) -> Any:
+        if framework == "jax":
+            rule = package.centralize(last=True)
+            return rule.update([g], rule.init([g]))[0][0]
+        return package.centralize([g], last=True)[0]
+
+    g, back = tensor(framework, x), tensor(framework, w)
+    if framework == "torch":
+        transformed(g.requires_grad_()).backward(back)
+        got = g.grad
+    elif framework == "jax":
+        got = importlib.import_module("jax").vjp(transformed, g)[1](back)[0]
+    else:
+        with importlib.import_module("tensorflow").GradientTape() as tape:
+            tape.watch(g)
+            u = transformed(g)
+        got = tape.gradient(u, g, back)
+    np.testing.assert_allclose(got, w - w.mean((0, 1)), atol=1e-6)

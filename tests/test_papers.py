@@ -106,12 +106,15 @@ def test_schedule(name):
         assert got == pytest.approx(want, rel=ROUNDINGS * 2.0**-53, abs=lost)
 
 
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("shape", [(40,), (3, 4, 5)], ids=str)
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_transform(name):
+def test_transform(name, shape, flag):
     entry = ENTRIES[name]
     rng = np.random.default_rng(2)
-    theta, g = rng.standard_normal(40), 2 * rng.standard_normal(40)
-    hypers = {p.name: 3 if p.domain.type == "int" else 0.3 for p in entry.program.parameters}
+    theta, g = rng.standard_normal(shape), 2 * rng.standard_normal(shape)
+    given = {"float": 0.3, "int": 3, "bool": flag}
+    hypers = {p.name: given[p.domain.type] for p in entry.program.parameters}
     run = Exact(entry.lowered, theta.copy(), dtype=np.float64)
     run.step(g, hypers)
     want = paper(name)(theta, g, **hypers)

@@ -227,6 +227,14 @@ def reshape(x: Any, shape: Sequence[int]) -> Any:
     return jnp.reshape(x, shape)
 
 
+def spread(x: Any, like: Any) -> Any:
+    """The same numbers along axes that have one, repeated to the shape of an array.
+
+    The zero that hides them has that shape too: what is only repeated, XLA divides by in its own way.
+    """
+    return _hidden(jnp.broadcast_to(x, like.shape), _zero(_bits(like)))
+
+
 def zeros(shape: Sequence[int], like: Any) -> Any:
     """Zeros in the dtype of an array."""
     return jnp.zeros(shape, like.dtype)

@@ -83,6 +83,11 @@ def reshape(x: Any, shape: Sequence[int]) -> Any:
     return np.reshape(x, shape)
 
 
+def spread(x: Any, like: Any) -> Any:
+    """The same numbers along axes that have one, repeated to the shape of an array."""
+    return np.broadcast_to(x, like.shape)
+
+
 def zeros(shape: Sequence[int], like: Any) -> Array:
     """Zeros in the dtype of an array."""
     return np.zeros(shape, like.dtype)

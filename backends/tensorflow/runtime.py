@@ -286,6 +286,24 @@ def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
     return tf.reshape(x, shape)
 
 
+def spread(x: Tensor, like: Tensor) -> Tensor:
+    """The same numbers along axes that have one, repeated to the shape of a tensor.
+
+    The zero that hides them has that shape too: what is only repeated, XLA divides by in its own way.
+    """
+    if tf.executing_eagerly():
+        return tf.broadcast_to(x, like.shape)
+    bits = _BITS[like.dtype]
+    b = tf.bitcast(like, bits)
+    zero = tf.bitwise.bitwise_and(b * (b + 1), tf.constant(1, bits))
+
+    def hidden(y: Tensor) -> Tensor:
+        return tf.bitcast(tf.bitwise.bitwise_or(tf.bitcast(y, bits), zero), y.dtype)
+
+    guard = hidden if _plain.get() else _with_gradient(lambda y: (hidden(y), _unchanged))
+    return guard(tf.broadcast_to(x, like.shape))
+
+
 def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
     """Zeros in the dtype of a tensor."""
     return tf.zeros(shape, like.dtype)

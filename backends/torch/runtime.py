@@ -297,6 +297,11 @@ def reshape(x: Any, shape: Sequence[int]) -> Any:
     return x.reshape(list(shape))
 
 
+def spread(x: Tensor, like: Tensor) -> Tensor:
+    """The same numbers along axes that have one, repeated to the shape of a tensor."""
+    return x.expand(like.shape)
+
+
 def zeros(shape: Sequence[int], like: Any) -> Any:
     """Zeros in the dtype of a tensor or array."""
     return like.new_zeros(list(shape)) if isinstance(like, Tensor) else np.zeros(shape, like.dtype)

@@ -765,6 +765,20 @@ def col_mean(x: Any) -> Any:
     return col_sum(x) * inverse(x, -2)
 
 
+def mean_but_first(x: Any) -> Any:
+    """The mean over all axes but the first, repeated to the shape of x."""
+    n, *rest = x.shape
+    means = row_mean(reshape(x, [n, math.prod(rest)]))
+    return spread(reshape(means, [n] + [1] * len(rest)), x)
+
+
+def mean_but_last(x: Any) -> Any:
+    """The mean over all axes but the last, repeated to the shape of x."""
+    *rest, n = x.shape
+    means = col_mean(reshape(x, [math.prod(rest), n]))
+    return spread(reshape(means, [1] * len(rest) + [n]), x)
+
+
 def tree_mean(x: Any) -> Any:
     """The sum of all numbers times the reciprocal of how many there are; 0 where there are none."""
     return tree_sum(x) * inverse(reshape(x, [-1]), -1)
@@ -1060,6 +1074,24 @@ def join(parts: Sequence[Tensor], axis: int = -1) -> Tensor:
 def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
     """The same numbers in another shape."""
     return tf.reshape(x, shape)
+
+
+def spread(x: Tensor, like: Tensor) -> Tensor:
+    """The same numbers along axes that have one, repeated to the shape of a tensor.
+
+    The zero that hides them has that shape too: what is only repeated, XLA divides by in its own way.
+    """
+    if tf.executing_eagerly():
+        return tf.broadcast_to(x, like.shape)
+    bits = _BITS[like.dtype]
+    b = tf.bitcast(like, bits)
+    zero = tf.bitwise.bitwise_and(b * (b + 1), tf.constant(1, bits))
+
+    def hidden(y: Tensor) -> Tensor:
+        return tf.bitcast(tf.bitwise.bitwise_or(tf.bitcast(y, bits), zero), y.dtype)
+
+    guard = hidden if _plain.get() else _with_gradient(lambda y: (hidden(y), _unchanged))
+    return guard(tf.broadcast_to(x, like.shape))
 
 
 def zeros(shape: Sequence[int], like: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ from .schedules.warmup_cosine import WarmupCosine as WarmupCosine
 from .schedules.warmup_linear import WarmupLinear as WarmupLinear
 from .schedules.warmup_stable_decay import WarmupStableDecay as WarmupStableDecay
 from .transforms.add_noise import add_noise as add_noise
+from .transforms.centralize import centralize as centralize
 from .transforms.clip_by_global_norm import clip_by_global_norm as clip_by_global_norm
 from .transforms.clip_by_norm import clip_by_norm as clip_by_norm
 from .transforms.clip_by_value import clip_by_value as clip_by_value

@@ -751,6 +751,20 @@ def col_mean(x: Any) -> Any:
     return col_sum(x) * inverse(x, -2)
 
 
+def mean_but_first(x: Any) -> Any:
+    """The mean over all axes but the first, repeated to the shape of x."""
+    n, *rest = x.shape
+    means = row_mean(reshape(x, [n, math.prod(rest)]))
+    return spread(reshape(means, [n] + [1] * len(rest)), x)
+
+
+def mean_but_last(x: Any) -> Any:
+    """The mean over all axes but the last, repeated to the shape of x."""
+    *rest, n = x.shape
+    means = col_mean(reshape(x, [math.prod(rest), n]))
+    return spread(reshape(means, [1] * len(rest) + [n]), x)
+
+
 def tree_mean(x: Any) -> Any:
     """The sum of all numbers times the reciprocal of how many there are; 0 where there are none."""
     return tree_sum(x) * inverse(reshape(x, [-1]), -1)
@@ -1043,6 +1057,11 @@ def join(parts: Sequence[Any], axis: int = -1) -> Any:
 def reshape(x: Any, shape: Sequence[int]) -> Any:
     """The same numbers in another shape."""
     return x.reshape(list(shape))
+
+
+def spread(x: Tensor, like: Tensor) -> Tensor:
+    """The same numbers along axes that have one, repeated to the shape of a tensor."""
+    return x.expand(like.shape)
 
 
 def zeros(shape: Sequence[int], like: Any) -> Any:
