@@ -535,7 +535,7 @@ def _sharding(program: ir.Program) -> str:
     }
     if "matmul" in used:
         return "the whole matrix"
-    if used & {"row_mean", "row_sum", "col_mean", "col_sum"}:
+    if any(ir.OPERATIONS[op].shape in ("rows", "cols") for op in used & ir.REDUCTIONS):
         return "all-reduces of rows and columns"
     if used & {"mean_but_first", "mean_but_last"}:
         return "all-reduces of slices"

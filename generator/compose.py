@@ -1,14 +1,15 @@
-"""Several programs as one: transforms before an optimizer, wrappers after it.
+"""Several programs as one: transforms before an optimizer and behind it, wrappers around it.
 
 In: frozen programs, in the order in which a gradient goes through them. Out: one frozen program, which
 is checked, lowered and printed like any other. Must not know: SymPy, how a program is computed.
 
-    transforms > optimizer > wrappers        clip_by_global_norm > adamw > polyak_average
-    optimizer | optimizer                    muon | adamw
+    transforms > optimizer > transforms > wrappers       clip_by_global_norm > adamw > polyak_average
+    optimizer | optimizer                                muon | adamw
 
-Each transform's u[t] is the next one's g[t]. A wrapper's `inner = update(g[t])` is replaced by the
-equations of what it wraps, with inner in place of theta[t]. A name that two of them use gets the
-name of its program as a prefix; the optimizer keeps its own.
+Each transform's u[t] is the next one's g[t]. Behind the optimizer that is the optimizer's change, what it
+adds to theta[t-1]; an lr there is the optimizer's. A wrapper's `inner = update(g[t])` is replaced by
+the equations of what it wraps, with inner in place of theta[t]. A name that two of them use gets
+the name of its program as a prefix; the optimizer keeps its own.
 
 Of two optimizers side by side the first is for matrices, the second for other parameters. All of the
 second's hyperparameters get its name as a prefix, for they are about a part of the parameters only;
@@ -17,7 +18,7 @@ its rate is the first's times a ratio, so that one number, or one schedule, driv
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 from generator import ir
@@ -32,7 +33,9 @@ def chain(programs: Sequence[ir.Program], name: str, class_name: str) -> ir.Prog
     programs = [ir.unseeded(p) for p in programs]
     kinds = [p.kind for p in programs]
     main = next((i for i, kind in enumerate(kinds) if kind == "optimizer"), len(programs) - 1)
-    before, core, after = programs[:main], programs[main], programs[main + 1 :]
+    before, core, rest = programs[:main], programs[main], programs[main + 1 :]
+    behind = next((i for i, p in enumerate(rest) if p.kind != "transform"), len(rest))
+    changing, after = rest[:behind], rest[behind:]
     for p in before:
         if p.kind != "transform":
             raise _misplaced(p, core)
@@ -46,13 +49,15 @@ def chain(programs: Sequence[ir.Program], name: str, class_name: str) -> ir.Prog
     result = made.program
     for p in reversed(before):
         result = _after(result, _Part(p, taken, {}).program)
+    for p in changing:
+        result = _changed(result, _Part(p, taken, {}, shared={"lr"} & taken).program, taken)
     for p in after:
         result = _wrapped(_Part(p, taken, {}).program, result)
     result = replace(
         result,
         name=name,
         class_name=class_name,
-        title=_title(before, core, after),
+        title=_title(before, core, changing, after),
         source=tuple(f"{p.class_name}: {s}" for p in programs for s in p.source),
         notes=tuple(f"{p.class_name}: {n}" for p in programs for n in p.notes),
     )
@@ -169,10 +174,17 @@ def _assigned(body: Sequence[ir.Statement], name: str) -> list[ir.Statement]:
     return [s for s in ir.statements(tuple(body)) if isinstance(s, ir.Assign) and s.target == name]
 
 
-def _title(before: Sequence[ir.Program], core: ir.Program, after: Sequence[ir.Program]) -> str:
+def _title(
+    before: Sequence[ir.Program],
+    core: ir.Program,
+    changing: Sequence[ir.Program],
+    after: Sequence[ir.Program],
+) -> str:
     title = f"{core.class_name}"
     if before:
         title += " of a gradient that went through " + " and ".join(p.name for p in before)
+    if changing:
+        title += ", its change through " + " and ".join(p.name for p in changing)
     if after:
         title += ", inside " + ", inside ".join(p.name for p in after)
     return f"{title}."
@@ -184,15 +196,21 @@ def _misplaced(p: ir.Program, core: ir.Program) -> SpecError:
         p.file,
         p.line,
         f"{p.name} is {a} {p.kind}, which has no place there in a chain. Put transforms first, then "
-        "one optimizer, then wrappers.",
+        "one optimizer, then transforms of its change, then wrappers.",
     )
 
 
 class _Part:
     """A program in which every name that others have taken is prefixed."""
 
-    def __init__(self, program: ir.Program, taken: set[str], names: dict[str, str]) -> None:
-        self.names = names
+    def __init__(
+        self,
+        program: ir.Program,
+        taken: set[str],
+        names: dict[str, str],
+        shared: Set[str] = frozenset(),
+    ) -> None:
+        self.names = names  # `shared` hyperparameters are those of the program that has them already
         own = [p.name for p in program.parameters]
         for s in ir.statements(program.body):
             if isinstance(s, ir.Assign | ir.Start):
@@ -209,14 +227,18 @@ class _Part:
         for name in dict.fromkeys(own):
             if name in names:
                 taken.add(names[name])
-            elif name not in ("theta", "g"):
+            elif name not in ("theta", "g", *shared):
                 free = name if name not in taken else f"{program.name}_{name}"
                 taken.add(free)
                 if free != name:
                     self.names[name] = free
         self.program = replace(
             program,
-            parameters=tuple(replace(p, name=self.names.get(p.name, p.name)) for p in program.parameters),
+            parameters=tuple(
+                replace(p, name=self.names.get(p.name, p.name))
+                for p in program.parameters
+                if p.name not in shared
+            ),
             body=_statements(program.body, self.names),
             requires=tuple((_expr(e, self.names), line) for e, line in program.requires),
             evaluate=None if program.evaluate is None else _expr(program.evaluate, self.names),
@@ -225,12 +247,7 @@ class _Part:
 
 def _after(program: ir.Program, transform: ir.Program) -> ir.Program:
     """The program with the transform's result in place of its gradient."""
-    result = next(
-        s.target
-        for s in reversed(transform.body)
-        for s in ir.statements((s,))
-        if isinstance(s, ir.Assign) and (s.target == "u" or s.target == f"{transform.name}_u")
-    )
+    result = _result(transform)
     if any(isinstance(s, ir.Start) and s.target == "g" for s in ir.statements(program.body)):
         raise SpecError(
             program.file,
@@ -251,6 +268,57 @@ def _after(program: ir.Program, transform: ir.Program) -> ir.Program:
         parameters=(*program.parameters, *transform.parameters),
         body=(*program.body[:cut], *transform.body, *_statements(program.body[cut:], renamed)),
         requires=(*program.requires, *transform.requires),
+    )
+
+
+def _changed(program: ir.Program, transform: ir.Program, taken: set[str]) -> ir.Program:
+    """The program whose change of theta goes through a transform before it is added."""
+    last = program.body[-1]
+    match last:
+        case ir.Assign("theta", ir.Call("sub", (ir.Ref("theta", 1), x), _)):
+            change: ir.Expr = ir.Call("neg", (x,))
+        case ir.Assign("theta", ir.Call("add", (ir.Ref("theta", 1), x), _)):
+            change = x
+        case _:
+            raise SpecError(
+                transform.file,
+                transform.line,
+                f"{transform.name} stands behind {program.name}, which does not end with theta[t] = "
+                "theta[t-1] plus or minus a change. Put it before the optimizer.",
+            )
+    if any(isinstance(s, ir.Start) and s.target == "g" for s in ir.statements(transform.body)):
+        what = f"{transform.name} keeps the gradient and cannot stand in a chain. Use it by itself."
+        raise SpecError(transform.file, transform.line, what)
+    first: tuple[ir.Statement, ...] = ()
+    if isinstance(change, ir.Ref) and not change.lag:
+        name = change.name
+    else:
+        name = next(x for x in ("change", f"{transform.name}_change") if x not in taken)
+        first = (ir.Assign(name, change, last.line),)
+    taken.add(name)
+    result = _result(transform)
+    body = _statements(transform.body, {"g": name})
+    end = ir.Call("add", (ir.Ref("theta", 1), ir.Ref(result)))
+    return replace(
+        program,
+        parameters=(*program.parameters, *transform.parameters),
+        body=(
+            *program.body[:-1],
+            *first,
+            *body,
+            ir.Assign("theta", end, last.line),
+        ),
+        requires=(*program.requires, *transform.requires),
+    )
+
+
+def _result(transform: ir.Program) -> str:
+    """What a transform calls its u."""
+    return next(
+        s.target
+        for top in reversed(transform.body)
+        for s in ir.statements((top,))
+        if isinstance(s, ir.Assign) and s.target in ("u", f"{transform.name}_u")
     )
 
 

@@ -29,7 +29,6 @@ SOURCE = (
 _ZERO, _ONE, _TWO = Number(0), Number(1), Number(2)
 _LINEAR = {"sum", "mean", "row_sum", "row_mean", "col_sum", "col_mean", "global_sum", "transpose"}
 _LINEAR |= {"mean_but_first", "mean_but_last"}
-_NORMS = {"norm": "sum", "rms": "mean", "global_norm": "global_sum"}
 
 
 def hypergradient(
@@ -225,8 +224,8 @@ class _Learner:
                 return _where(condition, da, db)
             case _, _, [da] if op in _LINEAR:
                 return Call(op, (da,))
-            case _, [a], [da] if op in _NORMS:
-                return _rooted(_div(Call(_NORMS[op], (_mul(a, da),)), value), value)
+            case _, [a], [da] if op in ir.ROOTS:
+                return _rooted(_div(Call(ir.ROOTS[op], (_mul(a, da),)), value), value)
             case "matmul", [a, b], [da, db]:
                 left = Call(op, (da, b)) if da != _ZERO else _ZERO
                 return _add(left, Call(op, (a, db)) if db != _ZERO else _ZERO)

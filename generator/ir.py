@@ -344,6 +344,10 @@ OPERATIONS: Mapping[str, Operation] = {
     "col_mean": Operation(1, "float", "cols", "mean along each column: shape (1, cols)"),
     "row_sum": Operation(1, "float", "rows", "sum along each row: shape (rows, 1)"),
     "col_sum": Operation(1, "float", "cols", "sum along each column: shape (1, cols)"),
+    "row_norm": Operation(1, "float", "rows", "square root of the sum of squares along each row"),
+    "col_norm": Operation(1, "float", "cols", "square root of the sum of squares along each column"),
+    "row_rms": Operation(1, "float", "rows", "square root of the mean of squares along each row"),
+    "col_rms": Operation(1, "float", "cols", "square root of the mean of squares along each column"),
     "mean_but_first": Operation(1, "float", "slices", "mean over all axes but the first, repeated"),
     "mean_but_last": Operation(1, "float", "slices", "mean over all axes but the last, repeated"),
     "global_sum": Operation(1, "float", "reduce", "sum over all parameters"),
@@ -368,6 +372,16 @@ REDUCTIONS = frozenset(
     name for name, op in OPERATIONS.items() if op.shape in ("reduce", "rows", "cols")
 )
 GLOBAL = frozenset({"global_sum", "global_norm"})
+# Reductions that are the square root of another one of the squares.
+ROOTS: Mapping[str, str] = {
+    "norm": "sum",
+    "rms": "mean",
+    "row_norm": "row_sum",
+    "col_norm": "col_sum",
+    "row_rms": "row_mean",
+    "col_rms": "col_mean",
+    "global_norm": "global_sum",
+}
 
 # Lowered, what follows from a parameter's sizes alone is in double, and rounded once where it ends.
 SIZED = frozenset(

@@ -34,8 +34,8 @@ from generator.syntax import Scope, Source, find, scan
 
 _FUNCTIONS = (
     *"sqrt abs sign minimum maximum floor where equal exp log cos sum mean norm rms".split(),
-    *"row_mean col_mean row_sum col_sum mean_but_first mean_but_last global_sum global_norm".split(),
-    *"grad update oracle noise".split(),
+    *"row_mean col_mean row_sum col_sum row_norm col_norm row_rms col_rms".split(),
+    *"mean_but_first mean_but_last global_sum global_norm grad update oracle noise".split(),
     *"first length iterate case when otherwise evaluate require".split(),
 )
 _VALUES = ("t", "n", "pi", "matrix", "vector", "rows", "cols")
@@ -348,6 +348,8 @@ sum, mean = _function("sum"), _function("mean")
 norm, rms = _function("norm"), _function("rms")
 row_mean, col_mean = _function("row_mean"), _function("col_mean")
 row_sum, col_sum = _function("row_sum"), _function("col_sum")
+row_norm, col_norm = _function("row_norm"), _function("col_norm")
+row_rms, col_rms = _function("row_rms"), _function("col_rms")
 mean_but_first, mean_but_last = _function("mean_but_first"), _function("mean_but_last")
 global_sum, global_norm = _function("global_sum"), _function("global_norm")
 grad = _function("grad")

@@ -541,10 +541,9 @@ class _Lowerer:
     def reduction(self, op: str, x: Typed) -> Typed:
         """A sum, or what is made of one."""
         match op:
-            case "norm" | "rms" | "global_norm":
+            case _ if op in ir.ROOTS:
                 squares = self.make("mul", [x, x], "float")
-                inner = {"norm": "sum", "rms": "mean", "global_norm": "global_sum"}[op]
-                return self.make("sqrt", [self.reduction(inner, squares)], "float")
+                return self.make("sqrt", [self.reduction(ir.ROOTS[op], squares)], "float")
             case "global_sum":
                 own = self.make("sum", [x], "float", ()) if x.shape else x
                 return self.make("global_sum", [own], "float", ())

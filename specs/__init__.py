@@ -32,10 +32,11 @@ Domains of hyperparameters: NonNegative, Positive, Decay (0 <= x < 1), Real; Cou
 Operations: + - * / ** elementwise; sqrt abs sign minimum maximum; exp log cos floor pi in step
     scope; where(condition, a, b) chooses, equal(a, b) compares, & | ~ join conditions; // and %
     on integers. A constant of the file, EPS = 1e-3, is a number like any other.
-Reductions: sum mean norm rms of one parameter's tensor; row_mean row_sum col_mean col_sum of a
-    matrix; mean_but_first mean_but_last over all axes but one, repeated to the tensor's shape;
-    global_sum global_norm over all parameters. A state that follows from these is one
-    number for all parameters, which then share one count of steps t, and is kept once.
+Reductions: sum mean norm rms of one parameter's tensor; row_sum row_mean row_norm row_rms, and the
+    same of columns (col_sum, ...), of a matrix; mean_but_first mean_but_last over all axes but one,
+    repeated to the tensor's shape; global_sum global_norm over all parameters. A state that follows
+    from these is one number for all parameters, which then share one count of steps t, and is kept
+    once.
 Matrices: a parameter with two axes or more is a matrix, or a stack of matrices, those of its last
     two axes. x @ y is the product, x.T the transpose; rows and cols are numbers, too, and what
     follows from them alone is computed in double, sqrt(maximum(1, rows / cols)). Products are the
@@ -56,8 +57,9 @@ Noise: `xi = noise("xi")` is a standard normal tensor shaped like theta, other n
 Loops: `x[0] = start`, then `for k in iterate(count):` with `x[k] = f(x[k-1])`; x[count] is the
     result; over tensors the count is a number. A tuple hyperparameter is read as boundaries[k],
     k = 1, ..., length(boundaries).
-Composition: `chain(clip_by_norm, adamw, polyak_average)`: transforms, one optimizer, wrappers; on
-    the command line "clip_by_norm > adamw > polyak_average". A wrapper has theta[t] follow from
+Composition: `chain(clip_by_norm, adamw, polyak_average)`: transforms, one optimizer, transforms of
+    what it adds to theta[t-1] (decoupled_weight_decay), wrappers; on the command line
+    "clip_by_norm > adamw > polyak_average". A wrapper has theta[t] follow from
     `inner = update(g[t])`, the new parameters of what it wraps; in `with when(equal(t % k, 0)):`
     that happens, and is counted, every k steps. `route(muon, adamw)`, or "muon | adamw": the
     first for matrices, the second for other parameters, at the rate lr * adamw_lr_ratio.

@@ -60,7 +60,7 @@ class _Maker:
         """A number that all entries share, or one that those of a row or a column do."""
         ops = ["sum", "mean", "norm", "rms"]
         if self.rows:
-            ops = ["sum", "mean", "row_sum", "row_mean", "col_sum", "col_mean"]
+            ops = ["sum", "mean", "row_sum", "row_mean", "col_sum", "col_mean", "row_norm", "col_rms"]
         return Call(self.rng.choice(ops), (self.tensor(depth - 1),))
 
     def tensor(self, depth: int) -> ir.Expr:

@@ -194,3 +194,34 @@ def test_wrong_chains_in_a_spec(line: str, message: str, tmp_path: Any) -> None:
     with pytest.raises(SpecError) as caught:
         catalogue.load(file)
     assert message in str(caught.value) and "mine.py:3:" in str(caught.value)
+
+
+def test_transforms_behind_an_optimizer_have_its_change(tmp_path: Any) -> None:
+    """adam > clip_by_norm > decoupled_weight_decay has the bits of optax's chain of the three."""
+    jax, optax = pytest.importorskip("jax"), pytest.importorskip("optax")
+    import generated.jax as ours
+
+    (entry,) = catalogue.entries(["adam > clip_by_norm > decoupled_weight_decay as Decayed"])
+    names = [p.name for p in entry.program.parameters]
+    assert names == ["lr", "beta1", "beta2", "eps", "max_norm", "weight_decay"]  # one lr
+    package = verify.built([entry], discover()["jax"], tmp_path)
+    whole = package.decayed(learning_rate=0.1, max_norm=0.2, weight_decay=0.05)
+    apart = optax.chain(
+        ours.adam(0.1), ours.clip_by_norm(0.2), ours.decoupled_weight_decay(0.1, 0.05)
+    )
+    params, grads = inputs()
+    made = []
+    for optimizer in (whole, apart):
+        at, state = [jax.numpy.asarray(p) for p in params], optimizer.init(params)
+        for g in grads:
+            updates, state = jax.jit(optimizer.update)(g, state, at)
+            at = [p + u for p, u in zip(at, updates, strict=True)]
+        made.append(at)
+    for a, b in zip(*made, strict=True):
+        assert verify.distance(np.asarray(a), np.asarray(b)) == 0
+
+
+def test_a_transform_behind_needs_a_change() -> None:
+    (entry,) = catalogue.entries(["adan > clip_by_norm"])
+    with pytest.raises(SpecError, match=r"does not end with theta.t. = theta.t-1. plus or minus"):
+        entry.program  # noqa: B018 - asked for

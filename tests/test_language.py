@@ -205,6 +205,7 @@ MATRICES = [
     ("(g[t] + g[t]).T", "transpose(add(g, g))"),
     ("(2 * g[t] / 3).T", "transpose(div(mul(2, g), 3))"),
     ("g[t] * row_mean(g[t]) / mean(g[t])", "div(mul(g, row_mean(g)), mean(g))"),
+    ("g[t] / (row_norm(g[t]) + col_rms(g[t]))", "div(g, add(row_norm(g), col_rms(g)))"),
     ("g[t] * (rows / cols)", "mul(g, div(rows(), cols()))"),
 ]
 
