@@ -99,9 +99,9 @@ class _Freezer:
             doc=tuple(doc.other),
         )
         for p in parameters:
-            if p.name == ir.SEED and ir.noises(program):
-                what = "seed is the hyperparameter that noise(...) brings with it. Rename this one."
-                raise self.fail(what, p.line)
+            if p.name == ir.SEED and (ir.noises(program) or spec.kind == "optimizer"):
+                what = "seed is the hyperparameter that noise(...) brings with it, an option of optimizers"
+                raise self.fail(f"{what}. Rename this one.", p.line)
         return ir.seeded(program)
 
     def printable(self, raw: str) -> None:

@@ -508,7 +508,7 @@ _ATTRIBUTES = frozenset(
     """step steps train eval method domains spelling evaluation compile closure state_dict
     load_state_dict zero_grad param_groups defaults build built apply assign variables iterations
     clipnorm clipvalue global_clipnorm use_ema ema_momentum ema_overwrite_frequency
-    loss_scale_factor gradient_accumulation_steps storage states seed""".split()
+    loss_scale_factor gradient_accumulation_steps storage states""".split()
 )
 
 

@@ -199,3 +199,24 @@ def test_mistakes_are_one_line(tmp_path: Path, words: str, message: str) -> None
     assert ran.stderr.startswith(f"digits.py: {message}")
     assert ran.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@needs("torch", "ml_dtypes")
+def test_low_precision_stalls_or_does_not(tmp_path: Path) -> None:
+    out = tmp_path / "low.png"
+    words = "--epochs", 20, "--frameworks", "numpy", "torch", "--out", out
+    ran = example("low_precision.py", *words, folder=tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    row = r"│ ([a-z\d, ]+?) +│ +([\d.]+) │ +([\d.]+) % │ +([\d.]+) │ the same │"
+    table = {name: tuple(map(float, numbers)) for name, *numbers in re.findall(row, ran.stdout)}
+    assert len(table) == 7
+    whole, accuracy, loss = table["float32"]
+    assert whole == 12
+    for name, (size, reached, ended) in table.items():
+        if name == "bfloat16, rounded":
+            assert reached < accuracy - 20
+            assert ended > 2 * loss
+        else:
+            assert abs(reached - accuracy) <= 0.5
+        assert (size < 8) == ("8 bits" in name)
+    assert picture(out) == (900, 550)

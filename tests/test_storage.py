@@ -8,12 +8,15 @@ import io
 import os
 import pickle
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import backends
+from backends.running import Run
 from generated.numpy import AdamW, create
-from generator import catalogue, signs, storage
+from generator import catalogue, signs, storage, verify
 from generator.storage import Storage
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -492,3 +495,21 @@ def test_evaluation_weights_are_swapped_and_nothing_is_lost():
         with a.evaluation():
             pass
     assert theta.tobytes() == plain.tobytes()
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_noise_and_chance_share_a_seed(name, tmp_path):
+    """A program that draws has a seed already; stores draw from it, too, and apart."""
+    package(name)
+    (entry,) = catalogue.entries(["add_noise > sgd"])
+    backend = backends.load(f"backends.{name}")
+    runner, built = importlib.import_module(backend.runner), verify.built([entry], backend, tmp_path)
+    hypers = {**verify.defaults(entry.program), "seed": 5, "lr": 2.0**-9}
+    grads = [[GRADS[i][:50], GRADS[i][50:70]] for i in range(3)]
+    case = verify.Case("noise", [np.ones(50, BF16), np.ones(20, BF16)], grads, hypers)
+    case = replace(case, storage=Storage("stochastic", seed=5))
+    want = verify.reference(entry.lowered, None, case, "bfloat16", runner.POLICY)
+    options = {"store": "stochastic"}
+    run = Run(built, entry.program.name, case.params, case.grads, hypers, options=options)
+    mode = "jit" if name == "jax" else backend.modes[0]
+    assert verify.compared(want, runner.trajectory(run, mode), np.float32).ulp == 0
