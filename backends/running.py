@@ -34,6 +34,7 @@ class Run:
         further: for each step what its further gradients are made of, see `further`.
         given: for each step what else the program reads, by name: arrays like grads, or a number.
         options: `store` and `states`, where they are not what shells do by themselves.
+        rules: makes the rules from the package; parameters have their places as names, 0, 1, ...
     """
 
     package: ModuleType
@@ -46,6 +47,7 @@ class Run:
     further: Sequence[Sequence[Arrays]] = ()
     given: Sequence[Mapping[str, Any]] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    rules: Callable[[Any], Sequence[Any]] | None = None
 
     def gradients(self, step: int) -> list[Arrays]:
         """What each gradient of a step is made of, the first as it is."""

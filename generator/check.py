@@ -94,8 +94,8 @@ _COMPARED = "lt le gt ge eq ne and or not add sub mul div length word".split()
 # Classes that generated modules import; a spec's class cannot have their names.
 _CLASSES = frozenset(
     """Any NamedTuple Callable Unpack Array Tensor Scalar Tree State Method Optimizer Schedule
-    Transformation Rule Domain NonNegative Positive Decay Real Count PositiveCount Flag AnySchedule
-    KerasOptions ParamsT""".split()
+    Transformation Rule Rate Sequence Domain NonNegative Positive Decay Real Count PositiveCount Flag
+    AnySchedule KerasOptions ParamsT""".split()
 )
 
 

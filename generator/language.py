@@ -495,17 +495,17 @@ ENTRIES = frozenset("step steps training".split())
 
 # What a package has besides its algorithms.
 PACKAGE = frozenset(
-    "create names runtime optimizers schedules transforms importlib difflib inspect".split()
+    "create names runtime optimizers schedules transforms importlib difflib inspect Rule Times".split()
 )
 
 # Words that a hyperparameter may bear, since they have no meaning inside an equation beside it.
 _FREE = {"lr", "first", "schedule"}
 
 # What shells call their own operands, and what a hyperparameter of that name would hide in them.
-_OPERANDS = frozenset("self cls params grads hypers options name".split())
+_OPERANDS = frozenset("self cls params grads hypers options name rules".split())
 _OF_SCHEDULES = frozenset("function requires table domains spelling get_config from_config".split())
 _ATTRIBUTES = frozenset(
-    """step steps train eval method domains spelling evaluation compile closure state_dict
+    """step steps train eval assignment method domains spelling evaluation compile closure state_dict
     load_state_dict zero_grad param_groups defaults build built apply assign variables iterations
     clipnorm clipvalue global_clipnorm use_ema ema_momentum ema_overwrite_frequency
     loss_scale_factor gradient_accumulation_steps storage states""".split()

@@ -543,8 +543,10 @@ _TEXTS = (storage, summation, threefry, normal)
 def runtime(backend: Backend) -> str:
     """The backend's runtime; what it imports from here is copied in, so that it stands alone."""
     text = (backend.folder / "runtime.py").read_text(encoding="utf-8")
+    here = Path(backends.__file__).parent
     included = {
-        "backends.domains": (Path(backends.__file__).parent / "domains.py").read_text(encoding="utf-8"),
+        "backends.domains": (here / "domains.py").read_text(encoding="utf-8"),
+        "backends.rules": (here / "rules.py").read_text(encoding="utf-8"),
         "generator.elementary": Path(elementary.__file__).read_text(encoding="utf-8"),
         **{m.__name__: Path(m.__file__ or "").read_text(encoding="utf-8") for m in _TEXTS},
     }
@@ -560,12 +562,13 @@ def runtime(backend: Backend) -> str:
         elif "elementary" in str(getattr(node, "module", "")):
             parts.append(_elementary(source, backend.elementary))
             merged.append(ast.Import([ast.alias("math")]))
-        elif "domains" not in str(getattr(node, "module", "")):
+        elif not str(getattr(node, "module", "")).startswith("backends."):
             parts.append(source.partition("# <text>\n")[2].strip("\n") + "\n")
         else:
             parts.append(_definitions(source))
             body = ast.parse(source).body
-            merged += [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
+            needed = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
+            merged += [n for n in needed if getattr(n, "module", None) not in included]
     head = "\n".join(lines[: imports[0].lineno - 1])
     rest = "\n".join(lines[imports[-1].end_lineno :])
     note = _edit_note(f"backends/{backend.name}/runtime.py", "that")

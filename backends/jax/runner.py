@@ -82,6 +82,8 @@ def trajectory(run: Run, mode: str) -> Outcome:
     hypers = dict(run.hypers)
     if run.schedule is not None:
         hypers["lr"] = run.package.create(run.schedule[0], **run.schedule[1])
+    if run.rules is not None:
+        hypers["rules"] = run.rules(run.package)
     optimizer = run.package.create(run.name, **hypers, **run.options)
 
     def exact(params: Any, grads: Any, state: Any, inputs: Any) -> tuple[Any, Any]:
@@ -102,8 +104,10 @@ def trajectory(run: Run, mode: str) -> Outcome:
             grads, inputs = jax.tree.map(_exact, (run.gradients(number), dict(run.inputs(number))))
             params, state = step(params, grads, state, inputs)
         states = []
+        settings = optimizer.shell.settings(jax.tree.structure(params), params)
         for i, p in enumerate(run.params):
-            kept = state.scalars.get("float64" if p.dtype == np.float64 else "float32", {})
+            dtype = "float64" if p.dtype == np.float64 else "float32"
+            kept = state.scalars.get(f"{dtype} {settings[i].label}".rstrip(), {})
             slots: dict[str, Any] = {}
             for name, tree in state.tensors._asdict().items():
                 pieces = isinstance(tree[i], tuple)

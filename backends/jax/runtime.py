@@ -25,6 +25,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from backends.domains import Domain, check_all, check_relations, check_shape
+from backends.rules import Assignment, Rule, Rules, Setting, Times
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal as normal
 from generator.storage import Storage, decoded, encoded, nearest
@@ -434,10 +435,11 @@ def _kept(method: Method, name: str, value: Any) -> Any:
     return value.astype(jnp.float32) if whole and domain.kind != "int" else value
 
 
-def _described(method: Method, hypers: Mapping[str, Any]) -> str:
+def _described(method: Method, hypers: Mapping[str, Any], rules: Sequence[Rule] = ()) -> str:
     """As users write it: `adamw(learning_rate=0.001, ...)`."""
-    inside = ", ".join(f"{method.hypers[k][0]}={_plain(x)!r}" for k, x in hypers.items())
-    return f"{method.name}({inside})"
+    inside = [f"{method.hypers[k][0]}={_plain(x)!r}" for k, x in hypers.items()]
+    inside += [f"rules={[*rules]}"] if rules else []
+    return f"{method.name}({', '.join(inside)})"
 
 
 def _plain(value: Any) -> Any:
@@ -539,7 +541,7 @@ def _compiled(
         token = _SCOPE.set(fl)
         try:
             hypers = {
-                name: x.at(n, wide) if isinstance(x, Schedule) else x
+                name: x.at(n, wide) if isinstance(x, (Schedule, _Scaled)) else x
                 for name, x in jax.tree.unflatten(structure, leaves).items()
             }
             return jax.tree.map(jnp.asarray, scalars(n + 1, **previous, **hypers))
@@ -636,6 +638,29 @@ class Schedule:
         return _described(self.method, self.hypers)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Scaled:
+    """A function of the count, or what it gave, so many times."""
+
+    value: Any
+    factor: Any
+
+    def at(self, n: Any, wide: bool) -> Any:
+        """The double after n finished steps, inside step scope."""
+        given = self.value.at(n, wide) if isinstance(self.value, (Schedule, _Scaled)) else self.value
+        return rounded()(given * self.factor)
+
+    def __repr__(self) -> str:
+        return f"{_plain(self.factor)!r} * {self.value!r}"
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    """A number, an array or a function of the count, so many times."""
+    later = callable(value) or isinstance(value, _Scaled)
+    return _Scaled(value, np.float64(factor)) if later else value * factor
+
+
 def _itself(t: Any, *, value: Any) -> Any:
     del t
     return value
@@ -679,12 +704,26 @@ def stored(x: Any, dtype: Any) -> Any:
 def _named(tree: Tree) -> dict[str, Any]:
     """The leaves by their paths, None included."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+    return {_name(path): x for path, x in leaves}
+
+
+def _name(path: Sequence[Any]) -> str:
+    """A path as text: `layers[0].weight`."""
+    text = ""
+    for key in path:
+        plain = jax.tree_util.keystr((key,), simple=True)
+        text += f"[{plain}]" if hasattr(key, "idx") else f".{plain}"
+    return text.removeprefix(".")
+
+
+def _names(tree: Tree) -> list[str]:
+    """The paths of the arrays."""
+    return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def _path(tree: Tree, i: int) -> str:
     """The path of the i-th array."""
-    return [path for path, x in _named(tree).items() if x is not None][i] or "params"
+    return _names(tree)[i] or "params"
 
 
 def _arrays(owner: str, what: str, tree: Tree) -> list[Any]:
@@ -815,6 +854,7 @@ class Optimizer(GradientTransformationExtraArgs):  # type: ignore[misc]
         cls,
         method: Method,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: Any = 0,
@@ -825,7 +865,7 @@ class Optimizer(GradientTransformationExtraArgs):  # type: ignore[misc]
             hypers["seed"] = seed
         if not _is_array(seed):  # optax.inject_hyperparams makes arrays of numbers
             seed = int(Storage(seed=seed).check(method.name).seed)
-        shell = _Shell(method, hypers, Storage(store, states).check(method.name), seed)
+        shell = _Shell(method, hypers, Storage(store, states).check(method.name), seed, rules)
         self = cls(shell.init, shell.update)
         self.shell = shell
         return self
@@ -854,6 +894,10 @@ class Optimizer(GradientTransformationExtraArgs):  # type: ignore[misc]
         They differ from `params` where the algorithm takes its gradient at another point.
         """
         return self.shell.evaluation_params(params, state)
+
+    def assignment(self, params: Tree) -> Assignment:
+        """Which rules hold for which parameter, and what follows: a table when it is printed."""
+        return self.shell.assignment(params)
 
     def __repr__(self) -> str:
         return repr(self.shell)
@@ -920,12 +964,13 @@ def over_all(
         total = _added(found)
         made: dict[Any, Any] = {}
         for (theta, _, _, *scalars), b in zip(calls, besides, strict=True):
-            dtype = compute_dtype(theta.dtype)
-            if dtype not in made:
+            common = id(scalars[0])  # the scalars of one dtype under the same rules are one object
+            if common not in made:
+                dtype = compute_dtype(theta.dtype)
                 near = jax.tree.map(functools.partial(jnp.asarray, dtype=dtype), total)
                 shared = () if "shared" not in b else (b["shared"],)
-                made[dtype] = _shared_kernel(then)(near, *scalars, *shared)
-            b["shared"] = made[dtype]
+                made[common] = _shared_kernel(then)(near, *scalars, *shared)
+            b["shared"] = made[common]
     return [(*x, *b.values()) for x, b in zip(calls, besides, strict=True)]
 
 
@@ -999,6 +1044,20 @@ def _cover(s: Any) -> Any:
 _compiled_cover: Any = jax.jit(_cover)
 
 
+def _shaped(x: Any, shape: tuple[int, ...]) -> Any:
+    return x if x.shape == shape else jnp.reshape(x, shape)
+
+
+class _Kind(NamedTuple):
+    """What parameters have in common that have the same scalars."""
+
+    dtype: Any  # the compute dtype
+    setting: Setting
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.setting.label}".rstrip()
+
+
 _PLAIN = Storage()
 _OTHERWISE = "the state was made with another option `{}`. Make it with init(params)."
 
@@ -1007,26 +1066,68 @@ class _Shell:
     """A method with its hyperparameters, run over trees."""
 
     def __init__(
-        self, method: Method, hypers: Mapping[str, Any], storage: Storage = _PLAIN, seed: Any = 0
+        self,
+        method: Method,
+        hypers: Mapping[str, Any],
+        storage: Storage = _PLAIN,
+        seed: Any = 0,
+        rules: Sequence[Rule] = (),
     ) -> None:
         self.method = method
         self.hypers = _hypers(method, hypers)
         self.storage, self.seed = storage, seed
-        numbers = (*method.scalar_states.values(), *method.shared_states.values())
-        starts = [x for x in numbers if isinstance(x, str)]
-        for name in (*method.init_hypers, *starts):
-            if callable(self.hypers[name]):
-                raise TypeError(
-                    f"{method.name}: {method.hypers[name][0]} is needed before the first step, so it "
-                    "cannot be a schedule. Pass a number."
-                )
+        self.rules = Rules(
+            method.name,
+            rules,
+            dict(method.hypers.values()),
+            {spelling: name for name, (spelling, _) in method.hypers.items()},
+            self.hypers,
+            lambda domain, x: _is_array(x) or _scheduled(method, domain, x),
+            method.shared_states,
+            method.elementwise,
+        )
+        for overrides in self.rules.overrides:
+            for name, x in overrides.items():
+                overrides[name] = x if isinstance(x, Times) else _kept(method, name, x)
+        self._assigned: dict[Any, list[Setting]] = {}
+        self._resolved: dict[Setting, dict[str, Any]] = {}
+        self.resolved(self.rules.settings[()])
 
     def __repr__(self) -> str:
-        return _described(self.method, self.hypers)
+        return _described(self.method, self.hypers, self.rules.given)
 
     # Parts -----------------------------------------------------------------------------------------
 
-    def slots(self, state: State, structure: Any, arrays: list[Any]) -> list[Any]:
+    def settings(self, structure: Any, arrays: list[Any]) -> list[Setting]:
+        """What rules say of each parameter."""
+        if not self.rules.given:
+            return [self.rules.settings[()]] * len(arrays)
+        key = structure, tuple(x.shape for x in arrays)
+        if key not in self._assigned:
+            names = _names(jax.tree.unflatten(structure, range(len(arrays))))
+            self._assigned[key] = self.rules.assign(list(zip(names, key[1], strict=True)))
+        return self._assigned[key]
+
+    def resolved(self, setting: Setting) -> dict[str, Any]:
+        """The hyperparameters under some rules."""
+        if setting not in self._resolved:
+            method, hypers = self.method, setting.over(self.hypers, _scaled)
+            numbers = (*method.scalar_states.values(), *method.shared_states.values())
+            starts = [x for x in numbers if isinstance(x, str)]
+            for name in (*method.init_hypers, *starts):
+                if callable(hypers[name]) or isinstance(hypers[name], _Scaled):
+                    raise TypeError(
+                        f"{method.name}: {method.hypers[name][0]} is needed before the first step, so it "
+                        "cannot be a schedule. Pass a number."
+                    )
+            if setting.rules:
+                check_relations(method.name, method.requires, hypers)
+            self._resolved[setting] = hypers
+        return self._resolved[setting]
+
+    def slots(
+        self, state: State, structure: Any, arrays: list[Any], settings: list[Setting]
+    ) -> list[Any]:
         """The states of each parameter."""
         method = self.method
         if getattr(getattr(state, "tensors", None), "_fields", None) != method.state._fields:
@@ -1039,8 +1140,11 @@ class _Shell:
             fits, slots = False, []
         else:
             slots = [method.state(*(column[i] for column in columns)) for i in range(len(arrays))]
-            pairs = zip(slots, arrays, strict=True)
-            fits = all(_shapes(slot) == _state_shapes(method, x.shape) for slot, x in pairs)
+            trios = zip(slots, arrays, settings, strict=True)
+            fits = all(
+                _shapes(slot) == (_state_shapes(method, s.seen(x.shape)) if s.train else [None] * len(slot))
+                for slot, x, s in trios
+            )
         if not fits:
             raise ValueError(
                 f"{method.name}: the state belongs to other parameters. Make it with init(params)."
@@ -1056,12 +1160,17 @@ class _Shell:
         codes = self.storage.codes(self.method.coded, p.dtype.name, p.size)
         return [name for name in self.method.state._fields if name in codes]
 
-    def besides(self, state: State, structure: Any, arrays: list[Any]) -> list[Any]:
+    def besides(
+        self, state: State, structure: Any, arrays: list[Any], settings: list[Setting]
+    ) -> list[Any]:
         """What is kept beside each parameter."""
         kept = [None] * len(arrays)
         if not (isinstance(state.beside, tuple) and state.beside == ()):
             kept = structure.flatten_up_to(state.beside)
-        wanted = [self.storage.beside(x.dtype.name) is not None for x in arrays]
+        wanted = [
+            s.train and self.storage.beside(x.dtype.name) is not None
+            for x, s in zip(arrays, settings, strict=True)
+        ]
         if wanted != [x is not None for x in kept]:
             raise ValueError(f"{self.method.name}: {_OTHERWISE.format('store')}")
         return kept
@@ -1076,31 +1185,41 @@ class _Shell:
         columns = [[slot[i] for slot in slots] for i in range(len(self.method.state._fields))]
         return self.method.state(*(jax.tree.unflatten(structure, c) for c in columns))
 
-    def scalars(self, state: State, dtypes: set[Any]) -> dict[Any, Any]:
-        """The step's scalars in each compute dtype, and a zero made of them."""
-        hypers = dict(self.hypers)
+    def scalars(self, state: State, kind: _Kind) -> Any:
+        """The step's scalars in a compute dtype, under some rules, and a zero made of them."""
+        hypers = dict(self.resolved(kind.setting))
         for name, x in hypers.items():
-            if callable(x) and not isinstance(x, Schedule):
-                hypers[name] = _kept(self.method, name, x(state.count))
-        made = {}
-        for dtype in dtypes:
-            old = state.scalars.get(str(dtype), {})
-            kept = {f"{name}_prev": old[name] for name in self.method.scalar_states}
-            s = _evaluated(self.method.scalars, state.count, hypers, dtype, kept)
-            made[dtype] = (s, _compiled_cover(s))
-        return made
+            hypers[name] = self._at(name, x, state.count)
+        old = state.scalars.get(str(kind), {})
+        kept = {f"{k}_prev": old[k] for k in self.method.scalar_states}
+        s = _evaluated(self.method.scalars, state.count, hypers, kind.dtype, kept)
+        return s, _compiled_cover(s)
+
+    def _at(self, name: str, x: Any, count: Any) -> Any:
+        """A hyperparameter of the coming step; generated schedules wait for step scope."""
+        if isinstance(x, _Scaled):
+            return _Scaled(self._at(name, x.value, count), x.factor)
+        if callable(x) and not isinstance(x, Schedule):
+            return _kept(self.method, name, x(count))
+        return x
 
     def given(
-        self, structure: Any, params: Tree, arrays: list[Any], scalars: Any, values: Mapping[str, Any]
+        self,
+        structure: Any,
+        arrays: list[Any],
+        trained: Mapping[int, _Kind],
+        scalars: Any,
+        values: Mapping[str, Any],
     ) -> list[Any]:
-        """What the caller gives, for each parameter in its compute dtype; zeros where it is not read."""
+        """What the caller gives, for each trained parameter in its compute dtype; zeros if it is not read."""
         method = self.method
-        if method.given is None:
+        if method.given is None or not trained:
             return []
         if lacking := [name for name in method.inputs if values.get(name) is None]:
             what = ", ".join(f"{name}=..." for name in lacking)
             raise TypeError(f"{method.name}: a step reads {', '.join(lacking)}. Pass {what}.")
         columns: dict[str, list[Any]] = {}
+        params = jax.tree.unflatten(structure, arrays)
         for name, when in method.inputs.items():
             value = values[name]
 
@@ -1108,7 +1227,7 @@ class _Shell:
                 found = value(params) if callable(value) else value
                 if name in method.numbers:
                     return [jnp.asarray(found, compute_dtype(x.dtype)) for x in arrays]
-                _, xs = _matched(method.name, jax.tree.unflatten(structure, arrays), found, name)
+                _, xs = _matched(method.name, params, found, name)
                 return [x.astype(compute_dtype(p.dtype)) for x, p in zip(xs, arrays, strict=True)]
 
             def nothing(name: str = name) -> list[Any]:
@@ -1118,10 +1237,15 @@ class _Shell:
             first = next(iter(scalars.values()))[0]
             asked = getattr(first, when) if when and callable(value) else None
             columns[name] = read() if asked is None else branch(asked, read, nothing)
-        rows = range(len(arrays))
-        return [method.given(**{name: column[i] for name, column in columns.items()}) for i in rows]
 
-    def elsewhere(self, structure: Any, arrays: list[Any], gradient: Any) -> Any:
+        def one(i: int, seen: Setting) -> Any:
+            return method.given(**{k: _shaped(x[i], seen.seen(x[i].shape)) for k, x in columns.items()})
+
+        return [one(i, kind.setting) for i, kind in trained.items()]
+
+    def elsewhere(
+        self, structure: Any, arrays: list[Any], trained: Mapping[int, _Kind], gradient: Any
+    ) -> Any:
         """The function that takes further gradients: from points to gradients, in compute dtypes."""
         name = self.method.name
         if self.method.takes_several and not callable(gradient):
@@ -1132,24 +1256,30 @@ class _Shell:
             )
 
         def further(points: list[Any]) -> list[Any]:
-            near = [stored(x, p.dtype) for x, p in zip(points, arrays, strict=True)]
+            near = list(arrays)
+            for i, x in zip(trained, points, strict=True):
+                near[i] = _shaped(stored(x, arrays[i].dtype), arrays[i].shape)
             tree = jax.tree.unflatten(structure, near)
             _, gs = _matched(name, tree, gradient(tree))
-            return [g.astype(compute_dtype(p.dtype)) for g, p in zip(gs, arrays, strict=True)]
+            return [
+                _shaped(gs[i].astype(kind.dtype), kind.setting.seen(gs[i].shape))
+                for i, kind in trained.items()
+            ]
 
         return further
 
-    def begun(self, state: State, dtype: Any) -> tuple[Any, ...]:
+    def begun(self, state: State, kind: _Kind) -> tuple[Any, ...]:
         """What enters the first pass: old states of all parameters together, where there are any."""
         names = self.method.shared_states
         if not names:
             return ()
-        old = state.scalars[str(dtype)]
+        old = state.scalars[str(kind)]
         return (self.method.shared(**{f"{name}_prev": old[name] for name in names}),)
 
     def run(
         self,
         one: Callable[..., Any],
+        still: Callable[..., Any],
         structure: Any,
         arrays: list[Any],
         gs: list[Any],
@@ -1160,39 +1290,45 @@ class _Shell:
         """`one(p, i, theta, g, *rest)` for every parameter p, the i-th, and the state after it.
 
         From theta on it is all that kernels take. It gives a result, what is beside it, and states.
-        `gradient` takes further gradients, `values` are what else the method reads, by name.
+        What a rule leaves untrained is `still(theta)` instead. `gradient` takes further gradients,
+        `values` are what else the method reads, by name.
         """
-        method = self.method
-        old, beside = self.slots(state, structure, arrays), self.besides(state, structure, arrays)
-        dtypes = [compute_dtype(x.dtype) for x in arrays]
-        scalars = self.scalars(state, set(dtypes))
+        settings = self.settings(structure, arrays)
+        slots = self.slots(state, structure, arrays, settings)
+        beside = self.besides(state, structure, arrays, settings)
+        seen = [_shaped(x, setting.seen(x.shape)) for x, setting in zip(arrays, settings, strict=True)]
+        trained = {
+            i: _Kind(compute_dtype(x.dtype), setting)
+            for i, (x, setting) in enumerate(zip(arrays, settings, strict=True))
+            if setting.train
+        }
+        scalars = {kind: self.scalars(state, kind) for kind in dict.fromkeys(trained.values())}
         calls = []
-        columns = zip(arrays, gs, old, beside, dtypes, strict=True)
-        for place, (theta, g, slot, rest, dtype) in enumerate(columns):
-            s, zero = scalars[dtype]
-            if rest is not None or self.codes(theta):
-                theta, slot = _opened(method, self.storage)(theta, rest, slot)
-            calls.append((theta, g, slot, of_parameter(method.sources, s, place), zero))
-        elsewhere = self.elsewhere(structure, arrays, gradient)
-        params = jax.tree.unflatten(structure, arrays)
-        given = self.given(structure, params, arrays, scalars, values)
-        results, slots = [], []
-        new_scalars = {str(dtype): s for dtype, (s, _) in scalars.items()}
-        new_shared = {}
-        begun = [x for dtype in dtypes for x in self.begun(state, dtype)]
-        made = over_all(method, calls, given, elsewhere, begun)
-        for i, (arguments, dtype) in enumerate(zip(made, dtypes, strict=True)):
-            result, beside[i], new = one(arrays[i], i, *arguments)
+        for i, kind in trained.items():
+            theta, slot, (s, zero) = seen[i], slots[i], scalars[kind]
+            if beside[i] is not None or self.codes(theta):
+                theta, slot = _opened(self.method, self.storage)(theta, beside[i], slot)
+            g = _shaped(gs[i], seen[i].shape)
+            calls.append((theta, g, slot, of_parameter(self.method.sources, s, i), zero))
+        elsewhere = self.elsewhere(structure, arrays, trained, gradient)
+        given = self.given(structure, arrays, trained, scalars, values)
+        results = [None if i in trained else still(x) for i, x in enumerate(arrays)]
+        begun = [x for kind in trained.values() for x in self.begun(state, kind)]
+        made = over_all(self.method, calls, given, elsewhere, begun)
+        shared = {}
+        for (i, kind), arguments in zip(trained.items(), made, strict=True):
+            result, beside[i], new = one(seen[i], i, *arguments)
             codes = tuple(self.codes(arrays[i]))
-            results.append(result)
-            slots.append(_packed(self.method, codes)(new) if codes else new)
-            new_shared[str(dtype)] = arguments[-1]
+            slots[i] = _packed(self.method, codes)(new) if codes else new
+            shared[str(kind)] = arguments[-1]
+            results[i] = _shaped(result, arrays[i].shape)
+        scope = {str(kind): s for kind, (s, _) in scalars.items()}
         kept = {
-            dtype: {
-                **{name: getattr(new_scalars[dtype], name) for name in self.method.scalar_states},
-                **{name: getattr(new_shared[dtype], name) for name in self.method.shared_states},
+            kind: {
+                **{name: getattr(scope[kind], name) for name in self.method.scalar_states},
+                **{name: getattr(shared[kind], name) for name in self.method.shared_states},
             }
-            for dtype in state.scalars
+            for kind in state.scalars
         }
         count = state.count + (state.count < np.iinfo(np.int32).max)
         tensors = self.gathered(slots, structure)
@@ -1214,26 +1350,32 @@ class _Shell:
         method = self.method
         with _wide_enough(params):
             arrays = _arrays(method.name, "parameter", params)
-            for i, theta in enumerate(arrays):
-                if method.only:
-                    check_shape(method.name, method.only, f"parameter {_path(params, i)}", theta.shape)
+            structure = jax.tree.structure(params)
+            settings = self.settings(structure, arrays)
+            for i, (theta, setting) in enumerate(zip(arrays, settings, strict=True)):
+                if method.only and setting.train:
+                    called = f"parameter {_path(params, i)}"
+                    check_shape(method.name, method.only, called, setting.seen(theta.shape))
             slots, scalars = [], {}
             beside: list[Any] = []
-            for p in arrays:
-                dtype = compute_dtype(p.dtype)
-                theta = p.astype(dtype)
-                hypers = {name: jnp.asarray(self.hypers[name], dtype) for name in method.init_hypers}
+            for p, setting in zip(arrays, settings, strict=True):
+                beside.append(None)
+                if not setting.train:
+                    slots.append(method.state._make([None] * len(method.state._fields)))
+                    continue
+                dtype, known = compute_dtype(p.dtype), self.resolved(setting)
+                theta = _shaped(p.astype(dtype), setting.seen(p.shape))
+                hypers = {name: jnp.asarray(known[name], dtype) for name in method.init_hypers}
                 slot, codes = method.init(theta, **hypers), tuple(self.codes(p))
                 slots.append(_packed(method, codes)(slot) if codes else slot)
-                beside.append(None)
                 if self.storage.beside(p.dtype.name) is not None:
-                    kind = dtype if self.storage.store == "master" else p.dtype
-                    beside[-1] = jnp.array(self.storage.begun(theta), kind)
+                    wide = dtype if self.storage.store == "master" else p.dtype
+                    beside[-1] = jnp.array(self.storage.begun(theta), wide)
                 starts = {**method.scalar_states, **method.shared_states}
-                numbers = {name: self.hypers.get(x, x) for name, x in starts.items()}
+                numbers = {name: known.get(x, x) for name, x in starts.items()}
                 if numbers:
-                    scalars[str(dtype)] = {k: jnp.asarray(x, dtype) for k, x in numbers.items()}
-            structure = jax.tree.structure(params)
+                    kind = str(_Kind(dtype, setting))
+                    scalars[kind] = {k: jnp.asarray(x, dtype) for k, x in numbers.items()}
             kept = self.beside(beside, structure)
             return State(jnp.zeros((), jnp.int32), self.gathered(slots, structure), scalars, kept)
 
@@ -1255,7 +1397,8 @@ class _Shell:
 
         with _wide_enough(params):
             thetas, gs = _matched(self.method.name, params, grads)
-            return self.run(one, jax.tree.structure(params), thetas, gs, state, gradient, **given)
+            structure = jax.tree.structure(params)
+            return self.run(one, lambda x: x, structure, thetas, gs, state, gradient, **given)
 
     def update(
         self, updates: Tree, state: State, params: Tree | None = None, **extra_args: Any
@@ -1297,12 +1440,13 @@ class _Shell:
         with _wide_enough(updates, params):
             if params is not None:
                 thetas, gs = _matched(method.name, params, updates)
-                return self.run(close, jax.tree.structure(params), thetas, gs, state, **extra)
+                structure = jax.tree.structure(params)
+                return self.run(close, jnp.zeros_like, structure, thetas, gs, state, **extra)
             needed = method.reads_theta or method.given is not None or self.storage.store != "nearest"
             if method.update is None or needed:
                 raise ValueError(self.needs_params())
             gs = _arrays(method.name, "the gradient of", updates)
-            return self.run(exact, jax.tree.structure(updates), gs, gs, state)
+            return self.run(exact, jnp.zeros_like, jax.tree.structure(updates), gs, gs, state)
 
     def transformed(
         self, updates: Tree, state: State, params: Tree | None = None, **extra_args: Any
@@ -1332,7 +1476,7 @@ class _Shell:
                 raise ValueError(self.needs_params())
             else:
                 thetas, gs = _matched(method.name, params, updates)
-            return self.run(one, jax.tree.structure(updates), thetas, gs, state)
+            return self.run(one, lambda x: x, jax.tree.structure(updates), thetas, gs, state)
 
     def needs_params(self) -> str:
         """What to say where the parameters are left out."""
@@ -1344,5 +1488,17 @@ class _Shell:
         if self.method.evaluate is None:
             return params
         values = getattr(state.tensors, self.method.evaluate)
+        leaves, structure = jax.tree.flatten(params)
         with _wide_enough(params):
-            return jax.tree.map(lambda p, x: stored(x, jnp.asarray(p).dtype), params, values)
+            made = [
+                p if x is None else jnp.reshape(stored(x, jnp.asarray(p).dtype), jnp.shape(p))
+                for p, x in zip(leaves, structure.flatten_up_to(values), strict=True)
+            ]
+            return jax.tree.unflatten(structure, made)
+
+    def assignment(self, params: Tree) -> Assignment:
+        """The table of what rules say."""
+        arrays, structure = jax.tree.flatten(params)
+        settings = self.settings(structure, arrays)
+        rows = [(n, jnp.shape(x), s) for n, x, s in zip(_names(params), arrays, settings, strict=True)]
+        return self.rules.assignment(self.hypers, rows)

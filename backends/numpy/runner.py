@@ -21,6 +21,8 @@ def trajectory(run: Run, mode: str) -> Outcome:
     if run.schedule is not None:
         name, given = run.schedule
         hypers["lr"] = run.package.create(name, **given)
+    if run.rules is not None:
+        hypers["rules"] = run.rules(run.package)
     optimizer = run.package.create(run.name, params, **hypers, **run.options)
     for step, grads in enumerate(run.grads):
         taken = _taken(run, step) if run.further else list(grads)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.domains import Domain, PositiveCount, check_all, check_relations, check_shape
+from backends.rules import Assignment, Rule, Rules, Setting, Times
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal as normal
 from generator.storage import Storage, entries, opened
@@ -414,6 +415,11 @@ def _there(state: Any) -> dict[str, Any]:
 # The shell
 
 
+def _times(value: Any, factor: float) -> Any:
+    """A number or a schedule, so many times."""
+    return (lambda n: np.float64(value(n)) * factor) if callable(value) else value * factor
+
+
 class _Ready(NamedTuple):
     """One parameter before its step."""
 
@@ -436,6 +442,7 @@ class Optimizer:
     def __init__(
         self,
         params: Tree,
+        rules: Sequence[Rule] = (),
         *,
         store: str = "nearest",
         states: str = "float32",
@@ -446,6 +453,8 @@ class Optimizer:
         self._check(hypers)
         self.storage = Storage(store, states, seed).check(self.name)
         self.__dict__.update(hypers)
+        whole = self.method.shared_states, self.method.elementwise
+        self._rules = Rules(self.name, rules, self.domains, {}, hypers, self._scheduled, *whole)
         self.params = params
         self.steps = 0  # finished steps; the clock of schedules
         self.shared: dict[str, dict[str, Any]] = {}  # what is kept once, for each compute dtype
@@ -458,16 +467,25 @@ class Optimizer:
         for path, p in self._arrays.items():
             _check_array(self.name, "parameter", path, p)
             _check_writeable(self.name, path, p)
-            check_shape(self.name, self.method.only, f"parameter {path or 'array'}", p.shape)
             if id(p) in seen:
                 raise ValueError(f"{self.name}: {seen[id(p)]} and {path} are the same array.")
             seen[id(p)] = path
         self._streams = {path: i for i, path in enumerate(self._arrays)}  # places, for random numbers
+        shapes = [(path, p.shape) for path, p in self._arrays.items()]
+        self._settings = dict(zip(self._arrays, self._rules.assign(shapes), strict=True))
+        for path, shape in shapes:
+            if (setting := self._settings[path]).train:
+                called = f"parameter {path or 'array'}"
+                check_shape(self.name, self.method.only, called, setting.seen(shape))
+        for setting in self._rules.settings.values():
+            self._check(setting.over(hypers, _times))
         self.state: dict[str, dict[str, Any]] = {path: {} for path in self._arrays}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.domains:
-            self._check({**self.hypers, name: value})
+            hypers = {**self.hypers, name: value}
+            for setting in self._rules.settings.values():
+                self._check(setting.over(hypers, _times))
             for state, start in self.method.shared_states.items():
                 if start == name and self.shared:
                     raise ValueError(
@@ -483,7 +501,7 @@ class Optimizer:
 
     def _check(self, hypers: Mapping[str, Any]) -> None:
         """Refuse what lies outside its domain; schedules are checked by what they give."""
-        known = {k: v for k, v in hypers.items() if self.domains[k].kind != "float" or not callable(v)}
+        known = {k: v for k, v in hypers.items() if not self._scheduled(self.domains[k], v)}
         check_all(type(self).__name__, {k: self.domains[k] for k in known}, known)
         for state, start in self.method.shared_states.items():
             if callable(hypers.get(str(start))):
@@ -494,15 +512,25 @@ class Optimizer:
         if len(hypers) == len(self.domains):
             check_relations(type(self).__name__, self.method.requires, hypers)
 
-    def _now(self) -> dict[str, Any]:
+    @staticmethod
+    def _scheduled(domain: Domain, value: Any) -> bool:
+        """Whether a value is a schedule in place of a number."""
+        return callable(value) and domain.kind == "float"
+
+    def _now(self, setting: Setting) -> dict[str, Any]:
         """The hyperparameters of the coming step, schedules evaluated and checked."""
         now = {}
-        for name, value in self.hypers.items():
-            if callable(value) and self.domains[name].kind == "float":
+        for name, value in setting.over(self.hypers, _times).items():
+            if self._scheduled(self.domains[name], value):
                 value = value(self.steps)
                 self.domains[name].check(self.name, f"{name}({self.steps})", value)
             now[name] = _exact(value)
         return now
+
+    def assignment(self) -> Assignment:
+        """Which rules hold for which parameter, and what follows: a table when it is printed."""
+        named = [(path, p.shape, self._settings[path]) for path, p in self._arrays.items()]
+        return self._rules.assignment(self.hypers, named)
 
     def step(self, grads: Tree | Callable[[Tree], Tree], **given: Any) -> None:
         """Do one step in place.
@@ -511,8 +539,9 @@ class Optimizer:
             grads: gradients in the structure of `params`; shapes equal the parameters'. None for a
                 parameter leaves it, its states and its step count as they are; where there are
                 states of all parameters together, `shared`, there is one count for all, which goes on.
-                Or a function that computes them, `gradient(params)`: algorithms that take several
-                gradients a step call it again while `params` hold another point.
+                A rule with train=False leaves it, too. Or a function that computes them,
+                `gradient(params)`: algorithms that take several gradients a step call it again while
+                `params` hold another point.
             **given: what else the algorithm reads, by name: a tree like `grads`, or a function that
                 makes one of `params`, called in those steps that read it.
 
@@ -532,11 +561,16 @@ class Optimizer:
         now = self._matched(grads(self.params) if callable(grads) else grads)
         if self._takes_several:  # the function may use its memory again
             now = {path: None if g is None else g.copy() for path, g in now.items()}
-        hypers = self._now()
+        moving = [
+            (i, path)
+            for i, path in enumerate(self._arrays)
+            if now[path] is not None and self._settings[path].train
+        ]
+        hypers = {s: self._now(s) for s in dict.fromkeys(self._settings[path] for _, path in moving)}
         with np.errstate(all="ignore"):
             scalars: dict[Any, Any] = {}
-            moving = [(i, path) for i, path in enumerate(self._arrays) if now[path] is not None]
-            together = self._together(hypers, scalars) if moving else {}
+            plain = self._rules.settings[()]  # no rules where there are states of all parameters
+            together = self._together(hypers[plain], scalars) if plain in hypers else {}
             ready = [
                 self._ready(path, i, now[path], hypers, scalars, together) for i, path in moving
             ]
@@ -593,7 +627,9 @@ class Optimizer:
                         f"{self.name}: {name} has nothing for {x.path or 'the parameter'}, which has a "
                         "gradient. Pass an array."
                     )
-                m[name] = np.zeros_like(theta) if found is None else found.astype(theta.dtype)
+                m[name] = np.zeros_like(theta)
+                if found is not None:
+                    m[name] = found.astype(theta.dtype).reshape(theta.shape)
         return [method.given(**m) for m in made]
 
     def _number(self, name: str, value: Any) -> float:
@@ -612,7 +648,7 @@ class Optimizer:
             assert gradient is not None
             for x, point in zip(ready, points, strict=True):
                 p = self._arrays[x.path]
-                p[...] = stored(np.asarray(point), p.dtype)
+                p[...] = stored(np.asarray(point), p.dtype).reshape(p.shape)
             taken, made = self._matched(gradient(self.params)), []
             for x in ready:
                 g = taken[x.path]
@@ -621,7 +657,8 @@ class Optimizer:
                         f"{self.name}: {x.path or 'the parameter'} has a first gradient in this step "
                         "and no further one. Give it all of them, or none."
                     )
-                made.append(np.array(g, compute_dtype(self._arrays[x.path].dtype)))
+                theta = x.arguments[0]
+                made.append(np.array(g, theta.dtype).reshape(theta.shape))
             return made
 
         try:
@@ -681,24 +718,25 @@ class Optimizer:
         path: str,
         place: int,
         g: Array,
-        hypers: Mapping[str, Any],
+        settings: Mapping[Setting, Mapping[str, Any]],
         scalars: dict[Any, Any],
         together: Mapping[str, _Together],
     ) -> _Ready:
         """One parameter: what its kernel is given. Nothing is changed yet."""
         method, slot, p = self.method, dict(self.state[path]), self._arrays[path]
-        dtype = compute_dtype(p.dtype)
-        g32 = g.astype(dtype, copy=False)
+        dtype, setting = compute_dtype(p.dtype), self._settings[path]
+        hypers = settings[setting]
+        g32 = g.astype(dtype, copy=False).reshape(setting.seen(p.shape))
         if not slot:
-            slot.update(step=0, **self._begun(p, hypers))
+            slot.update(step=0, **self._begun(path, hypers))
             if not together:
                 slot.update(self._starts(method.scalar_states, dtype, hypers))
         if together:
             s, slot["step"] = together[dtype.name].s, together[dtype.name].clock["step"]
         else:
-            s = self._scalars(dtype, slot, hypers, scalars)
+            s = self._scalars(dtype, slot, hypers, scalars, setting)
         s = of_parameter(method.sources, s, place)
-        return _Ready(path, slot, (self._loaded(p, slot), g32, self._state_of(p, slot), s))
+        return _Ready(path, slot, (self._loaded(path, slot), g32, self._state_of(p, slot), s))
 
     def _scalars(
         self,
@@ -706,12 +744,13 @@ class Optimizer:
         clock: dict[str, Any],
         hypers: Mapping[str, Any],
         scalars: dict[Any, Any],
+        setting: Setting | None = None,
     ) -> Any:
         """The scalars of the coming step; the clock and the states of step scope are put on."""
         method = self.method
         t = clock["step"] + 1
         kept = {f"{name}_prev": np.float64(clock[name]) for name in method.scalar_states}
-        key = (t, dtype, *kept.values())
+        key = (setting, t, dtype, *kept.values())
         if key not in scalars:
             store = {"store": _rounding(dtype)} if kept else {}
             s = method.scalars(t, **kept, **store, **hypers)
@@ -722,9 +761,11 @@ class Optimizer:
         clock["step"] = t
         return rounded
 
-    def _begun(self, p: Array, hypers: Mapping[str, Any]) -> dict[str, Array]:
+    def _begun(self, path: str, hypers: Mapping[str, Any]) -> dict[str, Array]:
         """The tensors that are kept of a parameter, before its first step."""
+        p = self._arrays[path]
         theta = p.astype(compute_dtype(p.dtype), copy=False)
+        theta = theta.reshape(self._settings[path].seen(p.shape))
         started = self.method.init(theta, **{h: hypers[h] for h in self.method.init_hypers})
         kept, beside = entries(_there(started), self._codes(p)), self.storage.beside(p.dtype.name)
         if beside is not None:
@@ -735,10 +776,12 @@ class Optimizer:
         """The states of a parameter that are kept in 8 bits."""
         return self.storage.codes(self.method.coded, p.dtype.name, p.size)
 
-    def _loaded(self, p: Array, slot: Mapping[str, Any]) -> Array:
+    def _loaded(self, path: str, slot: Mapping[str, Any]) -> Array:
         """The parameter as the kernel takes it."""
+        p = self._arrays[path]
         # Where further gradients are taken the parameter's memory holds other points.
-        theta = p.astype(compute_dtype(p.dtype), copy=self._takes_several)
+        wide = p.astype(compute_dtype(p.dtype), copy=self._takes_several)
+        theta: Array = wide.reshape(self._settings[path].seen(p.shape))
         beside = self.storage.beside(p.dtype.name)
         if beside is None:
             return theta
@@ -756,7 +799,7 @@ class Optimizer:
             x, beside = self.storage.parted(x, kind, slot["step"], self._streams[path])
             if name is not None:
                 slot[name] = self._beside(p, beside)
-        p[...] = stored(x, p.dtype)
+        p[...] = stored(x, p.dtype).reshape(p.shape)
 
     def _update(self, x: _Ready, w: tuple[Any, ...]) -> None:
         """One parameter: run the kernel and store."""
@@ -789,7 +832,7 @@ class Optimizer:
             self._evaluating = {path: p.copy() for path, p in self._arrays.items()}
             for path, p in self._arrays.items():
                 if self.state[path]:
-                    p[...] = stored(self.state[path][name], p.dtype)
+                    p[...] = stored(self.state[path][name], p.dtype).reshape(p.shape)
         try:
             yield self.params
         finally:
@@ -803,8 +846,8 @@ class Optimizer:
         self._resumed, name = False, self.method.evaluate
         moved = {path: slot for path, slot in self.state.items() if slot and slot["step"]}
         if name is not None and moved and all(
-            np.array_equal(self._arrays[path], stored(slot[name], self._arrays[path].dtype), equal_nan=True)
-            for path, slot in moved.items()
+            np.array_equal(p, stored(slot[name], p.dtype).reshape(p.shape), equal_nan=True)
+            for p, slot in ((self._arrays[path], slot) for path, slot in moved.items())
         ):
             warnings.warn(
                 f"{self.name}: the parameters are those to evaluate with, not those that the loaded "
@@ -835,7 +878,7 @@ class Optimizer:
         fits = {}
         for path, slot in saved["state"].items():
             p = self._arrays[path]
-            fits[path] = fitting = self._begun(p, dict.fromkeys(self.method.init_hypers, 0.0))
+            fits[path] = fitting = self._begun(path, dict.fromkeys(self.method.init_hypers, 0.0))
             own = () if self.method.shared_states else self.method.scalar_states
             wanted = {"step", *own, *fitting}
             if slot and set(slot) != wanted:
@@ -881,8 +924,9 @@ class Optimizer:
         }
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{k}={v!r}" for k, v in self.hypers.items())
-        return f"{self.name}({inside})"
+        inside = [f"{k}={v!r}" for k, v in self.hypers.items()]
+        inside += [f"rules={[*self._rules.given]}"] if self._rules.given else []
+        return f"{self.name}({', '.join(inside)})"
 
 
 class Schedule:

@@ -59,12 +59,14 @@ def _taken(lists: Sequence[Any], variables: Sequence[Any]) -> Callable[[], Any]:
 def trajectory(run: Run, mode: str) -> Outcome:
     """The optimizer on a list of variables, applied eagerly or inside the user's function."""
     variables = [
-        keras.Variable(p, dtype=p.dtype.name, trainable=True, name=f"p{i}")
+        keras.Variable(p, dtype=p.dtype.name, trainable=True, name=str(i))
         for i, p in enumerate(run.params)
     ]
     hypers = dict(run.hypers)
     if run.schedule is not None:
         hypers["lr"] = run.package.create(run.schedule[0], **run.schedule[1])
+    if run.rules is not None:
+        hypers["rules"] = run.rules(run.package)
     optimizer = run.package.create(run.name, **hypers, **run.options)
     optimizer.build(variables)
     functions: dict[tuple[bool, ...], Callable[..., Any]] = {}
@@ -99,8 +101,11 @@ def trajectory(run: Run, mode: str) -> Outcome:
         if beside is not None:
             slots[beside] = entries[-1].numpy()
         for name in optimizer._kept_once():
-            kind = "float64" if v.dtype == "float64" else "float32"
-            slots[name] = getattr(optimizer, f"_state_{name}")[kind].numpy()
+            dtype = "float64" if v.dtype == "float64" else "float32"
+            kept = getattr(optimizer, f"_state_{name}")
+            kind = f"{dtype} {optimizer._setting(v).label}".rstrip()
+            if kind in kept:
+                slots[name] = kept[kind].numpy()
         states.append(slots)
     return Outcome([np.asarray(v.numpy()) for v in variables], states)
 

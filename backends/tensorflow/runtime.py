@@ -19,13 +19,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 
 import keras
 import tensorflow as tf
 
 from backends.domains import Domain, PositiveCount, check_all, check_relations, check_shape
+from backends.rules import Assignment, Rule, Rules, Setting, Times
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal as normal
 from generator.storage import Storage, decoded, encoded, nearest, pieces
@@ -838,7 +839,7 @@ def _step(
 
 
 def _step_each(
-    kernels: Sequence[_Kernel],
+    plan: tuple[Sequence[_Kernel], Any],
     t: Tensor,
     numbers: Sequence[tuple[Tensor, Tensor]],
     kept: Any,
@@ -850,25 +851,37 @@ def _step_each(
 ) -> list[dict[str, Tensor]]:
     """As `_step`, for several groups of variables, one after the other; slots may be None.
 
-    The last of a variable's slots is what is kept beside it. `places` are those of the variables in the
-    optimizer, None where nothing is drawn.
+    The plan is their kernels, and the shapes in which these see the variables. The last of a variable's
+    slots is what is kept beside it. `places` are those of the variables in the optimizer, None where
+    nothing is drawn.
     """
-    thetas = [[tf.convert_to_tensor(v) for v in group] for group in variables]
+    kernels, seen = plan
+    thetas = [
+        [_reshaped(tf.convert_to_tensor(v), shape) for v, shape in zip(*group, strict=True)]
+        for group in zip(variables, seen, strict=True)
+    ]
     given = [
-        [tf.ensure_shape(tf.cast(g, compute_dtype(v.dtype)), v.shape) for g, v in zip(*group, strict=True)]
-        for group in zip(grads, variables, strict=True)
+        [
+            _reshaped(tf.ensure_shape(tf.cast(g, compute_dtype(v.dtype)), v.shape), shape)
+            for g, v, shape in zip(*group, strict=True)
+        ]
+        for group in zip(grads, variables, seen, strict=True)
     ]
     record = kernels[0].method.state
     read = [
         [_Kept(record(*map(_read, slot)), _read(beside)) for *slot, beside in group] for group in slots
     ]
-    here = None if taking is None else functools.partial(taking.here, variables)
+    here = None if taking is None else functools.partial(taking.here, variables, seen)
     arguments = t, numbers, kept, thetas, given, read, places, here
     new_thetas, new_states, new_kept = _each_step(kernels, *arguments)
     targets = variables, slots
     for target, value in zip(_flat(targets), _flat((new_thetas, new_states)), strict=True):
-        target.assign(value)
+        target.assign(_reshaped(value, target.shape))
     return list(new_kept)
+
+
+def _reshaped(x: Tensor, shape: Any) -> Tensor:
+    return x if x.shape == tf.TensorShape(shape) else tf.reshape(x, shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -879,14 +892,16 @@ class _Taking:
     gradient: Function  # () -> the gradient of each variable by its reference, where the variables are
     values: Mapping[str, Any]  # inputs by name: gradients by reference, numbers, or functions of nothing
 
-    def here(self, variables: Any, scalars: Sequence[Any]) -> tuple[Any, Function]:
+    def here(self, variables: Any, seen: Any, scalars: Sequence[Any]) -> tuple[Any, Function]:
         """What is given for each variable, and how further gradients are taken."""
-        return self.inputs(variables, scalars), functools.partial(self.elsewhere, variables)
+        elsewhere = functools.partial(self.elsewhere, variables, seen)
+        return self.inputs(variables, seen, scalars), elsewhere
 
-    def inputs(self, variables: Any, scalars: Sequence[Any]) -> list[list[Any]]:
+    def inputs(self, variables: Any, seen: Any, scalars: Sequence[Any]) -> list[list[Any]]:
         """What the caller gives, in the compute dtypes; zeros where it is not read."""
         columns: dict[str, list[Tensor]] = {}
         every = [v for group in variables for v in group]
+        shapes = [shape for group in seen for shape in group]
         for name, when in self.method.inputs.items():
             value = self.values[name]
 
@@ -894,11 +909,12 @@ class _Taking:
                 found = value() if callable(value) else value
                 if name in self.method.numbers:
                     return [tf.cast(found, compute_dtype(v.dtype)) for v in every]
-                return [tf.cast(found[v.ref()], compute_dtype(v.dtype)) for v in every]
+                pairs = zip(every, shapes, strict=True)
+                return [_reshaped(tf.cast(found[v.ref()], compute_dtype(v.dtype)), z) for v, z in pairs]
 
             def nothing(name: str = name) -> list[Tensor]:
-                shapes = [[] if name in self.method.numbers else v.shape for v in every]
-                return [tf.zeros(z, compute_dtype(v.dtype)) for z, v in zip(shapes, every, strict=True)]
+                sizes = [()] * len(every) if name in self.method.numbers else shapes
+                return [tf.zeros(z, compute_dtype(v.dtype)) for z, v in zip(sizes, every, strict=True)]
 
             asked = getattr(scalars[0], when) if when and callable(value) else None
             columns[name] = read() if asked is None else branch(asked, read, nothing)
@@ -908,19 +924,25 @@ class _Taking:
             for group in variables
         ]
 
-    def elsewhere(self, variables: Any, points: Any) -> list[list[Tensor]]:
+    def elsewhere(self, variables: Any, seen: Any, points: Any) -> list[list[Tensor]]:
         """The gradients where the variables hold these points, which they hold from now on."""
         before = [[tf.identity(v) for v in group] for group in variables]
         for group, at in zip(variables, points, strict=True):
             for v, point in zip(group, at, strict=True):
-                v.assign(stored(point, v.dtype))
+                v.assign(_reshaped(stored(point, v.dtype), v.shape))
         try:
             taken = self.gradient()
         except Exception:
             for v, value in zip(_flat(variables), _flat(before), strict=True):
                 v.assign(value)
             raise
-        return [[tf.cast(taken[v.ref()], compute_dtype(v.dtype)) for v in group] for group in variables]
+        return [
+            [
+                _reshaped(tf.cast(taken[v.ref()], compute_dtype(v.dtype)), shape)
+                for v, shape in zip(*group, strict=True)
+            ]
+            for group in zip(variables, seen, strict=True)
+        ]
 
 
 def _next(rows: Iterator[int], group: Sequence[Any]) -> list[int]:
@@ -1113,6 +1135,16 @@ def _is_schedule(domain: Domain, value: Any) -> bool:
     return domain.kind == "float" and callable(value) and not _is_tensor(value)
 
 
+def _scaled(value: Any, factor: float) -> Any:
+    """A number, a tensor or a schedule, so many times, in double."""
+    if callable(value):
+        return lambda n: _scaled(value(n), factor)
+    if isinstance(value, (int, float)):
+        return value * factor
+    x = _double(value)
+    return rounded(x)(x * factor)
+
+
 def _check_parameter(owner: str, variable: Any) -> None:
     dtype = _native(variable).dtype
     if dtype not in (tf.float16, tf.bfloat16, tf.float32, tf.float64):
@@ -1171,6 +1203,24 @@ class KerasOptions(TypedDict, total=False):
     seed: int
 
 
+class _Kind(NamedTuple):
+    """What variables have in common that have the same scalars."""
+
+    dtype: str  # the compute dtype
+    setting: Setting
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.setting.label}".rstrip()
+
+
+@dataclass(frozen=True)
+class _Assigned:
+    """What rules say of each variable, in the order of `build`; Keras need not look inside."""
+
+    settings: list[Setting]
+    kinds: dict[str, _Kind]
+
+
 class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     """The Keras shell of a `Method`: `compile` and `fit`, `apply(grads, variables)`, `apply_gradients`.
 
@@ -1188,11 +1238,27 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     domains: Mapping[str, Domain]
     spelling: Mapping[str, str] = {}  # names that differ: Keras' -> the spec's
 
-    def __init__(self, *, name: str | None = None, **arguments: Any) -> None:
+    def __init__(
+        self, *, rules: Sequence[Rule] = (), name: str | None = None, **arguments: Any
+    ) -> None:
         if "weight_decay" not in self.domains and arguments.pop("weight_decay", None) is not None:
             raise TypeError(self._no_decay())
         hypers = {k: arguments.pop(k) for k in self.domains if k in arguments}
         hypers = self._accepted(hypers)
+        checked = Rules(
+            type(self).__name__,
+            rules,
+            self.domains,
+            self.spelling,
+            _respelled(hypers, self.spelling),
+            lambda domain, value: _is_tensor(value) or _is_schedule(domain, value),
+            self.method.shared_states,
+            self.method.elementwise,
+        )
+        for overrides in checked.overrides:
+            for key, value in overrides.items():
+                if not isinstance(value, Times):
+                    overrides[key] = _canonical(checked.domains[key], value)
         rate = hypers.pop("learning_rate", 1.0)
         unknown = arguments.keys() - KerasOptions.__annotations__.keys()
         if unknown:
@@ -1208,6 +1274,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         super().__init__(learning_rate=rate, name=name or self.method.name, **arguments)
         for key, value in hypers.items():
             setattr(self, key, value)
+        self._rules = checked
         self._checks = True
         self._parked: _Parked | None = None
         self._taking: _Taking | None = None
@@ -1291,23 +1358,68 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         for variable in variables:
             if not self._overwrite_variable_with_gradient(variable):
                 _check_parameter(type(self).__name__, variable)
+        settings = self._settings(variables)
+        for variable, setting in zip(variables, settings, strict=True):
+            if setting.train and not self._overwrite_variable_with_gradient(variable):
                 called = f"parameter {_path(variable)}"
-                check_shape(type(self).__name__, self.method.only, called, _native(variable).shape)
+                shape = setting.seen(_native(variable).shape)
+                check_shape(type(self).__name__, self.method.only, called, shape)
         super().build(variables)
-        numbers = _respelled({k: getattr(self, k) for k in self.domains}, self.spelling)
-        init = {name: numbers[name] for name in self.method.init_hypers}
-        slots = [self._slots_of(variable, init) for variable in variables]
+        slots = [self._slots_of(v, setting) for v, setting in zip(variables, settings, strict=True)]
         for name in self.method.state._fields:
             setattr(self, f"_state_{name}", [slot.get(name) for slot in slots])
             setattr(self, f"_scale_{name}", [slot.get(f"{name}.scale") for slot in slots])
         self._beside = [slot.get("beside") for slot in slots]
         self._joins = self.method.elementwise and all(map(self._plainly_kept, variables))
-        kinds = {compute_dtype(_native(v).dtype).name for v in variables} or {"float32"}
+        pairs = zip(variables, settings, strict=True)
+        kinds = {self._kind(_native(v).dtype, setting) for v, setting in pairs if setting.train}
+        kinds = kinds or {self._kind(tf.float32, self._rules.settings[()])}
+        self._assigned = _Assigned(settings, {str(kind): kind for kind in sorted(kinds, key=str)})
         for name, start in self._kept_once().items():
-            with tf.init_scope():
-                first = float(numbers[start] if isinstance(start, str) else start)
-            kept = {kind: self._kept(name, first, kind) for kind in sorted(kinds)}
+            kept = {key: self._kept(name, start, kind) for key, kind in self._assigned.kinds.items()}
             setattr(self, f"_state_{name}", kept)
+
+    def _settings(self, variables: Sequence[Any]) -> list[Setting]:
+        """What rules say of each variable."""
+        named = [(_path(v), tuple(_native(v).shape)) for v in variables]
+        return self._rules.assign(named, "Give them names.")
+
+    def _setting(self, variable: Any) -> Setting:
+        return cast(Setting, self._assigned.settings[self._get_variable_index(variable)])
+
+    @staticmethod
+    def _kind(dtype: Any, setting: Setting) -> _Kind:
+        return _Kind(compute_dtype(dtype).name, setting)
+
+    def assignment(self, variables: Any = None) -> Assignment:
+        """Which rules hold for which parameter, and what follows: a table when it is printed.
+
+        Args:
+            variables: the parameters, where the optimizer has not been built yet.
+
+        Raises:
+            RuntimeError: it has not been built, and there are no variables.
+        """
+        if variables is None and not self.built:
+            raise RuntimeError(
+                f"{type(self).__name__}: which parameters there are is not known before build. Pass "
+                "them: optimizer.assignment(model.trainable_variables)."
+            )
+        known = [*(self._trainable_variables if variables is None else variables)]
+        rows = []
+        for v, setting in zip(known, self._settings(known), strict=True):
+            if not self._decays(v):
+                setting = replace(setting, overrides=(*setting.overrides, ("weight_decay", 0.0)))
+            rows.append((_path(v), tuple(_native(v).shape), setting))
+        now = {k: float(x.numpy()) if _is_tensor(x) else x for k, x in self._numbers().items()}
+        return self._rules.assignment(now, rows)
+
+    def _numbers(self) -> dict[str, Any]:
+        """The hyperparameters as they are set now, by the spec's names."""
+        now = {key: getattr(self, key) for key in self.domains}
+        if callable(self._learning_rate) and "learning_rate" in now:
+            now["learning_rate"] = self._learning_rate
+        return _respelled(now, self.spelling)
 
     def _kept_once(self) -> dict[str, float | str]:
         """What is kept once for each compute dtype, and where it starts."""
@@ -1334,13 +1446,15 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         size = native.shape.num_elements()
         return self.storage.codes(self.method.coded, native.dtype.name, size)
 
-    def _slots_of(self, variable: Any, init: Mapping[str, Any]) -> dict[str, Any]:
-        if self._overwrite_variable_with_gradient(variable):
+    def _slots_of(self, variable: Any, setting: Setting) -> dict[str, Any]:
+        if self._overwrite_variable_with_gradient(variable) or not setting.train:
             return {}
         native = _native(variable)
+        numbers = setting.over(self._numbers(), _scaled)
+        init = {name: numbers[name] for name in self.method.init_hypers}
         codes, beside = self._codes(native), self.storage.beside(native.dtype.name)
         with tf.init_scope():
-            theta = tf.cast(native, compute_dtype(native.dtype))
+            theta = _reshaped(tf.cast(native, compute_dtype(native.dtype)), setting.seen(native.shape))
             started: dict[str, Any] = {}
             for name, value in self.method.init(theta, **init)._asdict().items():
                 started[name] = value
@@ -1364,13 +1478,14 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 )
         return slots
 
-    def _kept(self, name: str, start: float, kind: str) -> Any:
+    def _kept(self, name: str, start: Any, kind: _Kind) -> Any:
+        numbers = kind.setting.over(self._numbers(), _scaled)
         return self.add_variable(
             shape=(),
-            initializer=keras.initializers.Constant(start),
-            dtype=kind,
+            initializer=keras.initializers.Constant(float(numbers.get(start, start))),
+            dtype=kind.dtype,
             aggregation="only_first_replica",
-            name=f"{name}_{kind}",
+            name=f"{name}_{kind}".replace(" ", "_"),
         )
 
     @_as_written
@@ -1412,7 +1527,9 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             for g, v in zip(grads, variables, strict=True):
                 if g is not None and getattr(v, "constraint", None) is not None:
                     slot = self._slot(self.method.evaluate, v)
-                    slot.assign(v.constraint(slot))
+                    if slot is not None:
+                        x = v.constraint(_reshaped(tf.convert_to_tensor(slot), v.shape))
+                        slot.assign(_reshaped(x, slot.shape))
 
     def _takes_more(self) -> str:
         """What to say where `apply` cannot do the step."""
@@ -1536,22 +1653,25 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     def _advance(self, grads: Any, variables: Any, learning_rate: Any) -> dict[tuple[str, str], Tensor]:
         """One step on all variables. Returns the new states of step scope."""
         t = tf.cast(tf.convert_to_tensor(self.iterations), tf.int64) + 1
-        groups: dict[tuple[Any, bool], list[tuple[Any, Any]]] = {}
+        groups: dict[tuple[Any, bool, Setting], list[tuple[Any, Any]]] = {}
         for g, v in zip(grads, variables, strict=True):
-            groups.setdefault((_native(v).dtype, self._decays(v)), []).append((g, v))
+            setting = self._setting(v)
+            if setting.train:
+                groups.setdefault((_native(v).dtype, self._decays(v), setting), []).append((g, v))
         kept_by_kind: dict[str, dict[str, Any]] = {}
         for name in self._kept_once():
             for kind, variable in getattr(self, f"_state_{name}").items():
                 kept_by_kind.setdefault(kind, {})[name] = tf.convert_to_tensor(variable)
-        present = {compute_dtype(dtype).name for dtype, _ in groups}
-        for kind in kept_by_kind:
-            if kind not in present:  # the clock moves for these scalars, too
-                groups[tf.as_dtype(kind), True] = []
-        kinds = [compute_dtype(dtype).name for dtype, _ in groups]
+        present = {str(self._kind(dtype, setting)) for dtype, _, setting in groups}
+        for key in kept_by_kind:
+            if key not in present:  # the clock moves for these scalars, too
+                kind = self._assigned.kinds[key]
+                groups[tf.as_dtype(kind.dtype), True, kind.setting] = []
+        kinds = [str(self._kind(dtype, setting)) for dtype, _, setting in groups]
         kept = [kept_by_kind.get(kind, {}) for kind in kinds]
         prepared = [
-            _prepared(self.method, dtype, self._hypers(learning_rate, decays), self.storage)
-            for dtype, decays in groups
+            _prepared(self.method, dtype, self._hypers(learning_rate, decays, setting), self.storage)
+            for dtype, decays, setting in groups
         ]
         advance = self._advance_joined if self._joins else self._advance_each
         made = advance(t, prepared, kept, [*groups.values()])
@@ -1586,10 +1706,12 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         slots = [[self._entries(v) for _, v in pairs] for pairs in groups]
         shapes = tuple(tuple(tuple(v.shape) for v in group) for group in variables)
         places = self._places(groups)
+        seen = tuple(tuple(self._setting(v).seen(_native(v).shape) for _, v in pairs) for pairs in groups)
+        plan = kernels, seen
         if self._taking is not None and self.method.given is not None:
             given = variables, grads, slots, places, self._taking
-            return _step_each(kernels, t, numbers, kept, *given)
-        step = self._called(_step_each, kernels, shapes)
+            return _step_each(plan, t, numbers, kept, *given)
+        step = self._called(_step_each, plan, shapes)
         return step(t, numbers, kept, variables, grads, slots, places)
 
     def _places(self, groups: Any) -> list[list[Tensor | None]]:
@@ -1624,15 +1746,16 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     def _decays(self, variable: Any) -> bool:
         return "weight_decay" not in self.domains or bool(self._use_weight_decay(variable))
 
-    def _hypers(self, learning_rate: Any, decays: bool) -> dict[str, Any]:
+    def _hypers(self, learning_rate: Any, decays: bool, setting: Setting) -> dict[str, Any]:
         """The hyperparameters of the coming step by the spec's names."""
         now = {key: getattr(self, key) for key in self.domains if key != "learning_rate"}
-        now = {key: v(self._iterations) if callable(v) else v for key, v in now.items()}
         if "learning_rate" in self.domains:
             now["learning_rate"] = learning_rate
         if not decays:
             now["weight_decay"] = 0.0
-        return {self.spelling.get(key, key): now[key] for key in self.domains}
+        named = {self.spelling.get(key, key): now[key] for key in self.domains}
+        hypers = setting.over(named, _scaled)
+        return {name: v(self._iterations) if callable(v) else v for name, v in hypers.items()}
 
     @contextmanager
     def evaluation(self, variables: Any = None) -> Iterator[None]:
@@ -1669,7 +1792,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         pairs = [(v, slot) for v, slot in pairs if slot is not None]
         self._parked = _Parked(now, [(v, tf.identity(v)) for v, _ in pairs])
         for v, slot in pairs:
-            v.assign(stored(tf.convert_to_tensor(slot), v.dtype))
+            v.assign(_reshaped(stored(tf.convert_to_tensor(slot), v.dtype), v.shape))
         return True
 
     def _leave_evaluation(self) -> None:
@@ -1692,7 +1815,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 return
             pairs = [(_native(v), self._slot(name, v)) for v in self._trainable_variables]
             found = [(v, slot) for v, slot in pairs if slot is not None]
-            same = [tf.reduce_all(tf.equal(v, stored(tf.convert_to_tensor(x), v.dtype))) for v, x in found]
+            near = [_reshaped(stored(tf.convert_to_tensor(x), v.dtype), v.shape) for v, x in found]
+            same = [tf.reduce_all(tf.equal(v, x)) for (v, _), x in zip(found, near, strict=True)]
             if found and bool(tf.reduce_all(tf.stack(same))):
                 warnings.warn(
                     f"{type(self).__name__}: the variables hold the weights to evaluate with, not those that "
@@ -1720,12 +1844,19 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 del config[key]
         own = {key: getattr(self, key) for key in self.domains if key != "learning_rate"}
         own |= vars(self.storage)
+        own["rules"] = [rule.config() for rule in self._rules.given]
         return {**config, **{key: _serialized(value) for key, value in own.items()}}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Optimizer:
         """The reverse of `get_config`."""
-        return cls(**{key: _deserialized(value, custom_objects) for key, value in config.items()})
+        rules = [
+            Rule.from_config({key: _deserialized(value, custom_objects) for key, value in rule.items()})
+            for rule in config.get("rules", ())
+        ]
+        rest = {key: value for key, value in config.items() if key != "rules"}
+        made = {key: _deserialized(value, custom_objects) for key, value in rest.items()}
+        return cls(rules=rules, **made)
 
 
 @dataclass
@@ -1848,6 +1979,10 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore
         """The first n values, as a NumPy array."""
         return tf.broadcast_to(self(tf.range(n, dtype=tf.int64)), [n]).numpy()
 
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.domains)
+        return f"{type(self).__name__}({inside})"
+
     def get_config(self) -> dict[str, Any]:
         """Everything that makes another schedule like this one, as JSON."""
         return {name: _serialized(getattr(self, name)) for name in self.domains}
@@ -1879,6 +2014,10 @@ def _compiled_value(holes: Any, floats: int, ints: int) -> Any:
 
 
 def _serialized(value: Any) -> Any:
+    if isinstance(value, Times):
+        return {"times": value.factor}
+    if isinstance(value, dict):
+        return {key: _serialized(v) for key, v in value.items()}
     if isinstance(value, (tuple, list)):
         return [_serialized(v) for v in value]
     return keras.saving.serialize_keras_object(value) if callable(value) else value
@@ -1887,6 +2026,8 @@ def _serialized(value: Any) -> Any:
 def _deserialized(value: Any, custom_objects: Any = None) -> Any:
     if isinstance(value, list):
         return [_deserialized(v, custom_objects) for v in value]
+    if isinstance(value, dict) and value.keys() == {"times"}:
+        return Times(value["times"])
     if isinstance(value, dict):
         return keras.saving.deserialize_keras_object(value, custom_objects)
     return value

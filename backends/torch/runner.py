@@ -81,8 +81,12 @@ def trajectory(run: Run, mode: str) -> Outcome:
     scheduled = dict(run.schedule[1]) if run.schedule is not None else {}
     if run.schedule is not None:
         hypers["lr"] = scheduled.pop("base_lr", hypers["lr"])
+    given: Any = params
+    if run.rules is not None:
+        given = [(str(i), p) for i, p in enumerate(params)]
+        hypers["rules"] = run.rules(run.package)
     optimizer = run.package.create(
-        run.name, params, **hypers, compile=mode == "compile", **run.options
+        run.name, given, **hypers, compile=mode == "compile", **run.options
     )
     scheduler = None
     if run.schedule is not None:

@@ -19,7 +19,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
 from backends.domains import Domain, Flag, PositiveCount, check_relations, check_shape
+from backends.rules import Assignment, Rule, Rules, Setting, Times
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal
 from generator.storage import Storage, entries, opened, pieces
@@ -760,6 +761,21 @@ def _in_the_specs_words(
     return named
 
 
+def _in_the_shells_words(
+    domains: Iterable[str], spelling: Spelling, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The reverse: `beta1` and `beta2` as `betas`."""
+    named: dict[str, Any] = {}
+    for name in domains:
+        words = spelling.get(name, name)
+        named[name] = values[words] if isinstance(words, str) else tuple(values[w] for w in words)
+    return named
+
+
+def _is_tensor(domain: Domain, value: Any) -> bool:
+    return isinstance(value, Tensor) and domain.kind == "float"
+
+
 # --------------------------------------------------------------------------------------------------
 # Optimizers
 
@@ -790,6 +806,9 @@ class Method(NamedTuple):
     requires: Requires = None
 
 
+_NAMED = "Pass model.named_parameters()."
+# The entry of a param group that says which rules its parameters are meant by.
+_RULES = "rules"
 _PARAMETERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # The entry of a parameter's state that holds what it is trained with, while it is evaluated.
 _TRAINING = "training"
@@ -809,6 +828,7 @@ class _Job:
     """Parameters that share everything but their values."""
 
     params: list[Tensor]
+    setting: Setting  # of it, how the kernel sees them
     t: int
     exact: Any  # the step's scalars in double
     s: Any  # the same, rounded
@@ -922,6 +942,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         params: ParamsT,
         hypers: dict[str, Any],
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -936,7 +957,15 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         self._resumed = False  # whether a state was loaded since the last step
         self._places: dict[Tensor, int] = {}  # of the parameters in the optimizer, for what draws
         self._seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        super().__init__(params, self._in_domains(hypers))
+        checked = self._in_domains(hypers)
+        named = _in_the_specs_words(self.domains, self.spelling, checked)
+        whole = self.method.shared_states, self.method.elementwise
+        self._rules = Rules(
+            self._name, rules, self.domains, self.spelling, named, _is_tensor, *whole
+        )
+        self._order: list[Tensor] = []  # as they were given, whatever groups rules make of them
+        super().__init__(params, checked)
+        self._rules.assign(self._parameters(), _NAMED)
 
     @property
     def _name(self) -> str:
@@ -947,19 +976,82 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         return _checked_all(self._name, self.domains, self.spelling, self.method.requires, hypers, place)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group with its own hyperparameters, as in `torch.optim`, or refuse it whole."""
+        """Add a group with its own hyperparameters, as in `torch.optim`, or refuse it whole.
+
+        What rules set for some of its parameters makes these a group of their own.
+        """
+        before = len(self.param_groups)
+        try:
+            for part in self._parts(param_group):
+                self._add(part)
+        except Exception:
+            del self.param_groups[before:]
+            raise
+
+    def _parts(self, group: dict[str, Any]) -> list[dict[str, Any]]:
+        """A group as groups whose parameters the same rules mean."""
+        given = group.get("params") if self._rules.given and isinstance(group, dict) else None
+        if given is None or isinstance(given, set):
+            return [group]
+        entries = [given] if isinstance(given, Tensor) else list(given)
+        group = {**group, "params": entries}
+        pairs = [entry if isinstance(entry, tuple) else (None, entry) for entry in entries]
+        if not all(len(pair) == 2 and isinstance(pair[1], Tensor) for pair in pairs):
+            return [group]  # to be refused
+        settings = self._rules.assign([(name, p.shape) for name, p in pairs], _NAMED, whole=False)
+        place = f" of param group {len(self.param_groups)}"
+        checked = self._in_domains({**self.defaults, **group}, place)
+        named = _in_the_specs_words(self.domains, self.spelling, checked)
+        self._order += [p for _, p in pairs]
+        parts = []
+        for setting in dict.fromkeys(settings):
+            own = [entry for entry, s in zip(entries, settings, strict=True) if s is setting]
+            now = _in_the_shells_words(self.domains, self.spelling, setting.over(named))
+            parts.append({**group, "params": own, **now, _RULES: setting.rules})
+        return parts or [group]
+
+    def _add(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         index = len(self.param_groups) - 1
         group = self.param_groups[index]
-        try:
-            group.update(self._in_domains(group, f" of param group {index}"))
+        group.update(self._in_domains(group, f" of param group {index}"))
+        for i, p in enumerate(group["params"]):
+            if p.dtype not in _PARAMETERS:
+                raise self._not_a_parameter(p, index, i)
+            if (setting := self._setting(group)).train:
+                check_shape(self._name, self.method.only, self._called(index, i), setting.seen(p.shape))
+
+    def _setting(self, group: Mapping[str, Any]) -> Setting:
+        """What the rules of a group say; its hyperparameters are its own, and can be changed."""
+        return self._rules.settings[tuple(group.get(_RULES, ()))]
+
+    def _parameters(self) -> list[tuple[str | None, torch.Size]]:
+        """The names, where there are any, and shapes of all parameters."""
+        return [
+            (name, p.shape)
+            for group in self.param_groups
+            for name, p in zip(
+                group.get("param_names") or [None] * len(group["params"]), group["params"], strict=True
+            )
+        ]
+
+    def _in_order(self) -> list[Tensor]:
+        """All parameters, as they were given, whatever groups rules have made of them."""
+        place = {p: i for i, p in enumerate(self._order)}
+        every = [p for group in self.param_groups for p in group["params"]]
+        return sorted(every, key=lambda p: place.get(p, len(place)))
+
+    def assignment(self) -> Assignment:
+        """Which rules hold for which parameter, and what follows: a table when it is printed."""
+        rows: dict[Tensor, Any] = {}
+        for index, group in enumerate(self.param_groups):
+            setting = self._setting(group)
+            now = _in_the_specs_words(self.domains, self.spelling, group)
+            shown = replace(setting, overrides=tuple((name, now[name]) for name, _ in setting.overrides))
             for i, p in enumerate(group["params"]):
-                if p.dtype not in _PARAMETERS:
-                    raise self._not_a_parameter(p, index, i)
-                check_shape(self._name, self.method.only, self._called(index, i), p.shape)
-        except Exception:
-            self.param_groups.pop()
-            raise
+                name = (group.get("param_names") or {i: f"{index}/{i}"})[i]
+                rows[p] = name, p.shape, shown
+        return self._rules.assignment({}, [rows[p] for p in self._in_order()])
 
     def _called(self, index: int, i: int) -> str:
         """What to call a parameter in messages."""
@@ -975,7 +1067,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             f"float32 and float64 can be optimized. {remedy}"
         )
 
-    def _check(self, p: Tensor, g: Tensor, index: int, i: int) -> None:
+    def _check(self, p: Tensor, g: Tensor, index: int, i: int, setting: Setting) -> None:
         """Refuse a parameter, a gradient or a state that does not fit, with the remedy."""
         if p.dtype not in _PARAMETERS:
             raise self._not_a_parameter(p, index, i)
@@ -1004,7 +1096,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 f"parameter is on {p.device}. Move the model before backward()."
             )
         slot = self.state.get(p)
-        for field, (shape, kind) in self._layout(p).items() if slot else ():
+        for field, (shape, kind) in self._layout(p, setting).items() if slot else ():
             x = slot.get(field)
             if x is None or x.dtype != kind or x.shape != shape or x.device != p.device:
                 its = f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if x is not None else "another's"
@@ -1015,17 +1107,18 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     "shape make a new optimizer."
                 )
 
-    def _layout(self, p: Tensor) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def _layout(self, p: Tensor, setting: Setting) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """The tensors that are kept of a parameter: their shapes and dtypes."""
         wide, codes = compute_dtype(p.dtype), self._codes(p)
         kept: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-        for name, shape in _state_shapes(self.method, p.shape).items():
+        seen = torch.Size(setting.seen(p.shape))
+        for name, shape in _state_shapes(self.method, seen).items():
             kept[name] = shape, torch.uint8 if name in codes else wide
             if name in codes:
                 kept[f"{name}.scale"] = (pieces(shape),), torch.float32
         beside = self.storage.beside(_word_of(p.dtype))
         if beside is not None:
-            kept[beside] = p.shape, wide if self.storage.store == "master" else p.dtype
+            kept[beside] = seen, wide if self.storage.store == "master" else p.dtype
         return kept
 
     def _codes(self, p: Tensor) -> Mapping[str, str]:
@@ -1099,14 +1192,14 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 loss = closure()
         ready = []
         for index, group in enumerate(self.param_groups):
-            for i, p in enumerate(group["params"]):
+            setting = self._setting(group)
+            for i, p in enumerate(group["params"] if setting.train else ()):
                 g = p.grad
                 if g is not None:
-                    self._check(p, g, index, i)
+                    self._check(p, g, index, i, setting)
                     ready.append((p, index))
         if self.method.sources or self.storage.store != "nearest":
-            every = [p for group in self.param_groups for p in group["params"]]
-            self._places = {p: i for i, p in enumerate(every)}
+            self._places = {p: i for i, p in enumerate(self._in_order())}
         fresh = [p for p, _ in ready if not self.state[p]]
         clocks = self._clocks(groups) if ready and self.method.shared_states else []
         try:
@@ -1149,7 +1242,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         inputs = self._given(jobs, given)
         together = jobs if self.method.shared_states else ()
         params = [p for job in jobs for p in job.params]
-        calls = [[self._arguments(p, job.s) for p in job.params] for job in jobs]
+        calls = [[self._arguments(p, job) for p in job.params] for job in jobs]
         if not self._takes_several:
             return over_all(self.method, calls, inputs, None, together)
         # While the parameters hold other points, the kernels read copies.
@@ -1158,10 +1251,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
         def elsewhere(points: list[Tensor]) -> list[Tensor]:
             for p, point in zip(params, points, strict=True):
-                p.copy_(round_to(point, p.dtype))
+                p.copy_(round_to(point, p.dtype).reshape(p.shape))
             with torch.enable_grad():
                 closure()
-            return [self._further(p).clone() for p in params]
+            return [self._further(p).clone().reshape(x.shape) for p, x in zip(params, points, strict=True)]
 
         try:
             return over_all(self.method, calls, inputs, elsewhere, together)
@@ -1183,7 +1276,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 f"{self._name}: {self._called(index, i)} has a first gradient in this step and no "
                 "further one. Give it all of them, or none."
             )
-        self._check(p, p.grad, index, i)
+        self._check(p, p.grad, index, i, self._setting(self.param_groups[index]))
         return computed(p.grad)
 
     def _given(self, jobs: Sequence[_Job], given: Mapping[str, Any]) -> list[list[Any]]:
@@ -1191,8 +1284,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         method = self.method
         if method.given is None:
             return []
-        every = [p for group in self.param_groups for p in group["params"]]
+        every = self._in_order()
         made: dict[Tensor, dict[str, Any]] = {p: {} for job in jobs for p in job.params}
+        seen = {p: job.setting.seen(p.shape) for job in jobs for p in job.params}
         for name, when in method.inputs.items():
             asked = not when or any(bool(getattr(job.exact, when)) for job in jobs)
             value = given[name]() if asked and callable(given[name]) else given[name]
@@ -1211,6 +1305,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     )
                 wide = compute_dtype(p.dtype)
                 m[name] = torch.zeros_like(p, dtype=wide) if x is None else computed(x.detach()).to(wide)
+                m[name] = m[name].reshape(seen[p])
         return [[method.given(**made[p]) for p in job.params] for job in jobs]
 
     def _inputs(self, name: str, value: Any, every: Sequence[Tensor]) -> list[Tensor | None]:
@@ -1254,32 +1349,33 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
         Where parameters have states together, which go on without gradients, a job may have none.
         """
-        jobs: dict[Any, tuple[Any, dict[str, Any] | None, list[Tensor]]] = {}
+        jobs: dict[Any, tuple[Setting, Any, dict[str, Any] | None, list[Tensor]]] = {}
 
         def job(index: int, dtype: torch.dtype, kept: Any, place: Any, clock: Any) -> list[Tensor]:
-            values, hypers = groups[index]
+            (values, hypers), setting = groups[index], self._setting(self.param_groups[index])
             scalars = tuple(kept[name] for name in self.method.scalar_states)
-            key = (values, dtype, kept["step"] + 1, scalars, place, id(clock))
-            return jobs.setdefault(key, (hypers, clock, []))[2]
+            key = (values, dtype, kept["step"] + 1, scalars, place, id(clock), setting.view)
+            return jobs.setdefault(key, (setting, hypers, clock, []))[3]
 
         for p, index in ready:
             slot, clock = self.state[p], clocks[index][_kind(p)] if clocks else None
             if not slot:
-                slot.update(self._start(p, groups[index][1]))
+                slot.update(self._start(p, groups[index][1], self._setting(self.param_groups[index])))
             job(index, p.dtype, clock or slot, p.device, clock).append(p)
-        begun = {id(clock) for _, clock, _ in jobs.values()}
+        begun = {id(clock) for _, _, clock, _ in jobs.values()}
         for index, kinds in enumerate(clocks):
             for kind, clock in kinds.items():
                 if id(clock) not in begun:
                     job(index, getattr(torch, kind), clock, None, clock)
         return [
-            self._job(params, hypers, dtype, t, kept, clock)
-            for (_, dtype, t, kept, _, _), (hypers, clock, params) in jobs.items()
+            self._job(params, setting, hypers, dtype, t, kept, clock)
+            for (_, dtype, t, kept, *_), (setting, hypers, clock, params) in jobs.items()
         ]
 
     def _job(
         self,
         params: list[Tensor],
+        setting: Setting,
         hypers: Mapping[str, Any],
         dtype: torch.dtype,
         t: int,
@@ -1298,15 +1394,15 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             old = {f"{name}_prev": clock[name] for name in method.shared_states}
             place = params[0].device if params else None
             shared = method.shared(**{name: x.to(place or x.device) for name, x in old.items()})
-        return _Job(params, t, exact, rounded(exact, wide), clock, shared)
+        return _Job(params, setting, t, exact, rounded(exact, wide), clock, shared)
 
-    def _start(self, p: Tensor, hypers: Mapping[str, Any]) -> dict[str, Any]:
+    def _start(self, p: Tensor, hypers: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
         """The state of a parameter before its first step."""
         method = self.method
         slot: dict[str, Any] = {"step": 0}
         if not method.shared_states:
             slot.update(self._starts(method.scalar_states, compute_dtype(p.dtype), hypers))
-        theta = computed(p.detach())
+        theta = computed(p.detach()).reshape(setting.seen(p.shape))
         slot.update(entries(_there(method.init(theta, **self._for_init(hypers))), self._codes(p)))
         beside = self.storage.beside(_word_of(p.dtype))
         if beside is not None:
@@ -1320,9 +1416,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         given = {k: _double(hypers[x]) if isinstance(x, str) else float(x) for k, x in starts.items()}
         return {name: storing(dtype)(x) for name, x in given.items()}
 
-    def _loaded(self, p: Tensor) -> Tensor:
+    def _loaded(self, p: Tensor, setting: Setting) -> Tensor:
         """A parameter as the kernel takes it."""
-        theta, beside = computed(p.detach()), self.storage.beside(_word_of(p.dtype))
+        theta = computed(p.detach()).reshape(setting.seen(p.shape))
+        beside = self.storage.beside(_word_of(p.dtype))
         if beside is None:
             return theta
         return self.storage.loaded(theta, computed(self.state[p][beside]), _word_of(p.dtype))
@@ -1338,25 +1435,25 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             x, beside = self.storage.parted(x, kind, t, self._places[p])
             if name is not None:
                 self.state[p][name] = self._beside(p, beside)
-        p.copy_(round_to(x, p.dtype))
+        p.copy_(round_to(x, p.dtype).reshape(p.shape))
 
     def _for_init(self, hypers: Mapping[str, Any]) -> dict[str, Any]:
         return {name: _double(hypers[name]) for name in self.method.init_hypers}
 
-    def _arguments(self, p: Tensor, s: Any) -> tuple[Tensor, Tensor, Any, Any]:
+    def _arguments(self, p: Tensor, job: _Job) -> tuple[Tensor, Tensor, Any, Any]:
         """What the kernel is given of a parameter."""
         kept = opened(self.state[p], self._codes(p))
         state = self.method.state._make(kept.get(name) for name in self.method.state._fields)
-        if self.method.sources:
-            s = of_parameter(self.method.sources, s, self._places[p])
-        return self._loaded(p), computed(p.grad), state, s
+        s = of_parameter(self.method.sources, job.s, self._places[p]) if self.method.sources else job.s
+        theta = self._loaded(p, job.setting)
+        return theta, computed(p.grad).reshape(theta.shape), state, s
 
     def _run(self, job: _Job, w: Sequence[tuple[Any, ...]]) -> None:
         """One step of the parameters of a job."""
         method = self.method
         flat = self._compile and method.elementwise
-        if not (flat and self._run_flat(job.params, job.s, job.t)):
-            self._run_each(job.params, job.s, job.t, w)
+        if not (flat and self._run_flat(job)):
+            self._run_each(job, w)
         kept = [self.state[p] for p in job.params]
         for slot in kept:
             slot["step"] = job.t
@@ -1369,20 +1466,18 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             for name in method.scalar_states:
                 slot[name] = getattr(job.exact, name)
 
-    def _run_each(
-        self, params: list[Tensor], s: Any, t: int, besides: Sequence[tuple[Any, ...]]
-    ) -> None:
+    def _run_each(self, job: _Job, besides: Sequence[tuple[Any, ...]]) -> None:
         """The kernel on one parameter after the other."""
-        for p, w in zip(params, besides, strict=True):
+        for p, w in zip(job.params, besides, strict=True):
             slot = self.state[p]
-            theta, g, *rest = self._arguments(p, s)
+            theta, g, *rest = self._arguments(p, job)
             # What is compiled for one shape serves all of as many axes, but for sizes 0 and 1.
-            compiled = self._compile and min(p.shape, default=0) > 1
+            compiled = self._compile and min(theta.shape, default=0) > 1
             result, state = self._called_kernel(compiled, theta, g, *rest, *w)
             users = {id(theta), id(g)}  # memory of the user's, which changes outside, is not kept
             for name, x in entries(_there(state), self._codes(p)).items():
                 slot[name] = x.clone() if id(x) in users else x
-            self._store(p, result, t)
+            self._store(p, result, job.t)
 
     def _called_kernel(self, compiled: bool, *arguments: Any) -> Any:
         """The step of a kernel, compiled where that is wanted and possible."""
@@ -1395,9 +1490,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             self._go_on_without_compiler(error)
             return step(*arguments)
 
-    def _run_flat(self, params: list[Tensor], s: Any, t: int) -> bool:
+    def _run_flat(self, job: _Job) -> bool:
         """The compiled kernel on all parameters at once; False where there is no compiler."""
-        method = self.method
+        method, params = self.method, job.params
         sizes = [p.numel() for p in params]
         padding = max(0, 2 - sum(sizes))  # sizes 0 and 1 would be compiled separately
 
@@ -1407,9 +1502,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
         kept = [opened(self.state[p], self._codes(p)) for p in params]
         state = method.state._make(joined(x[name] for x in kept) for name in method.state._fields)
-        theta, g = joined(map(self._loaded, params)), joined(p.grad for p in params)
+        theta, g = joined(self._loaded(p, job.setting) for p in params), joined(p.grad for p in params)
         try:
-            theta, state = _compiled(method.step)(*_as_tensors((theta, g, state, s)))
+            theta, state = _compiled(method.step)(*_as_tensors((theta, g, state, job.s)))
         except Exception as error:
             self._go_on_without_compiler(error)
             return False
@@ -1419,7 +1514,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             states = {name: x.view(p.shape) for name, x in named}
             for name, x in entries(states, self._codes(p)).items():
                 slot[name].copy_(x)
-            self._store(p, result.view(p.shape), t)
+            self._store(p, result.view(p.shape), job.t)
         return True
 
     def _go_on_without_compiler(self, error: Exception) -> None:
@@ -1451,7 +1546,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         if name is not None and not self._evaluating:
             for p, slot in self._stateful():
                 slot[_TRAINING] = p.detach().clone()
-                p.copy_(round_to(slot[name], p.dtype))
+                p.copy_(round_to(slot[name], p.dtype).reshape(p.shape))
         self._evaluating = True
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -1492,7 +1587,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         if name is None or torch.compiler.is_compiling():
             return
         pairs = [(p, slot[name]) for p, slot in self._stateful() if slot["step"]]
-        if pairs and all(torch.equal(p.detach(), round_to(x, p.dtype)) for p, x in pairs):
+        if pairs and all(torch.equal(p.detach(), round_to(x, p.dtype).reshape(p.shape)) for p, x in pairs):
             warnings.warn(
                 f"{self._name}: the parameters are those to evaluate with, not those that the loaded "
                 "state was saved beside, so this run does not go on where that one was. Save the model "
@@ -1549,20 +1644,23 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     "parameters in the same order."
                 )
             groups.append({**{name: new[name] for name in self.domains}, **old})
+            groups[-1].pop(_RULES, None)
+            groups[-1] |= {_RULES: new[_RULES]} if _RULES in new else {}
             begun = _SHARED in old or any(state.get(key) for key in old["params"])
             if self.method.shared_states and begun:
                 groups[-1][_SHARED] = self._common(index, old.get(_SHARED, {}), new["params"])
+            setting = self._setting(new)
             for i, (key, p) in enumerate(zip(old["params"], new["params"], strict=True)):
                 if state.get(key):
                     called = self._called(index, i)
-                    state[key] = _Loaded(self._fitted(p, called, state[key]))
+                    state[key] = _Loaded(self._fitted(p, called, state[key], setting))
         return {**state_dict, "state": state, "param_groups": groups}
 
     def _fitted(
-        self, p: Tensor, called: str, saved: Mapping[str, Any]
+        self, p: Tensor, called: str, saved: Mapping[str, Any], setting: Setting
     ) -> dict[str, Any]:
         """The saved state of one parameter, on its device, in the dtypes of this method."""
-        layout = self._layout(p)
+        layout = self._layout(p, setting)
         own = () if self.method.shared_states else self.method.scalar_states
         wanted = {"step", *own, *layout}
         if wanted != saved.keys() - {_TRAINING}:
@@ -1613,10 +1711,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         return common
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickling and copying take: torch's three entries, the two modes, and the storage."""
-        kept = ("_compile", "_evaluating", "_resumed", "storage")
-        modes = {name: getattr(self, name) for name in kept}
-        return {**super().__getstate__(), **modes}
+        """What pickling and copying take: torch's three entries, the modes, the storage and the rules."""
+        kept = ("_compile", "_evaluating", "_resumed", "storage", "_rules", "_order")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what `__getstate__` or `load_state_dict` made."""
@@ -1634,7 +1731,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 # Schedules
 
 
-class Rule(NamedTuple):
+class Rate(NamedTuple):
     """A learning rate as a function of the number n of finished steps."""
 
     name: str
@@ -1656,9 +1753,9 @@ class Unbound:
         for name, domain in self.schedule.domains.items():
             if domain.kind == "schedule":
                 hypers[name] = _callable(hypers[name], base_lr, domain.many)
-        if self.schedule.rule.uses_base_lr:
+        if self.schedule.rate.uses_base_lr:
             hypers["base_lr"] = base_lr
-        value: Scalar = self.schedule.rule.value(n, **hypers)
+        value: Scalar = self.schedule.rate.value(n, **hypers)
         return value
 
     def table(self, n: int, base_lr: float) -> list[Scalar]:
@@ -1686,7 +1783,7 @@ class Schedule(LRScheduler):  # type: ignore[misc]
     hyperparameters are the constructor's.
     """
 
-    rule: ClassVar[Rule]
+    rate: ClassVar[Rate]
     domains: ClassVar[Mapping[str, Domain]]
     spelling: ClassVar[Spelling] = {}
 
@@ -1709,7 +1806,7 @@ class Schedule(LRScheduler):  # type: ignore[misc]
 
     @classmethod
     def _from(cls, hypers: Mapping[str, Any]) -> Unbound:
-        checked = _checked_all(cls.__name__, cls.domains, cls.spelling, cls.rule.requires, hypers)
+        checked = _checked_all(cls.__name__, cls.domains, cls.spelling, cls.rate.requires, hypers)
         return Unbound(cls, _in_the_specs_words(cls.domains, cls.spelling, checked))
 
     def get_lr(self) -> list[Any]:

@@ -21,6 +21,8 @@ if __name__ == "jax":
 
 
 _WHERE = {
+    "Rule": "runtime",
+    "Times": "runtime",
     "adabelief": "optimizers.adabelief",
     "adadelta": "optimizers.adadelta",
     "adafactor": "optimizers.adafactor",

@@ -38,6 +38,8 @@ from .optimizers.sophia import sophia as sophia
 from .optimizers.storm import storm as storm
 from .optimizers.svrg import svrg as svrg
 from .optimizers.yogi import yogi as yogi
+from .runtime import Rule as Rule
+from .runtime import Times as Times
 from .schedules.constant import constant as constant
 from .schedules.cosine import cosine as cosine
 from .schedules.cosine_restarts import cosine_restarts as cosine_restarts

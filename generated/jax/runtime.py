@@ -13,10 +13,12 @@ once to the compute dtype before they meet an array.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -147,6 +149,455 @@ def check_relations(
         if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
+
+
+class Times:
+    """So many times what holds otherwise: `Rule("backbone.*", lr=Times(0.1))`."""
+
+    def __init__(self, factor: float) -> None:
+        known = isinstance(factor, numbers.Real) and not isinstance(factor, bool)
+        if not known or not math.isfinite(factor):
+            raise TypeError(f"Times: the factor must be a finite number, got {factor!r}.")
+        self.factor = float(factor)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Times) and other.factor == self.factor
+
+    def __hash__(self) -> int:
+        return hash((Times, self.factor))
+
+    def __repr__(self) -> str:
+        return f"Times({self.factor!r})"
+
+
+class Rule:
+    """What holds for some parameters: `Rule("*.bias", weight_decay=0.0)`.
+
+    A parameter is meant if it fulfils every condition that is given. Where several rules mean a
+    parameter, all of them hold, in their order: of two that set the same thing the later one does.
+
+    Args:
+        *patterns: its name matches one of these; `*` stands for any text, `?` for one character.
+            Names are `layers[0].weight`; `layers.0.weight` and `layers/0/weight` are the same name. A
+            pattern that begins with `*.` matches names without a dot, too.
+        names: it has one of these names.
+        ndim: it has so many axes.
+        max_ndim: it has at most so many axes; 1 are biases and the scales of norms.
+        min_ndim: it has at least so many axes.
+        train: whether it is trained; if not, it keeps its value and has no state.
+        as_vector: the algorithm sees it with all its axes as one, so that it is no matrix.
+        as_matrix: where it has more than two axes, the algorithm sees it as a matrix: `first` keeps
+            the first axis as rows (kernels of PyTorch), `last` the last one as columns (of Keras and
+            JAX).
+        **hypers: hyperparameters of the optimizer, by this package's names or by the spec's; a value,
+            or `Times(factor)` of what holds otherwise.
+
+    Raises:
+        TypeError, ValueError: a condition is missing or no condition, or the rule changes nothing.
+    """
+
+    def __init__(
+        self,
+        *patterns: str,
+        names: Sequence[str] | None = None,
+        ndim: int | None = None,
+        max_ndim: int | None = None,
+        min_ndim: int | None = None,
+        train: bool | None = None,
+        as_vector: bool | None = None,
+        as_matrix: str | None = None,
+        **hypers: Any,
+    ) -> None:
+        self.patterns = patterns
+        self.names = None if names is None or isinstance(names, str) else tuple(names)
+        self.sizes = {
+            word: given
+            for word, given in (("ndim", ndim), ("max_ndim", max_ndim), ("min_ndim", min_ndim))
+            if given is not None
+        }
+        self.train, self.as_vector, self.as_matrix = train, as_vector, as_matrix
+        self.hypers = {key: _plain_number(value) for key, value in hypers.items()}
+        for word in patterns:
+            if not isinstance(word, str):
+                raise TypeError(
+                    f"{self}: a pattern must be text, got {word!r}. By the number of axes a rule goes with "
+                    "ndim, max_ndim or min_ndim."
+                )
+        if isinstance(names, str) or not all(isinstance(x, str) for x in self.names or ()):
+            raise TypeError(f"Rule: names must be a list of names, got {names!r}. Pass names=[...].")
+        for word, given in self.sizes.items():
+            if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+                raise TypeError(f"{self}: {word} must be an integer in [0, inf), got {given!r}.")
+        for word, flag in (("train", train), ("as_vector", as_vector)):
+            if flag is not None and not isinstance(flag, bool):
+                raise TypeError(f"{self}: {word} must be True or False, got {flag!r}.")
+        if as_matrix not in (None, "first", "last"):
+            raise ValueError(f"{self}: as_matrix must be 'first' or 'last', got {as_matrix!r}.")
+        if as_vector and as_matrix:
+            raise ValueError(f"{self}: a parameter cannot be seen as a vector and as a matrix. Drop one.")
+        if not (patterns or names or self.sizes):
+            raise ValueError(
+                f"{self} does not say which parameters it means. Give a pattern, names, ndim, max_ndim "
+                'or min_ndim; "*" means all.'
+            )
+        if train is None and as_vector is None and as_matrix is None and not hypers:
+            raise ValueError(
+                f"{self} changes nothing. Say what holds, for example weight_decay=0.0 or train=False."
+            )
+
+    def means(self, name: str, ndim: int) -> bool:
+        """Whether a parameter fulfils every condition."""
+        plain = _plain_name(name)
+        fits = {
+            "ndim": ndim == self.sizes.get("ndim"),
+            "max_ndim": ndim <= self.sizes.get("max_ndim", 0),
+            "min_ndim": ndim >= self.sizes.get("min_ndim", 0),
+        }
+        return (
+            all(fits[word] for word in self.sizes)
+            and (self.names is None or plain in map(_plain_name, self.names))
+            and (not self.patterns or any(_matches(p, plain) for p in self.patterns))
+        )
+
+    @property
+    def named(self) -> bool:
+        """Whether it goes by names."""
+        return bool(self.patterns) or self.names is not None
+
+    def config(self) -> dict[str, Any]:
+        """Everything that makes another rule like this one, by the arguments' names."""
+        given = {
+            "names": None if self.names is None else list(self.names),
+            **self.sizes,
+            "train": self.train,
+            "as_vector": self.as_vector,
+            "as_matrix": self.as_matrix,
+            **self.hypers,
+        }
+        kept = {key: value for key, value in given.items() if value is not None or key in self.hypers}
+        return {"patterns": list(self.patterns), **kept}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Rule:
+        """The reverse of `config`."""
+        return cls(*config["patterns"], **{k: v for k, v in config.items() if k != "patterns"})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rule) and other.config() == self.config()
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __repr__(self) -> str:
+        config = self.config()
+        words = [f'"{p}"' if isinstance(p, str) else repr(p) for p in config.pop("patterns")]
+        return f"Rule({', '.join([*words, *(f'{k}={v!r}' for k, v in config.items())])})"
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of NumPy as Python's own, so that rules are plain data."""
+    return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
+
+
+def _plain_name(name: str) -> str:
+    """A name as every framework writes it: `layers[0].w`, `layers.0.w` and `layers/0/w:0` are one."""
+    return re.sub(r"[./\[\]]+", ".", name.removesuffix(":0")).strip(".")
+
+
+def _matches(pattern: str, plain: str) -> bool:
+    """Whether a name matches a pattern."""
+    inside, head = _plain_name(pattern), ""
+    if inside.startswith("*."):
+        inside, head = inside[2:], r"(?:.*\.)?"
+    text = "".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in inside)
+    return re.fullmatch(head + text, plain, re.DOTALL) is not None
+
+
+# ---------------------------------------------------------------------------------------------------
+# What follows for an optimizer
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What holds for the parameters that the same rules mean."""
+
+    rules: tuple[int, ...] = ()  # their numbers, from 1
+    overrides: tuple[tuple[str, Any], ...] = ()  # by the spec's names, in the order of the rules
+    train: bool = True
+    view: str | None = None  # vector, first or last: how the algorithm sees the axes
+
+    def over(
+        self, hypers: Mapping[str, Any], scaled: Callable[[Any, float], Any] = lambda x, k: x * k
+    ) -> dict[str, Any]:
+        """The hyperparameters that hold; `scaled` says what so many times a value is."""
+        now = dict(hypers)
+        for name, value in self.overrides:
+            now[name] = scaled(now[name], value.factor) if isinstance(value, Times) else value
+        return now
+
+    def seen(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape in which the algorithm sees a parameter of some shape."""
+        sizes = tuple(shape)
+        if self.view == "vector" and len(sizes) > 1:
+            return (math.prod(sizes),)
+        if self.view == "first" and len(sizes) > 2:
+            return sizes[0], math.prod(sizes[1:])
+        if self.view == "last" and len(sizes) > 2:
+            return math.prod(sizes[:-1]), sizes[-1]
+        return sizes
+
+    @property
+    def label(self) -> str:
+        """What to call these parameters: nothing where no rule means them."""
+        return f"rules {' '.join(map(str, self.rules))}" if self.rules else ""
+
+
+class Rules:
+    """The rules of one optimizer, checked.
+
+    Args:
+        owner: the optimizer's name, for messages.
+        given: the rules.
+        domains: the optimizer's hyperparameters by the names that its users know.
+        spelling: those names that differ from the spec's: the spec's, or a tuple of them.
+        hypers: the hyperparameters that hold otherwise, by the spec's names.
+        unchecked: says which values are tensors or schedules.
+        together: states of all parameters together, which the optimizer has.
+        elementwise: whether every number goes its own way, so that it does not matter how axes are seen.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        given: Sequence[Rule],
+        domains: Mapping[str, Domain],
+        spelling: Mapping[str, str | tuple[str, ...]],
+        hypers: Mapping[str, Any],
+        unchecked: Callable[[Domain, Any], bool],
+        together: Iterable[str] = (),
+        elementwise: bool = False,
+    ) -> None:
+        if isinstance(given, Rule) or not isinstance(given, Iterable):
+            raise TypeError(f"{owner}: rules must be a list of rules, got {given!r}. Pass rules=[...].")
+        self.owner, self.given, self.spelling = owner, tuple(given), dict(spelling)
+        for rule in self.given:
+            if not isinstance(rule, Rule):
+                raise TypeError(
+                    f"{owner}: rules must be a list of rules, got {rule!r} in it. Pass, for example, "
+                    'Rule("*.bias", weight_decay=0.0).'
+                )
+        if self.given and together:
+            raise ValueError(
+                f"{owner}: {', '.join(together)} is kept for all parameters together, and rules would part "
+                "them. Leave rules out, or take an optimizer for each part."
+            )
+        self.elementwise = elementwise
+        self.domains: dict[str, Domain] = {}  # by the spec's names
+        self.words: dict[str, str] = {}  # the spec's names as users write them
+        for word, domain in domains.items():
+            names = self.spelling.get(word, word)
+            entries = [names] if isinstance(names, str) else list(names)
+            for i, name in enumerate(entries):
+                self.domains[name] = domain
+                self.words[name] = word if isinstance(names, str) else f"{word}[{i}]"
+        self.settings: dict[tuple[int, ...], Setting] = {(): Setting()}
+        self.overrides = [
+            self._overrides(f"rule {n}", rule, hypers, unchecked)
+            for n, rule in enumerate(self.given, 1)
+        ]
+
+    def _overrides(
+        self,
+        place: str,
+        rule: Rule,
+        hypers: Mapping[str, Any],
+        unchecked: Callable[[Domain, Any], bool],
+    ) -> dict[str, Any]:
+        """What a rule sets, by the spec's names, checked."""
+        made: dict[str, Any] = {}
+        for word, value in rule.hypers.items():
+            names = self.spelling.get(word, word)
+            if isinstance(names, tuple):
+                if not isinstance(value, (tuple, list)) or len(value) != len(names):
+                    raise TypeError(
+                        f"{self.owner}: {word} of {place} must be a tuple ({', '.join(names)}), got "
+                        f"{value!r}."
+                    )
+                made.update(zip(names, value, strict=True))
+            elif names in self.domains:
+                made[names] = value
+            else:
+                raise TypeError(f"{self.owner}: {place}, {rule}, {self._unknown(word)}")
+        for name, value in made.items():
+            domain, called = self.domains[name], f"{self.words[name]} of {place}"
+            if isinstance(value, Times):
+                base = hypers[name]
+                if domain.kind != "float" or domain.many:
+                    raise TypeError(f"{self.owner}: {called} must be {domain.phrase}, got {value!r}.")
+                if base is None:
+                    raise TypeError(f"{self.owner}: {called} is {value!r} of None. Give it a value.")
+                if not unchecked(domain, base):
+                    domain.check(self.owner, called, float(base) * value.factor)
+            elif not unchecked(domain, value):
+                domain.check(self.owner, called, value)
+        return made
+
+    def _unknown(self, word: str) -> str:
+        users = list(dict.fromkeys(w.partition("[")[0] for w in self.words.values()))
+        close = difflib.get_close_matches(word, [*users, *self.domains, *_CONDITIONS], 1)
+        hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(users)}."
+        return f"sets {word}, which is no hyperparameter of {self.owner}. {hint}"
+
+    def assign(
+        self,
+        parameters: Sequence[tuple[str | None, Sequence[int]]],
+        remedy: str = "Give it one.",
+        whole: bool = True,
+    ) -> list[Setting]:
+        """What holds for each parameter.
+
+        Args:
+            parameters: their names and shapes; no name where there is none.
+            remedy: how parameters get names.
+            whole: whether these are all, so that a rule which means none of them is a mistake.
+
+        Raises:
+            ValueError: a rule means no parameter, or goes by names that are missing.
+        """
+        for n, rule in enumerate(self.given, 1):
+            if rule.named and any(name is None for name, _ in parameters):
+                raise ValueError(
+                    f"{self.owner}: rule {n}, {rule}, goes by names, and the parameters have none. {remedy}"
+                )
+            if whole and parameters:
+                self._used(n, rule, [(name or "", len(shape)) for name, shape in parameters])
+        return [self._setting(name or "", len(shape)) for name, shape in parameters]
+
+    def _used(self, n: int, rule: Rule, parameters: Sequence[tuple[str, int]]) -> None:
+        """Refuse a rule that means nothing, or has a name that nothing has."""
+        known = {_plain_name(name): name for name, _ in parameters}
+        strange = [x for x in rule.names or () if _plain_name(x) not in known]
+        if not strange and any(rule.means(*p) for p in parameters):
+            return
+        what = f"has the name {strange[0]!r}, which no parameter has" if strange else "means no parameter"
+        wanted = [strange[0]] if strange else [*rule.patterns, *(rule.names or ())]
+        by_name = {name for name, ndim in parameters if any(_matches(p, _plain_name(name)) for p in wanted)}
+        if wanted and not by_name:
+            hint = _closest(wanted, known)
+        else:
+            axes = sorted({ndim for name, ndim in parameters if name in by_name or not wanted})
+            hint = f"{'Those' if wanted else 'The'} parameters have {_listed(axes)} ax{'ei'[axes == [1]]}s."
+        raise ValueError(f"{self.owner}: rule {n}, {rule}, {what}. {hint}")
+
+    def _setting(self, name: str, ndim: int) -> Setting:
+        meant = tuple(n for n, rule in enumerate(self.given, 1) if rule.means(name, ndim))
+        if meant not in self.settings:
+            train, view = True, None
+            for n in meant:
+                rule = self.given[n - 1]
+                train = train if rule.train is None else rule.train
+                if rule.as_vector is not None or rule.as_matrix is not None:
+                    view = "vector" if rule.as_vector else rule.as_matrix
+            overrides = tuple(pair for n in meant for pair in self.overrides[n - 1].items())
+            self.settings[meant] = Setting(meant, overrides, train, None if self.elementwise else view)
+        return self.settings[meant]
+
+    def assignment(
+        self,
+        hypers: Mapping[str, Any],
+        parameters: Iterable[tuple[str, Sequence[int], Setting]],
+    ) -> Assignment:
+        """The table of what holds."""
+        rows = []
+        for name, shape, setting in parameters:
+            now = setting.over(hypers, _shown_product)
+            changed = {self.words[name]: _shown(now[name]) for name, _ in setting.overrides}
+            seen = setting.seen(shape)
+            seen_as = seen if setting.train and seen != tuple(shape) else None
+            rows.append(
+                Assigned(name, tuple(shape), setting.rules, changed, setting.train, seen_as)
+            )
+        return Assignment(self.owner, self.given, tuple(rows))
+
+
+_CONDITIONS = "names ndim max_ndim min_ndim train as_vector as_matrix".split()
+
+
+def _closest(wanted: Sequence[str], known: Mapping[str, str]) -> str:
+    """Which names there are, the closest first."""
+    near: dict[str, float] = {}
+    for word in wanted:
+        plain = _plain_name(word).replace("*", "").strip(".")
+        for name in known:
+            tails = [name.split(".", i)[-1] for i in range(name.count(".") + 1)]
+            ratios = [difflib.SequenceMatcher(None, plain, tail).ratio() for tail in tails]
+            near[name] = max([near.get(name, 0.0), *ratios])
+    best = sorted(near, key=lambda name: -near[name])[:3]
+    there_are = "The closest names are" if len(known) > 3 else "There are"
+    return f"{there_are} {_listed([known[x] for x in best])}."
+
+
+def _listed(words: Sequence[Any]) -> str:
+    """One, two and three."""
+    *first, last = map(str, words)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _shown(value: Any) -> Any:
+    """A value as people write it."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A schedule so many times, as the table has it."""
+
+    factor: float
+    value: Any
+
+    def __repr__(self) -> str:
+        return f"{self.factor!r} * {self.value!r}"
+
+
+def _shown_product(value: Any, factor: float) -> Any:
+    value = _shown(value)
+    return value * factor if isinstance(value, numbers.Real) else _Product(factor, value)
+
+
+class Assigned(NamedTuple):
+    """What holds for a parameter."""
+
+    name: str
+    shape: tuple[int, ...]
+    rules: tuple[int, ...]  # the rules that mean it, by their numbers
+    hypers: dict[str, Any]  # what they set, by the names that users know
+    train: bool
+    seen_as: tuple[int, ...] | None  # the shape in which the algorithm sees it, if another
+
+    def __str__(self) -> str:
+        words = [f"{name}={value!r}" for name, value in self.hypers.items()]
+        if self.seen_as is not None:
+            words.append(f"seen as {self.seen_as}")
+        return ", ".join(words) if self.train else "not trained"
+
+
+@dataclass(frozen=True, repr=False)
+class Assignment:
+    """Which rules hold for which parameter; printed, a table."""
+
+    owner: str
+    rules: tuple[Rule, ...]
+    rows: tuple[Assigned, ...]
+
+    def __repr__(self) -> str:
+        head = [f"rule {n}: {rule}" for n, rule in enumerate(self.rules, 1)]
+        cells = [("parameter", "shape", "rules", "what they set")]
+        for row in self.rows:
+            numbered = " ".join(map(str, row.rules)) or "-"
+            cells.append((row.name or "params", str(row.shape), numbered, str(row)))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+        return "\n".join([self.owner, *head, "", *lines])
 
 
 def _exp_tail(hi: Any, lo: Any, k: Any) -> Any:
@@ -1225,10 +1676,11 @@ def _kept(method: Method, name: str, value: Any) -> Any:
     return value.astype(jnp.float32) if whole and domain.kind != "int" else value
 
 
-def _described(method: Method, hypers: Mapping[str, Any]) -> str:
+def _described(method: Method, hypers: Mapping[str, Any], rules: Sequence[Rule] = ()) -> str:
     """As users write it: `adamw(learning_rate=0.001, ...)`."""
-    inside = ", ".join(f"{method.hypers[k][0]}={_plain(x)!r}" for k, x in hypers.items())
-    return f"{method.name}({inside})"
+    inside = [f"{method.hypers[k][0]}={_plain(x)!r}" for k, x in hypers.items()]
+    inside += [f"rules={[*rules]}"] if rules else []
+    return f"{method.name}({', '.join(inside)})"
 
 
 def _plain(value: Any) -> Any:
@@ -1330,7 +1782,7 @@ def _compiled(
         token = _SCOPE.set(fl)
         try:
             hypers = {
-                name: x.at(n, wide) if isinstance(x, Schedule) else x
+                name: x.at(n, wide) if isinstance(x, (Schedule, _Scaled)) else x
                 for name, x in jax.tree.unflatten(structure, leaves).items()
             }
             return jax.tree.map(jnp.asarray, scalars(n + 1, **previous, **hypers))
@@ -1427,6 +1879,29 @@ class Schedule:
         return _described(self.method, self.hypers)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Scaled:
+    """A function of the count, or what it gave, so many times."""
+
+    value: Any
+    factor: Any
+
+    def at(self, n: Any, wide: bool) -> Any:
+        """The double after n finished steps, inside step scope."""
+        given = self.value.at(n, wide) if isinstance(self.value, (Schedule, _Scaled)) else self.value
+        return rounded()(given * self.factor)
+
+    def __repr__(self) -> str:
+        return f"{_plain(self.factor)!r} * {self.value!r}"
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    """A number, an array or a function of the count, so many times."""
+    later = callable(value) or isinstance(value, _Scaled)
+    return _Scaled(value, np.float64(factor)) if later else value * factor
+
+
 def _itself(t: Any, *, value: Any) -> Any:
     del t
     return value
@@ -1470,12 +1945,26 @@ def stored(x: Any, dtype: Any) -> Any:
 def _named(tree: Tree) -> dict[str, Any]:
     """The leaves by their paths, None included."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+    return {_name(path): x for path, x in leaves}
+
+
+def _name(path: Sequence[Any]) -> str:
+    """A path as text: `layers[0].weight`."""
+    text = ""
+    for key in path:
+        plain = jax.tree_util.keystr((key,), simple=True)
+        text += f"[{plain}]" if hasattr(key, "idx") else f".{plain}"
+    return text.removeprefix(".")
+
+
+def _names(tree: Tree) -> list[str]:
+    """The paths of the arrays."""
+    return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def _path(tree: Tree, i: int) -> str:
     """The path of the i-th array."""
-    return [path for path, x in _named(tree).items() if x is not None][i] or "params"
+    return _names(tree)[i] or "params"
 
 
 def _arrays(owner: str, what: str, tree: Tree) -> list[Any]:
@@ -1606,6 +2095,7 @@ class Optimizer(GradientTransformationExtraArgs):  # type: ignore[misc]
         cls,
         method: Method,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: Any = 0,
@@ -1616,7 +2106,7 @@ class Optimizer(GradientTransformationExtraArgs):  # type: ignore[misc]
             hypers["seed"] = seed
         if not _is_array(seed):  # optax.inject_hyperparams makes arrays of numbers
             seed = int(Storage(seed=seed).check(method.name).seed)
-        shell = _Shell(method, hypers, Storage(store, states).check(method.name), seed)
+        shell = _Shell(method, hypers, Storage(store, states).check(method.name), seed, rules)
         self = cls(shell.init, shell.update)
         self.shell = shell
         return self
@@ -1645,6 +2135,10 @@ class Optimizer(GradientTransformationExtraArgs):  # type: ignore[misc]
         They differ from `params` where the algorithm takes its gradient at another point.
         """
         return self.shell.evaluation_params(params, state)
+
+    def assignment(self, params: Tree) -> Assignment:
+        """Which rules hold for which parameter, and what follows: a table when it is printed."""
+        return self.shell.assignment(params)
 
     def __repr__(self) -> str:
         return repr(self.shell)
@@ -1711,12 +2205,13 @@ def over_all(
         total = _added(found)
         made: dict[Any, Any] = {}
         for (theta, _, _, *scalars), b in zip(calls, besides, strict=True):
-            dtype = compute_dtype(theta.dtype)
-            if dtype not in made:
+            common = id(scalars[0])  # the scalars of one dtype under the same rules are one object
+            if common not in made:
+                dtype = compute_dtype(theta.dtype)
                 near = jax.tree.map(functools.partial(jnp.asarray, dtype=dtype), total)
                 shared = () if "shared" not in b else (b["shared"],)
-                made[dtype] = _shared_kernel(then)(near, *scalars, *shared)
-            b["shared"] = made[dtype]
+                made[common] = _shared_kernel(then)(near, *scalars, *shared)
+            b["shared"] = made[common]
     return [(*x, *b.values()) for x, b in zip(calls, besides, strict=True)]
 
 
@@ -1790,6 +2285,20 @@ def _cover(s: Any) -> Any:
 _compiled_cover: Any = jax.jit(_cover)
 
 
+def _shaped(x: Any, shape: tuple[int, ...]) -> Any:
+    return x if x.shape == shape else jnp.reshape(x, shape)
+
+
+class _Kind(NamedTuple):
+    """What parameters have in common that have the same scalars."""
+
+    dtype: Any  # the compute dtype
+    setting: Setting
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.setting.label}".rstrip()
+
+
 _PLAIN = Storage()
 _OTHERWISE = "the state was made with another option `{}`. Make it with init(params)."
 
@@ -1798,26 +2307,68 @@ class _Shell:
     """A method with its hyperparameters, run over trees."""
 
     def __init__(
-        self, method: Method, hypers: Mapping[str, Any], storage: Storage = _PLAIN, seed: Any = 0
+        self,
+        method: Method,
+        hypers: Mapping[str, Any],
+        storage: Storage = _PLAIN,
+        seed: Any = 0,
+        rules: Sequence[Rule] = (),
     ) -> None:
         self.method = method
         self.hypers = _hypers(method, hypers)
         self.storage, self.seed = storage, seed
-        numbers = (*method.scalar_states.values(), *method.shared_states.values())
-        starts = [x for x in numbers if isinstance(x, str)]
-        for name in (*method.init_hypers, *starts):
-            if callable(self.hypers[name]):
-                raise TypeError(
-                    f"{method.name}: {method.hypers[name][0]} is needed before the first step, so it "
-                    "cannot be a schedule. Pass a number."
-                )
+        self.rules = Rules(
+            method.name,
+            rules,
+            dict(method.hypers.values()),
+            {spelling: name for name, (spelling, _) in method.hypers.items()},
+            self.hypers,
+            lambda domain, x: _is_array(x) or _scheduled(method, domain, x),
+            method.shared_states,
+            method.elementwise,
+        )
+        for overrides in self.rules.overrides:
+            for name, x in overrides.items():
+                overrides[name] = x if isinstance(x, Times) else _kept(method, name, x)
+        self._assigned: dict[Any, list[Setting]] = {}
+        self._resolved: dict[Setting, dict[str, Any]] = {}
+        self.resolved(self.rules.settings[()])
 
     def __repr__(self) -> str:
-        return _described(self.method, self.hypers)
+        return _described(self.method, self.hypers, self.rules.given)
 
     # Parts -----------------------------------------------------------------------------------------
 
-    def slots(self, state: State, structure: Any, arrays: list[Any]) -> list[Any]:
+    def settings(self, structure: Any, arrays: list[Any]) -> list[Setting]:
+        """What rules say of each parameter."""
+        if not self.rules.given:
+            return [self.rules.settings[()]] * len(arrays)
+        key = structure, tuple(x.shape for x in arrays)
+        if key not in self._assigned:
+            names = _names(jax.tree.unflatten(structure, range(len(arrays))))
+            self._assigned[key] = self.rules.assign(list(zip(names, key[1], strict=True)))
+        return self._assigned[key]
+
+    def resolved(self, setting: Setting) -> dict[str, Any]:
+        """The hyperparameters under some rules."""
+        if setting not in self._resolved:
+            method, hypers = self.method, setting.over(self.hypers, _scaled)
+            numbers = (*method.scalar_states.values(), *method.shared_states.values())
+            starts = [x for x in numbers if isinstance(x, str)]
+            for name in (*method.init_hypers, *starts):
+                if callable(hypers[name]) or isinstance(hypers[name], _Scaled):
+                    raise TypeError(
+                        f"{method.name}: {method.hypers[name][0]} is needed before the first step, so it "
+                        "cannot be a schedule. Pass a number."
+                    )
+            if setting.rules:
+                check_relations(method.name, method.requires, hypers)
+            self._resolved[setting] = hypers
+        return self._resolved[setting]
+
+    def slots(
+        self, state: State, structure: Any, arrays: list[Any], settings: list[Setting]
+    ) -> list[Any]:
         """The states of each parameter."""
         method = self.method
         if getattr(getattr(state, "tensors", None), "_fields", None) != method.state._fields:
@@ -1830,8 +2381,11 @@ class _Shell:
             fits, slots = False, []
         else:
             slots = [method.state(*(column[i] for column in columns)) for i in range(len(arrays))]
-            pairs = zip(slots, arrays, strict=True)
-            fits = all(_shapes(slot) == _state_shapes(method, x.shape) for slot, x in pairs)
+            trios = zip(slots, arrays, settings, strict=True)
+            fits = all(
+                _shapes(slot) == (_state_shapes(method, s.seen(x.shape)) if s.train else [None] * len(slot))
+                for slot, x, s in trios
+            )
         if not fits:
             raise ValueError(
                 f"{method.name}: the state belongs to other parameters. Make it with init(params)."
@@ -1847,12 +2401,17 @@ class _Shell:
         codes = self.storage.codes(self.method.coded, p.dtype.name, p.size)
         return [name for name in self.method.state._fields if name in codes]
 
-    def besides(self, state: State, structure: Any, arrays: list[Any]) -> list[Any]:
+    def besides(
+        self, state: State, structure: Any, arrays: list[Any], settings: list[Setting]
+    ) -> list[Any]:
         """What is kept beside each parameter."""
         kept = [None] * len(arrays)
         if not (isinstance(state.beside, tuple) and state.beside == ()):
             kept = structure.flatten_up_to(state.beside)
-        wanted = [self.storage.beside(x.dtype.name) is not None for x in arrays]
+        wanted = [
+            s.train and self.storage.beside(x.dtype.name) is not None
+            for x, s in zip(arrays, settings, strict=True)
+        ]
         if wanted != [x is not None for x in kept]:
             raise ValueError(f"{self.method.name}: {_OTHERWISE.format('store')}")
         return kept
@@ -1867,31 +2426,41 @@ class _Shell:
         columns = [[slot[i] for slot in slots] for i in range(len(self.method.state._fields))]
         return self.method.state(*(jax.tree.unflatten(structure, c) for c in columns))
 
-    def scalars(self, state: State, dtypes: set[Any]) -> dict[Any, Any]:
-        """The step's scalars in each compute dtype, and a zero made of them."""
-        hypers = dict(self.hypers)
+    def scalars(self, state: State, kind: _Kind) -> Any:
+        """The step's scalars in a compute dtype, under some rules, and a zero made of them."""
+        hypers = dict(self.resolved(kind.setting))
         for name, x in hypers.items():
-            if callable(x) and not isinstance(x, Schedule):
-                hypers[name] = _kept(self.method, name, x(state.count))
-        made = {}
-        for dtype in dtypes:
-            old = state.scalars.get(str(dtype), {})
-            kept = {f"{name}_prev": old[name] for name in self.method.scalar_states}
-            s = _evaluated(self.method.scalars, state.count, hypers, dtype, kept)
-            made[dtype] = (s, _compiled_cover(s))
-        return made
+            hypers[name] = self._at(name, x, state.count)
+        old = state.scalars.get(str(kind), {})
+        kept = {f"{k}_prev": old[k] for k in self.method.scalar_states}
+        s = _evaluated(self.method.scalars, state.count, hypers, kind.dtype, kept)
+        return s, _compiled_cover(s)
+
+    def _at(self, name: str, x: Any, count: Any) -> Any:
+        """A hyperparameter of the coming step; generated schedules wait for step scope."""
+        if isinstance(x, _Scaled):
+            return _Scaled(self._at(name, x.value, count), x.factor)
+        if callable(x) and not isinstance(x, Schedule):
+            return _kept(self.method, name, x(count))
+        return x
 
     def given(
-        self, structure: Any, params: Tree, arrays: list[Any], scalars: Any, values: Mapping[str, Any]
+        self,
+        structure: Any,
+        arrays: list[Any],
+        trained: Mapping[int, _Kind],
+        scalars: Any,
+        values: Mapping[str, Any],
     ) -> list[Any]:
-        """What the caller gives, for each parameter in its compute dtype; zeros where it is not read."""
+        """What the caller gives, for each trained parameter in its compute dtype; zeros if it is not read."""
         method = self.method
-        if method.given is None:
+        if method.given is None or not trained:
             return []
         if lacking := [name for name in method.inputs if values.get(name) is None]:
             what = ", ".join(f"{name}=..." for name in lacking)
             raise TypeError(f"{method.name}: a step reads {', '.join(lacking)}. Pass {what}.")
         columns: dict[str, list[Any]] = {}
+        params = jax.tree.unflatten(structure, arrays)
         for name, when in method.inputs.items():
             value = values[name]
 
@@ -1899,7 +2468,7 @@ class _Shell:
                 found = value(params) if callable(value) else value
                 if name in method.numbers:
                     return [jnp.asarray(found, compute_dtype(x.dtype)) for x in arrays]
-                _, xs = _matched(method.name, jax.tree.unflatten(structure, arrays), found, name)
+                _, xs = _matched(method.name, params, found, name)
                 return [x.astype(compute_dtype(p.dtype)) for x, p in zip(xs, arrays, strict=True)]
 
             def nothing(name: str = name) -> list[Any]:
@@ -1909,10 +2478,15 @@ class _Shell:
             first = next(iter(scalars.values()))[0]
             asked = getattr(first, when) if when and callable(value) else None
             columns[name] = read() if asked is None else branch(asked, read, nothing)
-        rows = range(len(arrays))
-        return [method.given(**{name: column[i] for name, column in columns.items()}) for i in rows]
 
-    def elsewhere(self, structure: Any, arrays: list[Any], gradient: Any) -> Any:
+        def one(i: int, seen: Setting) -> Any:
+            return method.given(**{k: _shaped(x[i], seen.seen(x[i].shape)) for k, x in columns.items()})
+
+        return [one(i, kind.setting) for i, kind in trained.items()]
+
+    def elsewhere(
+        self, structure: Any, arrays: list[Any], trained: Mapping[int, _Kind], gradient: Any
+    ) -> Any:
         """The function that takes further gradients: from points to gradients, in compute dtypes."""
         name = self.method.name
         if self.method.takes_several and not callable(gradient):
@@ -1923,24 +2497,30 @@ class _Shell:
             )
 
         def further(points: list[Any]) -> list[Any]:
-            near = [stored(x, p.dtype) for x, p in zip(points, arrays, strict=True)]
+            near = list(arrays)
+            for i, x in zip(trained, points, strict=True):
+                near[i] = _shaped(stored(x, arrays[i].dtype), arrays[i].shape)
             tree = jax.tree.unflatten(structure, near)
             _, gs = _matched(name, tree, gradient(tree))
-            return [g.astype(compute_dtype(p.dtype)) for g, p in zip(gs, arrays, strict=True)]
+            return [
+                _shaped(gs[i].astype(kind.dtype), kind.setting.seen(gs[i].shape))
+                for i, kind in trained.items()
+            ]
 
         return further
 
-    def begun(self, state: State, dtype: Any) -> tuple[Any, ...]:
+    def begun(self, state: State, kind: _Kind) -> tuple[Any, ...]:
         """What enters the first pass: old states of all parameters together, where there are any."""
         names = self.method.shared_states
         if not names:
             return ()
-        old = state.scalars[str(dtype)]
+        old = state.scalars[str(kind)]
         return (self.method.shared(**{f"{name}_prev": old[name] for name in names}),)
 
     def run(
         self,
         one: Callable[..., Any],
+        still: Callable[..., Any],
         structure: Any,
         arrays: list[Any],
         gs: list[Any],
@@ -1951,39 +2531,45 @@ class _Shell:
         """`one(p, i, theta, g, *rest)` for every parameter p, the i-th, and the state after it.
 
         From theta on it is all that kernels take. It gives a result, what is beside it, and states.
-        `gradient` takes further gradients, `values` are what else the method reads, by name.
+        What a rule leaves untrained is `still(theta)` instead. `gradient` takes further gradients,
+        `values` are what else the method reads, by name.
         """
-        method = self.method
-        old, beside = self.slots(state, structure, arrays), self.besides(state, structure, arrays)
-        dtypes = [compute_dtype(x.dtype) for x in arrays]
-        scalars = self.scalars(state, set(dtypes))
+        settings = self.settings(structure, arrays)
+        slots = self.slots(state, structure, arrays, settings)
+        beside = self.besides(state, structure, arrays, settings)
+        seen = [_shaped(x, setting.seen(x.shape)) for x, setting in zip(arrays, settings, strict=True)]
+        trained = {
+            i: _Kind(compute_dtype(x.dtype), setting)
+            for i, (x, setting) in enumerate(zip(arrays, settings, strict=True))
+            if setting.train
+        }
+        scalars = {kind: self.scalars(state, kind) for kind in dict.fromkeys(trained.values())}
         calls = []
-        columns = zip(arrays, gs, old, beside, dtypes, strict=True)
-        for place, (theta, g, slot, rest, dtype) in enumerate(columns):
-            s, zero = scalars[dtype]
-            if rest is not None or self.codes(theta):
-                theta, slot = _opened(method, self.storage)(theta, rest, slot)
-            calls.append((theta, g, slot, of_parameter(method.sources, s, place), zero))
-        elsewhere = self.elsewhere(structure, arrays, gradient)
-        params = jax.tree.unflatten(structure, arrays)
-        given = self.given(structure, params, arrays, scalars, values)
-        results, slots = [], []
-        new_scalars = {str(dtype): s for dtype, (s, _) in scalars.items()}
-        new_shared = {}
-        begun = [x for dtype in dtypes for x in self.begun(state, dtype)]
-        made = over_all(method, calls, given, elsewhere, begun)
-        for i, (arguments, dtype) in enumerate(zip(made, dtypes, strict=True)):
-            result, beside[i], new = one(arrays[i], i, *arguments)
+        for i, kind in trained.items():
+            theta, slot, (s, zero) = seen[i], slots[i], scalars[kind]
+            if beside[i] is not None or self.codes(theta):
+                theta, slot = _opened(self.method, self.storage)(theta, beside[i], slot)
+            g = _shaped(gs[i], seen[i].shape)
+            calls.append((theta, g, slot, of_parameter(self.method.sources, s, i), zero))
+        elsewhere = self.elsewhere(structure, arrays, trained, gradient)
+        given = self.given(structure, arrays, trained, scalars, values)
+        results = [None if i in trained else still(x) for i, x in enumerate(arrays)]
+        begun = [x for kind in trained.values() for x in self.begun(state, kind)]
+        made = over_all(self.method, calls, given, elsewhere, begun)
+        shared = {}
+        for (i, kind), arguments in zip(trained.items(), made, strict=True):
+            result, beside[i], new = one(seen[i], i, *arguments)
             codes = tuple(self.codes(arrays[i]))
-            results.append(result)
-            slots.append(_packed(self.method, codes)(new) if codes else new)
-            new_shared[str(dtype)] = arguments[-1]
+            slots[i] = _packed(self.method, codes)(new) if codes else new
+            shared[str(kind)] = arguments[-1]
+            results[i] = _shaped(result, arrays[i].shape)
+        scope = {str(kind): s for kind, (s, _) in scalars.items()}
         kept = {
-            dtype: {
-                **{name: getattr(new_scalars[dtype], name) for name in self.method.scalar_states},
-                **{name: getattr(new_shared[dtype], name) for name in self.method.shared_states},
+            kind: {
+                **{name: getattr(scope[kind], name) for name in self.method.scalar_states},
+                **{name: getattr(shared[kind], name) for name in self.method.shared_states},
             }
-            for dtype in state.scalars
+            for kind in state.scalars
         }
         count = state.count + (state.count < np.iinfo(np.int32).max)
         tensors = self.gathered(slots, structure)
@@ -2005,26 +2591,32 @@ class _Shell:
         method = self.method
         with _wide_enough(params):
             arrays = _arrays(method.name, "parameter", params)
-            for i, theta in enumerate(arrays):
-                if method.only:
-                    check_shape(method.name, method.only, f"parameter {_path(params, i)}", theta.shape)
+            structure = jax.tree.structure(params)
+            settings = self.settings(structure, arrays)
+            for i, (theta, setting) in enumerate(zip(arrays, settings, strict=True)):
+                if method.only and setting.train:
+                    called = f"parameter {_path(params, i)}"
+                    check_shape(method.name, method.only, called, setting.seen(theta.shape))
             slots, scalars = [], {}
             beside: list[Any] = []
-            for p in arrays:
-                dtype = compute_dtype(p.dtype)
-                theta = p.astype(dtype)
-                hypers = {name: jnp.asarray(self.hypers[name], dtype) for name in method.init_hypers}
+            for p, setting in zip(arrays, settings, strict=True):
+                beside.append(None)
+                if not setting.train:
+                    slots.append(method.state._make([None] * len(method.state._fields)))
+                    continue
+                dtype, known = compute_dtype(p.dtype), self.resolved(setting)
+                theta = _shaped(p.astype(dtype), setting.seen(p.shape))
+                hypers = {name: jnp.asarray(known[name], dtype) for name in method.init_hypers}
                 slot, codes = method.init(theta, **hypers), tuple(self.codes(p))
                 slots.append(_packed(method, codes)(slot) if codes else slot)
-                beside.append(None)
                 if self.storage.beside(p.dtype.name) is not None:
-                    kind = dtype if self.storage.store == "master" else p.dtype
-                    beside[-1] = jnp.array(self.storage.begun(theta), kind)
+                    wide = dtype if self.storage.store == "master" else p.dtype
+                    beside[-1] = jnp.array(self.storage.begun(theta), wide)
                 starts = {**method.scalar_states, **method.shared_states}
-                numbers = {name: self.hypers.get(x, x) for name, x in starts.items()}
+                numbers = {name: known.get(x, x) for name, x in starts.items()}
                 if numbers:
-                    scalars[str(dtype)] = {k: jnp.asarray(x, dtype) for k, x in numbers.items()}
-            structure = jax.tree.structure(params)
+                    kind = str(_Kind(dtype, setting))
+                    scalars[kind] = {k: jnp.asarray(x, dtype) for k, x in numbers.items()}
             kept = self.beside(beside, structure)
             return State(jnp.zeros((), jnp.int32), self.gathered(slots, structure), scalars, kept)
 
@@ -2046,7 +2638,8 @@ class _Shell:
 
         with _wide_enough(params):
             thetas, gs = _matched(self.method.name, params, grads)
-            return self.run(one, jax.tree.structure(params), thetas, gs, state, gradient, **given)
+            structure = jax.tree.structure(params)
+            return self.run(one, lambda x: x, structure, thetas, gs, state, gradient, **given)
 
     def update(
         self, updates: Tree, state: State, params: Tree | None = None, **extra_args: Any
@@ -2088,12 +2681,13 @@ class _Shell:
         with _wide_enough(updates, params):
             if params is not None:
                 thetas, gs = _matched(method.name, params, updates)
-                return self.run(close, jax.tree.structure(params), thetas, gs, state, **extra)
+                structure = jax.tree.structure(params)
+                return self.run(close, jnp.zeros_like, structure, thetas, gs, state, **extra)
             needed = method.reads_theta or method.given is not None or self.storage.store != "nearest"
             if method.update is None or needed:
                 raise ValueError(self.needs_params())
             gs = _arrays(method.name, "the gradient of", updates)
-            return self.run(exact, jax.tree.structure(updates), gs, gs, state)
+            return self.run(exact, jnp.zeros_like, jax.tree.structure(updates), gs, gs, state)
 
     def transformed(
         self, updates: Tree, state: State, params: Tree | None = None, **extra_args: Any
@@ -2123,7 +2717,7 @@ class _Shell:
                 raise ValueError(self.needs_params())
             else:
                 thetas, gs = _matched(method.name, params, updates)
-            return self.run(one, jax.tree.structure(updates), thetas, gs, state)
+            return self.run(one, lambda x: x, jax.tree.structure(updates), thetas, gs, state)
 
     def needs_params(self) -> str:
         """What to say where the parameters are left out."""
@@ -2135,5 +2729,17 @@ class _Shell:
         if self.method.evaluate is None:
             return params
         values = getattr(state.tensors, self.method.evaluate)
+        leaves, structure = jax.tree.flatten(params)
         with _wide_enough(params):
-            return jax.tree.map(lambda p, x: stored(x, jnp.asarray(p).dtype), params, values)
+            made = [
+                p if x is None else jnp.reshape(stored(x, jnp.asarray(p).dtype), jnp.shape(p))
+                for p, x in zip(leaves, structure.flatten_up_to(values), strict=True)
+            ]
+            return jax.tree.unflatten(structure, made)
+
+    def assignment(self, params: Tree) -> Assignment:
+        """The table of what rules say."""
+        arrays, structure = jax.tree.flatten(params)
+        settings = self.settings(structure, arrays)
+        rows = [(n, jnp.shape(x), s) for n, x, s in zip(_names(params), arrays, settings, strict=True)]
+        return self.rules.assignment(self.hypers, rows)

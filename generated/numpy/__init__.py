@@ -20,6 +20,8 @@ if __name__ == "numpy":
 
 
 _WHERE = {
+    "Rule": "runtime",
+    "Times": "runtime",
     "AdaBelief": "optimizers.adabelief",
     "Adadelta": "optimizers.adadelta",
     "Adafactor": "optimizers.adafactor",

@@ -38,6 +38,8 @@ from .optimizers.sophia import Sophia as Sophia
 from .optimizers.storm import STORM as STORM
 from .optimizers.svrg import SVRG as SVRG
 from .optimizers.yogi import Yogi as Yogi
+from .runtime import Rule as Rule
+from .runtime import Times as Times
 from .schedules.constant import Constant as Constant
 from .schedules.cosine import Cosine as Cosine
 from .schedules.cosine_restarts import CosineRestarts as CosineRestarts

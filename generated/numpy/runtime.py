@@ -10,11 +10,13 @@ exceptions; each is rounded once to the compute dtype before it meets an array.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 import numbers
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -142,6 +144,455 @@ def check_relations(
         if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
+
+
+class Times:
+    """So many times what holds otherwise: `Rule("backbone.*", lr=Times(0.1))`."""
+
+    def __init__(self, factor: float) -> None:
+        known = isinstance(factor, numbers.Real) and not isinstance(factor, bool)
+        if not known or not math.isfinite(factor):
+            raise TypeError(f"Times: the factor must be a finite number, got {factor!r}.")
+        self.factor = float(factor)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Times) and other.factor == self.factor
+
+    def __hash__(self) -> int:
+        return hash((Times, self.factor))
+
+    def __repr__(self) -> str:
+        return f"Times({self.factor!r})"
+
+
+class Rule:
+    """What holds for some parameters: `Rule("*.bias", weight_decay=0.0)`.
+
+    A parameter is meant if it fulfils every condition that is given. Where several rules mean a
+    parameter, all of them hold, in their order: of two that set the same thing the later one does.
+
+    Args:
+        *patterns: its name matches one of these; `*` stands for any text, `?` for one character.
+            Names are `layers[0].weight`; `layers.0.weight` and `layers/0/weight` are the same name. A
+            pattern that begins with `*.` matches names without a dot, too.
+        names: it has one of these names.
+        ndim: it has so many axes.
+        max_ndim: it has at most so many axes; 1 are biases and the scales of norms.
+        min_ndim: it has at least so many axes.
+        train: whether it is trained; if not, it keeps its value and has no state.
+        as_vector: the algorithm sees it with all its axes as one, so that it is no matrix.
+        as_matrix: where it has more than two axes, the algorithm sees it as a matrix: `first` keeps
+            the first axis as rows (kernels of PyTorch), `last` the last one as columns (of Keras and
+            JAX).
+        **hypers: hyperparameters of the optimizer, by this package's names or by the spec's; a value,
+            or `Times(factor)` of what holds otherwise.
+
+    Raises:
+        TypeError, ValueError: a condition is missing or no condition, or the rule changes nothing.
+    """
+
+    def __init__(
+        self,
+        *patterns: str,
+        names: Sequence[str] | None = None,
+        ndim: int | None = None,
+        max_ndim: int | None = None,
+        min_ndim: int | None = None,
+        train: bool | None = None,
+        as_vector: bool | None = None,
+        as_matrix: str | None = None,
+        **hypers: Any,
+    ) -> None:
+        self.patterns = patterns
+        self.names = None if names is None or isinstance(names, str) else tuple(names)
+        self.sizes = {
+            word: given
+            for word, given in (("ndim", ndim), ("max_ndim", max_ndim), ("min_ndim", min_ndim))
+            if given is not None
+        }
+        self.train, self.as_vector, self.as_matrix = train, as_vector, as_matrix
+        self.hypers = {key: _plain_number(value) for key, value in hypers.items()}
+        for word in patterns:
+            if not isinstance(word, str):
+                raise TypeError(
+                    f"{self}: a pattern must be text, got {word!r}. By the number of axes a rule goes with "
+                    "ndim, max_ndim or min_ndim."
+                )
+        if isinstance(names, str) or not all(isinstance(x, str) for x in self.names or ()):
+            raise TypeError(f"Rule: names must be a list of names, got {names!r}. Pass names=[...].")
+        for word, given in self.sizes.items():
+            if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+                raise TypeError(f"{self}: {word} must be an integer in [0, inf), got {given!r}.")
+        for word, flag in (("train", train), ("as_vector", as_vector)):
+            if flag is not None and not isinstance(flag, bool):
+                raise TypeError(f"{self}: {word} must be True or False, got {flag!r}.")
+        if as_matrix not in (None, "first", "last"):
+            raise ValueError(f"{self}: as_matrix must be 'first' or 'last', got {as_matrix!r}.")
+        if as_vector and as_matrix:
+            raise ValueError(f"{self}: a parameter cannot be seen as a vector and as a matrix. Drop one.")
+        if not (patterns or names or self.sizes):
+            raise ValueError(
+                f"{self} does not say which parameters it means. Give a pattern, names, ndim, max_ndim "
+                'or min_ndim; "*" means all.'
+            )
+        if train is None and as_vector is None and as_matrix is None and not hypers:
+            raise ValueError(
+                f"{self} changes nothing. Say what holds, for example weight_decay=0.0 or train=False."
+            )
+
+    def means(self, name: str, ndim: int) -> bool:
+        """Whether a parameter fulfils every condition."""
+        plain = _plain_name(name)
+        fits = {
+            "ndim": ndim == self.sizes.get("ndim"),
+            "max_ndim": ndim <= self.sizes.get("max_ndim", 0),
+            "min_ndim": ndim >= self.sizes.get("min_ndim", 0),
+        }
+        return (
+            all(fits[word] for word in self.sizes)
+            and (self.names is None or plain in map(_plain_name, self.names))
+            and (not self.patterns or any(_matches(p, plain) for p in self.patterns))
+        )
+
+    @property
+    def named(self) -> bool:
+        """Whether it goes by names."""
+        return bool(self.patterns) or self.names is not None
+
+    def config(self) -> dict[str, Any]:
+        """Everything that makes another rule like this one, by the arguments' names."""
+        given = {
+            "names": None if self.names is None else list(self.names),
+            **self.sizes,
+            "train": self.train,
+            "as_vector": self.as_vector,
+            "as_matrix": self.as_matrix,
+            **self.hypers,
+        }
+        kept = {key: value for key, value in given.items() if value is not None or key in self.hypers}
+        return {"patterns": list(self.patterns), **kept}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Rule:
+        """The reverse of `config`."""
+        return cls(*config["patterns"], **{k: v for k, v in config.items() if k != "patterns"})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rule) and other.config() == self.config()
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __repr__(self) -> str:
+        config = self.config()
+        words = [f'"{p}"' if isinstance(p, str) else repr(p) for p in config.pop("patterns")]
+        return f"Rule({', '.join([*words, *(f'{k}={v!r}' for k, v in config.items())])})"
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of NumPy as Python's own, so that rules are plain data."""
+    return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
+
+
+def _plain_name(name: str) -> str:
+    """A name as every framework writes it: `layers[0].w`, `layers.0.w` and `layers/0/w:0` are one."""
+    return re.sub(r"[./\[\]]+", ".", name.removesuffix(":0")).strip(".")
+
+
+def _matches(pattern: str, plain: str) -> bool:
+    """Whether a name matches a pattern."""
+    inside, head = _plain_name(pattern), ""
+    if inside.startswith("*."):
+        inside, head = inside[2:], r"(?:.*\.)?"
+    text = "".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in inside)
+    return re.fullmatch(head + text, plain, re.DOTALL) is not None
+
+
+# ---------------------------------------------------------------------------------------------------
+# What follows for an optimizer
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What holds for the parameters that the same rules mean."""
+
+    rules: tuple[int, ...] = ()  # their numbers, from 1
+    overrides: tuple[tuple[str, Any], ...] = ()  # by the spec's names, in the order of the rules
+    train: bool = True
+    view: str | None = None  # vector, first or last: how the algorithm sees the axes
+
+    def over(
+        self, hypers: Mapping[str, Any], scaled: Callable[[Any, float], Any] = lambda x, k: x * k
+    ) -> dict[str, Any]:
+        """The hyperparameters that hold; `scaled` says what so many times a value is."""
+        now = dict(hypers)
+        for name, value in self.overrides:
+            now[name] = scaled(now[name], value.factor) if isinstance(value, Times) else value
+        return now
+
+    def seen(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape in which the algorithm sees a parameter of some shape."""
+        sizes = tuple(shape)
+        if self.view == "vector" and len(sizes) > 1:
+            return (math.prod(sizes),)
+        if self.view == "first" and len(sizes) > 2:
+            return sizes[0], math.prod(sizes[1:])
+        if self.view == "last" and len(sizes) > 2:
+            return math.prod(sizes[:-1]), sizes[-1]
+        return sizes
+
+    @property
+    def label(self) -> str:
+        """What to call these parameters: nothing where no rule means them."""
+        return f"rules {' '.join(map(str, self.rules))}" if self.rules else ""
+
+
+class Rules:
+    """The rules of one optimizer, checked.
+
+    Args:
+        owner: the optimizer's name, for messages.
+        given: the rules.
+        domains: the optimizer's hyperparameters by the names that its users know.
+        spelling: those names that differ from the spec's: the spec's, or a tuple of them.
+        hypers: the hyperparameters that hold otherwise, by the spec's names.
+        unchecked: says which values are tensors or schedules.
+        together: states of all parameters together, which the optimizer has.
+        elementwise: whether every number goes its own way, so that it does not matter how axes are seen.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        given: Sequence[Rule],
+        domains: Mapping[str, Domain],
+        spelling: Mapping[str, str | tuple[str, ...]],
+        hypers: Mapping[str, Any],
+        unchecked: Callable[[Domain, Any], bool],
+        together: Iterable[str] = (),
+        elementwise: bool = False,
+    ) -> None:
+        if isinstance(given, Rule) or not isinstance(given, Iterable):
+            raise TypeError(f"{owner}: rules must be a list of rules, got {given!r}. Pass rules=[...].")
+        self.owner, self.given, self.spelling = owner, tuple(given), dict(spelling)
+        for rule in self.given:
+            if not isinstance(rule, Rule):
+                raise TypeError(
+                    f"{owner}: rules must be a list of rules, got {rule!r} in it. Pass, for example, "
+                    'Rule("*.bias", weight_decay=0.0).'
+                )
+        if self.given and together:
+            raise ValueError(
+                f"{owner}: {', '.join(together)} is kept for all parameters together, and rules would part "
+                "them. Leave rules out, or take an optimizer for each part."
+            )
+        self.elementwise = elementwise
+        self.domains: dict[str, Domain] = {}  # by the spec's names
+        self.words: dict[str, str] = {}  # the spec's names as users write them
+        for word, domain in domains.items():
+            names = self.spelling.get(word, word)
+            entries = [names] if isinstance(names, str) else list(names)
+            for i, name in enumerate(entries):
+                self.domains[name] = domain
+                self.words[name] = word if isinstance(names, str) else f"{word}[{i}]"
+        self.settings: dict[tuple[int, ...], Setting] = {(): Setting()}
+        self.overrides = [
+            self._overrides(f"rule {n}", rule, hypers, unchecked)
+            for n, rule in enumerate(self.given, 1)
+        ]
+
+    def _overrides(
+        self,
+        place: str,
+        rule: Rule,
+        hypers: Mapping[str, Any],
+        unchecked: Callable[[Domain, Any], bool],
+    ) -> dict[str, Any]:
+        """What a rule sets, by the spec's names, checked."""
+        made: dict[str, Any] = {}
+        for word, value in rule.hypers.items():
+            names = self.spelling.get(word, word)
+            if isinstance(names, tuple):
+                if not isinstance(value, (tuple, list)) or len(value) != len(names):
+                    raise TypeError(
+                        f"{self.owner}: {word} of {place} must be a tuple ({', '.join(names)}), got "
+                        f"{value!r}."
+                    )
+                made.update(zip(names, value, strict=True))
+            elif names in self.domains:
+                made[names] = value
+            else:
+                raise TypeError(f"{self.owner}: {place}, {rule}, {self._unknown(word)}")
+        for name, value in made.items():
+            domain, called = self.domains[name], f"{self.words[name]} of {place}"
+            if isinstance(value, Times):
+                base = hypers[name]
+                if domain.kind != "float" or domain.many:
+                    raise TypeError(f"{self.owner}: {called} must be {domain.phrase}, got {value!r}.")
+                if base is None:
+                    raise TypeError(f"{self.owner}: {called} is {value!r} of None. Give it a value.")
+                if not unchecked(domain, base):
+                    domain.check(self.owner, called, float(base) * value.factor)
+            elif not unchecked(domain, value):
+                domain.check(self.owner, called, value)
+        return made
+
+    def _unknown(self, word: str) -> str:
+        users = list(dict.fromkeys(w.partition("[")[0] for w in self.words.values()))
+        close = difflib.get_close_matches(word, [*users, *self.domains, *_CONDITIONS], 1)
+        hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(users)}."
+        return f"sets {word}, which is no hyperparameter of {self.owner}. {hint}"
+
+    def assign(
+        self,
+        parameters: Sequence[tuple[str | None, Sequence[int]]],
+        remedy: str = "Give it one.",
+        whole: bool = True,
+    ) -> list[Setting]:
+        """What holds for each parameter.
+
+        Args:
+            parameters: their names and shapes; no name where there is none.
+            remedy: how parameters get names.
+            whole: whether these are all, so that a rule which means none of them is a mistake.
+
+        Raises:
+            ValueError: a rule means no parameter, or goes by names that are missing.
+        """
+        for n, rule in enumerate(self.given, 1):
+            if rule.named and any(name is None for name, _ in parameters):
+                raise ValueError(
+                    f"{self.owner}: rule {n}, {rule}, goes by names, and the parameters have none. {remedy}"
+                )
+            if whole and parameters:
+                self._used(n, rule, [(name or "", len(shape)) for name, shape in parameters])
+        return [self._setting(name or "", len(shape)) for name, shape in parameters]
+
+    def _used(self, n: int, rule: Rule, parameters: Sequence[tuple[str, int]]) -> None:
+        """Refuse a rule that means nothing, or has a name that nothing has."""
+        known = {_plain_name(name): name for name, _ in parameters}
+        strange = [x for x in rule.names or () if _plain_name(x) not in known]
+        if not strange and any(rule.means(*p) for p in parameters):
+            return
+        what = f"has the name {strange[0]!r}, which no parameter has" if strange else "means no parameter"
+        wanted = [strange[0]] if strange else [*rule.patterns, *(rule.names or ())]
+        by_name = {name for name, ndim in parameters if any(_matches(p, _plain_name(name)) for p in wanted)}
+        if wanted and not by_name:
+            hint = _closest(wanted, known)
+        else:
+            axes = sorted({ndim for name, ndim in parameters if name in by_name or not wanted})
+            hint = f"{'Those' if wanted else 'The'} parameters have {_listed(axes)} ax{'ei'[axes == [1]]}s."
+        raise ValueError(f"{self.owner}: rule {n}, {rule}, {what}. {hint}")
+
+    def _setting(self, name: str, ndim: int) -> Setting:
+        meant = tuple(n for n, rule in enumerate(self.given, 1) if rule.means(name, ndim))
+        if meant not in self.settings:
+            train, view = True, None
+            for n in meant:
+                rule = self.given[n - 1]
+                train = train if rule.train is None else rule.train
+                if rule.as_vector is not None or rule.as_matrix is not None:
+                    view = "vector" if rule.as_vector else rule.as_matrix
+            overrides = tuple(pair for n in meant for pair in self.overrides[n - 1].items())
+            self.settings[meant] = Setting(meant, overrides, train, None if self.elementwise else view)
+        return self.settings[meant]
+
+    def assignment(
+        self,
+        hypers: Mapping[str, Any],
+        parameters: Iterable[tuple[str, Sequence[int], Setting]],
+    ) -> Assignment:
+        """The table of what holds."""
+        rows = []
+        for name, shape, setting in parameters:
+            now = setting.over(hypers, _shown_product)
+            changed = {self.words[name]: _shown(now[name]) for name, _ in setting.overrides}
+            seen = setting.seen(shape)
+            seen_as = seen if setting.train and seen != tuple(shape) else None
+            rows.append(
+                Assigned(name, tuple(shape), setting.rules, changed, setting.train, seen_as)
+            )
+        return Assignment(self.owner, self.given, tuple(rows))
+
+
+_CONDITIONS = "names ndim max_ndim min_ndim train as_vector as_matrix".split()
+
+
+def _closest(wanted: Sequence[str], known: Mapping[str, str]) -> str:
+    """Which names there are, the closest first."""
+    near: dict[str, float] = {}
+    for word in wanted:
+        plain = _plain_name(word).replace("*", "").strip(".")
+        for name in known:
+            tails = [name.split(".", i)[-1] for i in range(name.count(".") + 1)]
+            ratios = [difflib.SequenceMatcher(None, plain, tail).ratio() for tail in tails]
+            near[name] = max([near.get(name, 0.0), *ratios])
+    best = sorted(near, key=lambda name: -near[name])[:3]
+    there_are = "The closest names are" if len(known) > 3 else "There are"
+    return f"{there_are} {_listed([known[x] for x in best])}."
+
+
+def _listed(words: Sequence[Any]) -> str:
+    """One, two and three."""
+    *first, last = map(str, words)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _shown(value: Any) -> Any:
+    """A value as people write it."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A schedule so many times, as the table has it."""
+
+    factor: float
+    value: Any
+
+    def __repr__(self) -> str:
+        return f"{self.factor!r} * {self.value!r}"
+
+
+def _shown_product(value: Any, factor: float) -> Any:
+    value = _shown(value)
+    return value * factor if isinstance(value, numbers.Real) else _Product(factor, value)
+
+
+class Assigned(NamedTuple):
+    """What holds for a parameter."""
+
+    name: str
+    shape: tuple[int, ...]
+    rules: tuple[int, ...]  # the rules that mean it, by their numbers
+    hypers: dict[str, Any]  # what they set, by the names that users know
+    train: bool
+    seen_as: tuple[int, ...] | None  # the shape in which the algorithm sees it, if another
+
+    def __str__(self) -> str:
+        words = [f"{name}={value!r}" for name, value in self.hypers.items()]
+        if self.seen_as is not None:
+            words.append(f"seen as {self.seen_as}")
+        return ", ".join(words) if self.train else "not trained"
+
+
+@dataclass(frozen=True, repr=False)
+class Assignment:
+    """Which rules hold for which parameter; printed, a table."""
+
+    owner: str
+    rules: tuple[Rule, ...]
+    rows: tuple[Assigned, ...]
+
+    def __repr__(self) -> str:
+        head = [f"rule {n}: {rule}" for n, rule in enumerate(self.rules, 1)]
+        cells = [("parameter", "shape", "rules", "what they set")]
+        for row in self.rows:
+            numbered = " ".join(map(str, row.rules)) or "-"
+            cells.append((row.name or "params", str(row.shape), numbered, str(row)))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+        return "\n".join([self.owner, *head, "", *lines])
 
 
 def _exp_tail(hi: Any, lo: Any, k: Any) -> Any:
@@ -1189,6 +1640,11 @@ def _there(state: Any) -> dict[str, Any]:
 # The shell
 
 
+def _times(value: Any, factor: float) -> Any:
+    """A number or a schedule, so many times."""
+    return (lambda n: np.float64(value(n)) * factor) if callable(value) else value * factor
+
+
 class _Ready(NamedTuple):
     """One parameter before its step."""
 
@@ -1211,6 +1667,7 @@ class Optimizer:
     def __init__(
         self,
         params: Tree,
+        rules: Sequence[Rule] = (),
         *,
         store: str = "nearest",
         states: str = "float32",
@@ -1221,6 +1678,8 @@ class Optimizer:
         self._check(hypers)
         self.storage = Storage(store, states, seed).check(self.name)
         self.__dict__.update(hypers)
+        whole = self.method.shared_states, self.method.elementwise
+        self._rules = Rules(self.name, rules, self.domains, {}, hypers, self._scheduled, *whole)
         self.params = params
         self.steps = 0  # finished steps; the clock of schedules
         self.shared: dict[str, dict[str, Any]] = {}  # what is kept once, for each compute dtype
@@ -1233,16 +1692,25 @@ class Optimizer:
         for path, p in self._arrays.items():
             _check_array(self.name, "parameter", path, p)
             _check_writeable(self.name, path, p)
-            check_shape(self.name, self.method.only, f"parameter {path or 'array'}", p.shape)
             if id(p) in seen:
                 raise ValueError(f"{self.name}: {seen[id(p)]} and {path} are the same array.")
             seen[id(p)] = path
         self._streams = {path: i for i, path in enumerate(self._arrays)}  # places, for random numbers
+        shapes = [(path, p.shape) for path, p in self._arrays.items()]
+        self._settings = dict(zip(self._arrays, self._rules.assign(shapes), strict=True))
+        for path, shape in shapes:
+            if (setting := self._settings[path]).train:
+                called = f"parameter {path or 'array'}"
+                check_shape(self.name, self.method.only, called, setting.seen(shape))
+        for setting in self._rules.settings.values():
+            self._check(setting.over(hypers, _times))
         self.state: dict[str, dict[str, Any]] = {path: {} for path in self._arrays}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.domains:
-            self._check({**self.hypers, name: value})
+            hypers = {**self.hypers, name: value}
+            for setting in self._rules.settings.values():
+                self._check(setting.over(hypers, _times))
             for state, start in self.method.shared_states.items():
                 if start == name and self.shared:
                     raise ValueError(
@@ -1258,7 +1726,7 @@ class Optimizer:
 
     def _check(self, hypers: Mapping[str, Any]) -> None:
         """Refuse what lies outside its domain; schedules are checked by what they give."""
-        known = {k: v for k, v in hypers.items() if self.domains[k].kind != "float" or not callable(v)}
+        known = {k: v for k, v in hypers.items() if not self._scheduled(self.domains[k], v)}
         check_all(type(self).__name__, {k: self.domains[k] for k in known}, known)
         for state, start in self.method.shared_states.items():
             if callable(hypers.get(str(start))):
@@ -1269,15 +1737,25 @@ class Optimizer:
         if len(hypers) == len(self.domains):
             check_relations(type(self).__name__, self.method.requires, hypers)
 
-    def _now(self) -> dict[str, Any]:
+    @staticmethod
+    def _scheduled(domain: Domain, value: Any) -> bool:
+        """Whether a value is a schedule in place of a number."""
+        return callable(value) and domain.kind == "float"
+
+    def _now(self, setting: Setting) -> dict[str, Any]:
         """The hyperparameters of the coming step, schedules evaluated and checked."""
         now = {}
-        for name, value in self.hypers.items():
-            if callable(value) and self.domains[name].kind == "float":
+        for name, value in setting.over(self.hypers, _times).items():
+            if self._scheduled(self.domains[name], value):
                 value = value(self.steps)
                 self.domains[name].check(self.name, f"{name}({self.steps})", value)
             now[name] = _exact(value)
         return now
+
+    def assignment(self) -> Assignment:
+        """Which rules hold for which parameter, and what follows: a table when it is printed."""
+        named = [(path, p.shape, self._settings[path]) for path, p in self._arrays.items()]
+        return self._rules.assignment(self.hypers, named)
 
     def step(self, grads: Tree | Callable[[Tree], Tree], **given: Any) -> None:
         """Do one step in place.
@@ -1286,8 +1764,9 @@ class Optimizer:
             grads: gradients in the structure of `params`; shapes equal the parameters'. None for a
                 parameter leaves it, its states and its step count as they are; where there are
                 states of all parameters together, `shared`, there is one count for all, which goes on.
-                Or a function that computes them, `gradient(params)`: algorithms that take several
-                gradients a step call it again while `params` hold another point.
+                A rule with train=False leaves it, too. Or a function that computes them,
+                `gradient(params)`: algorithms that take several gradients a step call it again while
+                `params` hold another point.
             **given: what else the algorithm reads, by name: a tree like `grads`, or a function that
                 makes one of `params`, called in those steps that read it.
 
@@ -1307,11 +1786,16 @@ class Optimizer:
         now = self._matched(grads(self.params) if callable(grads) else grads)
         if self._takes_several:  # the function may use its memory again
             now = {path: None if g is None else g.copy() for path, g in now.items()}
-        hypers = self._now()
+        moving = [
+            (i, path)
+            for i, path in enumerate(self._arrays)
+            if now[path] is not None and self._settings[path].train
+        ]
+        hypers = {s: self._now(s) for s in dict.fromkeys(self._settings[path] for _, path in moving)}
         with np.errstate(all="ignore"):
             scalars: dict[Any, Any] = {}
-            moving = [(i, path) for i, path in enumerate(self._arrays) if now[path] is not None]
-            together = self._together(hypers, scalars) if moving else {}
+            plain = self._rules.settings[()]  # no rules where there are states of all parameters
+            together = self._together(hypers[plain], scalars) if plain in hypers else {}
             ready = [
                 self._ready(path, i, now[path], hypers, scalars, together) for i, path in moving
             ]
@@ -1368,7 +1852,9 @@ class Optimizer:
                         f"{self.name}: {name} has nothing for {x.path or 'the parameter'}, which has a "
                         "gradient. Pass an array."
                     )
-                m[name] = np.zeros_like(theta) if found is None else found.astype(theta.dtype)
+                m[name] = np.zeros_like(theta)
+                if found is not None:
+                    m[name] = found.astype(theta.dtype).reshape(theta.shape)
         return [method.given(**m) for m in made]
 
     def _number(self, name: str, value: Any) -> float:
@@ -1387,7 +1873,7 @@ class Optimizer:
             assert gradient is not None
             for x, point in zip(ready, points, strict=True):
                 p = self._arrays[x.path]
-                p[...] = stored(np.asarray(point), p.dtype)
+                p[...] = stored(np.asarray(point), p.dtype).reshape(p.shape)
             taken, made = self._matched(gradient(self.params)), []
             for x in ready:
                 g = taken[x.path]
@@ -1396,7 +1882,8 @@ class Optimizer:
                         f"{self.name}: {x.path or 'the parameter'} has a first gradient in this step "
                         "and no further one. Give it all of them, or none."
                     )
-                made.append(np.array(g, compute_dtype(self._arrays[x.path].dtype)))
+                theta = x.arguments[0]
+                made.append(np.array(g, theta.dtype).reshape(theta.shape))
             return made
 
         try:
@@ -1456,24 +1943,25 @@ class Optimizer:
         path: str,
         place: int,
         g: Array,
-        hypers: Mapping[str, Any],
+        settings: Mapping[Setting, Mapping[str, Any]],
         scalars: dict[Any, Any],
         together: Mapping[str, _Together],
     ) -> _Ready:
         """One parameter: what its kernel is given. Nothing is changed yet."""
         method, slot, p = self.method, dict(self.state[path]), self._arrays[path]
-        dtype = compute_dtype(p.dtype)
-        g32 = g.astype(dtype, copy=False)
+        dtype, setting = compute_dtype(p.dtype), self._settings[path]
+        hypers = settings[setting]
+        g32 = g.astype(dtype, copy=False).reshape(setting.seen(p.shape))
         if not slot:
-            slot.update(step=0, **self._begun(p, hypers))
+            slot.update(step=0, **self._begun(path, hypers))
             if not together:
                 slot.update(self._starts(method.scalar_states, dtype, hypers))
         if together:
             s, slot["step"] = together[dtype.name].s, together[dtype.name].clock["step"]
         else:
-            s = self._scalars(dtype, slot, hypers, scalars)
+            s = self._scalars(dtype, slot, hypers, scalars, setting)
         s = of_parameter(method.sources, s, place)
-        return _Ready(path, slot, (self._loaded(p, slot), g32, self._state_of(p, slot), s))
+        return _Ready(path, slot, (self._loaded(path, slot), g32, self._state_of(p, slot), s))
 
     def _scalars(
         self,
@@ -1481,12 +1969,13 @@ class Optimizer:
         clock: dict[str, Any],
         hypers: Mapping[str, Any],
         scalars: dict[Any, Any],
+        setting: Setting | None = None,
     ) -> Any:
         """The scalars of the coming step; the clock and the states of step scope are put on."""
         method = self.method
         t = clock["step"] + 1
         kept = {f"{name}_prev": np.float64(clock[name]) for name in method.scalar_states}
-        key = (t, dtype, *kept.values())
+        key = (setting, t, dtype, *kept.values())
         if key not in scalars:
             store = {"store": _rounding(dtype)} if kept else {}
             s = method.scalars(t, **kept, **store, **hypers)
@@ -1497,9 +1986,11 @@ class Optimizer:
         clock["step"] = t
         return rounded
 
-    def _begun(self, p: Array, hypers: Mapping[str, Any]) -> dict[str, Array]:
+    def _begun(self, path: str, hypers: Mapping[str, Any]) -> dict[str, Array]:
         """The tensors that are kept of a parameter, before its first step."""
+        p = self._arrays[path]
         theta = p.astype(compute_dtype(p.dtype), copy=False)
+        theta = theta.reshape(self._settings[path].seen(p.shape))
         started = self.method.init(theta, **{h: hypers[h] for h in self.method.init_hypers})
         kept, beside = entries(_there(started), self._codes(p)), self.storage.beside(p.dtype.name)
         if beside is not None:
@@ -1510,10 +2001,12 @@ class Optimizer:
         """The states of a parameter that are kept in 8 bits."""
         return self.storage.codes(self.method.coded, p.dtype.name, p.size)
 
-    def _loaded(self, p: Array, slot: Mapping[str, Any]) -> Array:
+    def _loaded(self, path: str, slot: Mapping[str, Any]) -> Array:
         """The parameter as the kernel takes it."""
+        p = self._arrays[path]
         # Where further gradients are taken the parameter's memory holds other points.
-        theta = p.astype(compute_dtype(p.dtype), copy=self._takes_several)
+        wide = p.astype(compute_dtype(p.dtype), copy=self._takes_several)
+        theta: Array = wide.reshape(self._settings[path].seen(p.shape))
         beside = self.storage.beside(p.dtype.name)
         if beside is None:
             return theta
@@ -1531,7 +2024,7 @@ class Optimizer:
             x, beside = self.storage.parted(x, kind, slot["step"], self._streams[path])
             if name is not None:
                 slot[name] = self._beside(p, beside)
-        p[...] = stored(x, p.dtype)
+        p[...] = stored(x, p.dtype).reshape(p.shape)
 
     def _update(self, x: _Ready, w: tuple[Any, ...]) -> None:
         """One parameter: run the kernel and store."""
@@ -1564,7 +2057,7 @@ class Optimizer:
             self._evaluating = {path: p.copy() for path, p in self._arrays.items()}
             for path, p in self._arrays.items():
                 if self.state[path]:
-                    p[...] = stored(self.state[path][name], p.dtype)
+                    p[...] = stored(self.state[path][name], p.dtype).reshape(p.shape)
         try:
             yield self.params
         finally:
@@ -1578,8 +2071,8 @@ class Optimizer:
         self._resumed, name = False, self.method.evaluate
         moved = {path: slot for path, slot in self.state.items() if slot and slot["step"]}
         if name is not None and moved and all(
-            np.array_equal(self._arrays[path], stored(slot[name], self._arrays[path].dtype), equal_nan=True)
-            for path, slot in moved.items()
+            np.array_equal(p, stored(slot[name], p.dtype).reshape(p.shape), equal_nan=True)
+            for p, slot in ((self._arrays[path], slot) for path, slot in moved.items())
         ):
             warnings.warn(
                 f"{self.name}: the parameters are those to evaluate with, not those that the loaded "
@@ -1610,7 +2103,7 @@ class Optimizer:
         fits = {}
         for path, slot in saved["state"].items():
             p = self._arrays[path]
-            fits[path] = fitting = self._begun(p, dict.fromkeys(self.method.init_hypers, 0.0))
+            fits[path] = fitting = self._begun(path, dict.fromkeys(self.method.init_hypers, 0.0))
             own = () if self.method.shared_states else self.method.scalar_states
             wanted = {"step", *own, *fitting}
             if slot and set(slot) != wanted:
@@ -1656,8 +2149,9 @@ class Optimizer:
         }
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{k}={v!r}" for k, v in self.hypers.items())
-        return f"{self.name}({inside})"
+        inside = [f"{k}={v!r}" for k, v in self.hypers.items()]
+        inside += [f"rules={[*self._rules.given]}"] if self._rules.given else []
+        return f"{self.name}({', '.join(inside)})"
 
 
 class Schedule:

@@ -19,6 +19,8 @@ if __name__ == "tensorflow":
 
 
 _WHERE = {
+    "Rule": "runtime",
+    "Times": "runtime",
     "AdaBelief": "optimizers.adabelief",
     "Adadelta": "optimizers.adadelta",
     "Adafactor": "optimizers.adafactor",

@@ -14,11 +14,13 @@ and in it every product, quotient and square root is `fl(...)`, which no compile
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 import numbers
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -147,6 +149,455 @@ def check_relations(
         if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
+
+
+class Times:
+    """So many times what holds otherwise: `Rule("backbone.*", lr=Times(0.1))`."""
+
+    def __init__(self, factor: float) -> None:
+        known = isinstance(factor, numbers.Real) and not isinstance(factor, bool)
+        if not known or not math.isfinite(factor):
+            raise TypeError(f"Times: the factor must be a finite number, got {factor!r}.")
+        self.factor = float(factor)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Times) and other.factor == self.factor
+
+    def __hash__(self) -> int:
+        return hash((Times, self.factor))
+
+    def __repr__(self) -> str:
+        return f"Times({self.factor!r})"
+
+
+class Rule:
+    """What holds for some parameters: `Rule("*.bias", weight_decay=0.0)`.
+
+    A parameter is meant if it fulfils every condition that is given. Where several rules mean a
+    parameter, all of them hold, in their order: of two that set the same thing the later one does.
+
+    Args:
+        *patterns: its name matches one of these; `*` stands for any text, `?` for one character.
+            Names are `layers[0].weight`; `layers.0.weight` and `layers/0/weight` are the same name. A
+            pattern that begins with `*.` matches names without a dot, too.
+        names: it has one of these names.
+        ndim: it has so many axes.
+        max_ndim: it has at most so many axes; 1 are biases and the scales of norms.
+        min_ndim: it has at least so many axes.
+        train: whether it is trained; if not, it keeps its value and has no state.
+        as_vector: the algorithm sees it with all its axes as one, so that it is no matrix.
+        as_matrix: where it has more than two axes, the algorithm sees it as a matrix: `first` keeps
+            the first axis as rows (kernels of PyTorch), `last` the last one as columns (of Keras and
+            JAX).
+        **hypers: hyperparameters of the optimizer, by this package's names or by the spec's; a value,
+            or `Times(factor)` of what holds otherwise.
+
+    Raises:
+        TypeError, ValueError: a condition is missing or no condition, or the rule changes nothing.
+    """
+
+    def __init__(
+        self,
+        *patterns: str,
+        names: Sequence[str] | None = None,
+        ndim: int | None = None,
+        max_ndim: int | None = None,
+        min_ndim: int | None = None,
+        train: bool | None = None,
+        as_vector: bool | None = None,
+        as_matrix: str | None = None,
+        **hypers: Any,
+    ) -> None:
+        self.patterns = patterns
+        self.names = None if names is None or isinstance(names, str) else tuple(names)
+        self.sizes = {
+            word: given
+            for word, given in (("ndim", ndim), ("max_ndim", max_ndim), ("min_ndim", min_ndim))
+            if given is not None
+        }
+        self.train, self.as_vector, self.as_matrix = train, as_vector, as_matrix
+        self.hypers = {key: _plain_number(value) for key, value in hypers.items()}
+        for word in patterns:
+            if not isinstance(word, str):
+                raise TypeError(
+                    f"{self}: a pattern must be text, got {word!r}. By the number of axes a rule goes with "
+                    "ndim, max_ndim or min_ndim."
+                )
+        if isinstance(names, str) or not all(isinstance(x, str) for x in self.names or ()):
+            raise TypeError(f"Rule: names must be a list of names, got {names!r}. Pass names=[...].")
+        for word, given in self.sizes.items():
+            if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+                raise TypeError(f"{self}: {word} must be an integer in [0, inf), got {given!r}.")
+        for word, flag in (("train", train), ("as_vector", as_vector)):
+            if flag is not None and not isinstance(flag, bool):
+                raise TypeError(f"{self}: {word} must be True or False, got {flag!r}.")
+        if as_matrix not in (None, "first", "last"):
+            raise ValueError(f"{self}: as_matrix must be 'first' or 'last', got {as_matrix!r}.")
+        if as_vector and as_matrix:
+            raise ValueError(f"{self}: a parameter cannot be seen as a vector and as a matrix. Drop one.")
+        if not (patterns or names or self.sizes):
+            raise ValueError(
+                f"{self} does not say which parameters it means. Give a pattern, names, ndim, max_ndim "
+                'or min_ndim; "*" means all.'
+            )
+        if train is None and as_vector is None and as_matrix is None and not hypers:
+            raise ValueError(
+                f"{self} changes nothing. Say what holds, for example weight_decay=0.0 or train=False."
+            )
+
+    def means(self, name: str, ndim: int) -> bool:
+        """Whether a parameter fulfils every condition."""
+        plain = _plain_name(name)
+        fits = {
+            "ndim": ndim == self.sizes.get("ndim"),
+            "max_ndim": ndim <= self.sizes.get("max_ndim", 0),
+            "min_ndim": ndim >= self.sizes.get("min_ndim", 0),
+        }
+        return (
+            all(fits[word] for word in self.sizes)
+            and (self.names is None or plain in map(_plain_name, self.names))
+            and (not self.patterns or any(_matches(p, plain) for p in self.patterns))
+        )
+
+    @property
+    def named(self) -> bool:
+        """Whether it goes by names."""
+        return bool(self.patterns) or self.names is not None
+
+    def config(self) -> dict[str, Any]:
+        """Everything that makes another rule like this one, by the arguments' names."""
+        given = {
+            "names": None if self.names is None else list(self.names),
+            **self.sizes,
+            "train": self.train,
+            "as_vector": self.as_vector,
+            "as_matrix": self.as_matrix,
+            **self.hypers,
+        }
+        kept = {key: value for key, value in given.items() if value is not None or key in self.hypers}
+        return {"patterns": list(self.patterns), **kept}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Rule:
+        """The reverse of `config`."""
+        return cls(*config["patterns"], **{k: v for k, v in config.items() if k != "patterns"})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rule) and other.config() == self.config()
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __repr__(self) -> str:
+        config = self.config()
+        words = [f'"{p}"' if isinstance(p, str) else repr(p) for p in config.pop("patterns")]
+        return f"Rule({', '.join([*words, *(f'{k}={v!r}' for k, v in config.items())])})"
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of NumPy as Python's own, so that rules are plain data."""
+    return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
+
+
+def _plain_name(name: str) -> str:
+    """A name as every framework writes it: `layers[0].w`, `layers.0.w` and `layers/0/w:0` are one."""
+    return re.sub(r"[./\[\]]+", ".", name.removesuffix(":0")).strip(".")
+
+
+def _matches(pattern: str, plain: str) -> bool:
+    """Whether a name matches a pattern."""
+    inside, head = _plain_name(pattern), ""
+    if inside.startswith("*."):
+        inside, head = inside[2:], r"(?:.*\.)?"
+    text = "".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in inside)
+    return re.fullmatch(head + text, plain, re.DOTALL) is not None
+
+
+# ---------------------------------------------------------------------------------------------------
+# What follows for an optimizer
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What holds for the parameters that the same rules mean."""
+
+    rules: tuple[int, ...] = ()  # their numbers, from 1
+    overrides: tuple[tuple[str, Any], ...] = ()  # by the spec's names, in the order of the rules
+    train: bool = True
+    view: str | None = None  # vector, first or last: how the algorithm sees the axes
+
+    def over(
+        self, hypers: Mapping[str, Any], scaled: Callable[[Any, float], Any] = lambda x, k: x * k
+    ) -> dict[str, Any]:
+        """The hyperparameters that hold; `scaled` says what so many times a value is."""
+        now = dict(hypers)
+        for name, value in self.overrides:
+            now[name] = scaled(now[name], value.factor) if isinstance(value, Times) else value
+        return now
+
+    def seen(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape in which the algorithm sees a parameter of some shape."""
+        sizes = tuple(shape)
+        if self.view == "vector" and len(sizes) > 1:
+            return (math.prod(sizes),)
+        if self.view == "first" and len(sizes) > 2:
+            return sizes[0], math.prod(sizes[1:])
+        if self.view == "last" and len(sizes) > 2:
+            return math.prod(sizes[:-1]), sizes[-1]
+        return sizes
+
+    @property
+    def label(self) -> str:
+        """What to call these parameters: nothing where no rule means them."""
+        return f"rules {' '.join(map(str, self.rules))}" if self.rules else ""
+
+
+class Rules:
+    """The rules of one optimizer, checked.
+
+    Args:
+        owner: the optimizer's name, for messages.
+        given: the rules.
+        domains: the optimizer's hyperparameters by the names that its users know.
+        spelling: those names that differ from the spec's: the spec's, or a tuple of them.
+        hypers: the hyperparameters that hold otherwise, by the spec's names.
+        unchecked: says which values are tensors or schedules.
+        together: states of all parameters together, which the optimizer has.
+        elementwise: whether every number goes its own way, so that it does not matter how axes are seen.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        given: Sequence[Rule],
+        domains: Mapping[str, Domain],
+        spelling: Mapping[str, str | tuple[str, ...]],
+        hypers: Mapping[str, Any],
+        unchecked: Callable[[Domain, Any], bool],
+        together: Iterable[str] = (),
+        elementwise: bool = False,
+    ) -> None:
+        if isinstance(given, Rule) or not isinstance(given, Iterable):
+            raise TypeError(f"{owner}: rules must be a list of rules, got {given!r}. Pass rules=[...].")
+        self.owner, self.given, self.spelling = owner, tuple(given), dict(spelling)
+        for rule in self.given:
+            if not isinstance(rule, Rule):
+                raise TypeError(
+                    f"{owner}: rules must be a list of rules, got {rule!r} in it. Pass, for example, "
+                    'Rule("*.bias", weight_decay=0.0).'
+                )
+        if self.given and together:
+            raise ValueError(
+                f"{owner}: {', '.join(together)} is kept for all parameters together, and rules would part "
+                "them. Leave rules out, or take an optimizer for each part."
+            )
+        self.elementwise = elementwise
+        self.domains: dict[str, Domain] = {}  # by the spec's names
+        self.words: dict[str, str] = {}  # the spec's names as users write them
+        for word, domain in domains.items():
+            names = self.spelling.get(word, word)
+            entries = [names] if isinstance(names, str) else list(names)
+            for i, name in enumerate(entries):
+                self.domains[name] = domain
+                self.words[name] = word if isinstance(names, str) else f"{word}[{i}]"
+        self.settings: dict[tuple[int, ...], Setting] = {(): Setting()}
+        self.overrides = [
+            self._overrides(f"rule {n}", rule, hypers, unchecked)
+            for n, rule in enumerate(self.given, 1)
+        ]
+
+    def _overrides(
+        self,
+        place: str,
+        rule: Rule,
+        hypers: Mapping[str, Any],
+        unchecked: Callable[[Domain, Any], bool],
+    ) -> dict[str, Any]:
+        """What a rule sets, by the spec's names, checked."""
+        made: dict[str, Any] = {}
+        for word, value in rule.hypers.items():
+            names = self.spelling.get(word, word)
+            if isinstance(names, tuple):
+                if not isinstance(value, (tuple, list)) or len(value) != len(names):
+                    raise TypeError(
+                        f"{self.owner}: {word} of {place} must be a tuple ({', '.join(names)}), got "
+                        f"{value!r}."
+                    )
+                made.update(zip(names, value, strict=True))
+            elif names in self.domains:
+                made[names] = value
+            else:
+                raise TypeError(f"{self.owner}: {place}, {rule}, {self._unknown(word)}")
+        for name, value in made.items():
+            domain, called = self.domains[name], f"{self.words[name]} of {place}"
+            if isinstance(value, Times):
+                base = hypers[name]
+                if domain.kind != "float" or domain.many:
+                    raise TypeError(f"{self.owner}: {called} must be {domain.phrase}, got {value!r}.")
+                if base is None:
+                    raise TypeError(f"{self.owner}: {called} is {value!r} of None. Give it a value.")
+                if not unchecked(domain, base):
+                    domain.check(self.owner, called, float(base) * value.factor)
+            elif not unchecked(domain, value):
+                domain.check(self.owner, called, value)
+        return made
+
+    def _unknown(self, word: str) -> str:
+        users = list(dict.fromkeys(w.partition("[")[0] for w in self.words.values()))
+        close = difflib.get_close_matches(word, [*users, *self.domains, *_CONDITIONS], 1)
+        hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(users)}."
+        return f"sets {word}, which is no hyperparameter of {self.owner}. {hint}"
+
+    def assign(
+        self,
+        parameters: Sequence[tuple[str | None, Sequence[int]]],
+        remedy: str = "Give it one.",
+        whole: bool = True,
+    ) -> list[Setting]:
+        """What holds for each parameter.
+
+        Args:
+            parameters: their names and shapes; no name where there is none.
+            remedy: how parameters get names.
+            whole: whether these are all, so that a rule which means none of them is a mistake.
+
+        Raises:
+            ValueError: a rule means no parameter, or goes by names that are missing.
+        """
+        for n, rule in enumerate(self.given, 1):
+            if rule.named and any(name is None for name, _ in parameters):
+                raise ValueError(
+                    f"{self.owner}: rule {n}, {rule}, goes by names, and the parameters have none. {remedy}"
+                )
+            if whole and parameters:
+                self._used(n, rule, [(name or "", len(shape)) for name, shape in parameters])
+        return [self._setting(name or "", len(shape)) for name, shape in parameters]
+
+    def _used(self, n: int, rule: Rule, parameters: Sequence[tuple[str, int]]) -> None:
+        """Refuse a rule that means nothing, or has a name that nothing has."""
+        known = {_plain_name(name): name for name, _ in parameters}
+        strange = [x for x in rule.names or () if _plain_name(x) not in known]
+        if not strange and any(rule.means(*p) for p in parameters):
+            return
+        what = f"has the name {strange[0]!r}, which no parameter has" if strange else "means no parameter"
+        wanted = [strange[0]] if strange else [*rule.patterns, *(rule.names or ())]
+        by_name = {name for name, ndim in parameters if any(_matches(p, _plain_name(name)) for p in wanted)}
+        if wanted and not by_name:
+            hint = _closest(wanted, known)
+        else:
+            axes = sorted({ndim for name, ndim in parameters if name in by_name or not wanted})
+            hint = f"{'Those' if wanted else 'The'} parameters have {_listed(axes)} ax{'ei'[axes == [1]]}s."
+        raise ValueError(f"{self.owner}: rule {n}, {rule}, {what}. {hint}")
+
+    def _setting(self, name: str, ndim: int) -> Setting:
+        meant = tuple(n for n, rule in enumerate(self.given, 1) if rule.means(name, ndim))
+        if meant not in self.settings:
+            train, view = True, None
+            for n in meant:
+                rule = self.given[n - 1]
+                train = train if rule.train is None else rule.train
+                if rule.as_vector is not None or rule.as_matrix is not None:
+                    view = "vector" if rule.as_vector else rule.as_matrix
+            overrides = tuple(pair for n in meant for pair in self.overrides[n - 1].items())
+            self.settings[meant] = Setting(meant, overrides, train, None if self.elementwise else view)
+        return self.settings[meant]
+
+    def assignment(
+        self,
+        hypers: Mapping[str, Any],
+        parameters: Iterable[tuple[str, Sequence[int], Setting]],
+    ) -> Assignment:
+        """The table of what holds."""
+        rows = []
+        for name, shape, setting in parameters:
+            now = setting.over(hypers, _shown_product)
+            changed = {self.words[name]: _shown(now[name]) for name, _ in setting.overrides}
+            seen = setting.seen(shape)
+            seen_as = seen if setting.train and seen != tuple(shape) else None
+            rows.append(
+                Assigned(name, tuple(shape), setting.rules, changed, setting.train, seen_as)
+            )
+        return Assignment(self.owner, self.given, tuple(rows))
+
+
+_CONDITIONS = "names ndim max_ndim min_ndim train as_vector as_matrix".split()
+
+
+def _closest(wanted: Sequence[str], known: Mapping[str, str]) -> str:
+    """Which names there are, the closest first."""
+    near: dict[str, float] = {}
+    for word in wanted:
+        plain = _plain_name(word).replace("*", "").strip(".")
+        for name in known:
+            tails = [name.split(".", i)[-1] for i in range(name.count(".") + 1)]
+            ratios = [difflib.SequenceMatcher(None, plain, tail).ratio() for tail in tails]
+            near[name] = max([near.get(name, 0.0), *ratios])
+    best = sorted(near, key=lambda name: -near[name])[:3]
+    there_are = "The closest names are" if len(known) > 3 else "There are"
+    return f"{there_are} {_listed([known[x] for x in best])}."
+
+
+def _listed(words: Sequence[Any]) -> str:
+    """One, two and three."""
+    *first, last = map(str, words)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _shown(value: Any) -> Any:
+    """A value as people write it."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A schedule so many times, as the table has it."""
+
+    factor: float
+    value: Any
+
+    def __repr__(self) -> str:
+        return f"{self.factor!r} * {self.value!r}"
+
+
+def _shown_product(value: Any, factor: float) -> Any:
+    value = _shown(value)
+    return value * factor if isinstance(value, numbers.Real) else _Product(factor, value)
+
+
+class Assigned(NamedTuple):
+    """What holds for a parameter."""
+
+    name: str
+    shape: tuple[int, ...]
+    rules: tuple[int, ...]  # the rules that mean it, by their numbers
+    hypers: dict[str, Any]  # what they set, by the names that users know
+    train: bool
+    seen_as: tuple[int, ...] | None  # the shape in which the algorithm sees it, if another
+
+    def __str__(self) -> str:
+        words = [f"{name}={value!r}" for name, value in self.hypers.items()]
+        if self.seen_as is not None:
+            words.append(f"seen as {self.seen_as}")
+        return ", ".join(words) if self.train else "not trained"
+
+
+@dataclass(frozen=True, repr=False)
+class Assignment:
+    """Which rules hold for which parameter; printed, a table."""
+
+    owner: str
+    rules: tuple[Rule, ...]
+    rows: tuple[Assigned, ...]
+
+    def __repr__(self) -> str:
+        head = [f"rule {n}: {rule}" for n, rule in enumerate(self.rules, 1)]
+        cells = [("parameter", "shape", "rules", "what they set")]
+        for row in self.rows:
+            numbered = " ".join(map(str, row.rules)) or "-"
+            cells.append((row.name or "params", str(row.shape), numbered, str(row)))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+        return "\n".join([self.owner, *head, "", *lines])
 
 
 def _exp_tail(hi: Any, lo: Any, k: Any) -> Any:
@@ -1628,7 +2079,7 @@ def _step(
 
 
 def _step_each(
-    kernels: Sequence[_Kernel],
+    plan: tuple[Sequence[_Kernel], Any],
     t: Tensor,
     numbers: Sequence[tuple[Tensor, Tensor]],
     kept: Any,
@@ -1640,25 +2091,37 @@ def _step_each(
 ) -> list[dict[str, Tensor]]:
     """As `_step`, for several groups of variables, one after the other; slots may be None.
 
-    The last of a variable's slots is what is kept beside it. `places` are those of the variables in the
-    optimizer, None where nothing is drawn.
+    The plan is their kernels, and the shapes in which these see the variables. The last of a variable's
+    slots is what is kept beside it. `places` are those of the variables in the optimizer, None where
+    nothing is drawn.
     """
-    thetas = [[tf.convert_to_tensor(v) for v in group] for group in variables]
+    kernels, seen = plan
+    thetas = [
+        [_reshaped(tf.convert_to_tensor(v), shape) for v, shape in zip(*group, strict=True)]
+        for group in zip(variables, seen, strict=True)
+    ]
     given = [
-        [tf.ensure_shape(tf.cast(g, compute_dtype(v.dtype)), v.shape) for g, v in zip(*group, strict=True)]
-        for group in zip(grads, variables, strict=True)
+        [
+            _reshaped(tf.ensure_shape(tf.cast(g, compute_dtype(v.dtype)), v.shape), shape)
+            for g, v, shape in zip(*group, strict=True)
+        ]
+        for group in zip(grads, variables, seen, strict=True)
     ]
     record = kernels[0].method.state
     read = [
         [_Kept(record(*map(_read, slot)), _read(beside)) for *slot, beside in group] for group in slots
     ]
-    here = None if taking is None else functools.partial(taking.here, variables)
+    here = None if taking is None else functools.partial(taking.here, variables, seen)
     arguments = t, numbers, kept, thetas, given, read, places, here
     new_thetas, new_states, new_kept = _each_step(kernels, *arguments)
     targets = variables, slots
     for target, value in zip(_flat(targets), _flat((new_thetas, new_states)), strict=True):
-        target.assign(value)
+        target.assign(_reshaped(value, target.shape))
     return list(new_kept)
+
+
+def _reshaped(x: Tensor, shape: Any) -> Tensor:
+    return x if x.shape == tf.TensorShape(shape) else tf.reshape(x, shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -1669,14 +2132,16 @@ class _Taking:
     gradient: Function  # () -> the gradient of each variable by its reference, where the variables are
     values: Mapping[str, Any]  # inputs by name: gradients by reference, numbers, or functions of nothing
 
-    def here(self, variables: Any, scalars: Sequence[Any]) -> tuple[Any, Function]:
+    def here(self, variables: Any, seen: Any, scalars: Sequence[Any]) -> tuple[Any, Function]:
         """What is given for each variable, and how further gradients are taken."""
-        return self.inputs(variables, scalars), functools.partial(self.elsewhere, variables)
+        elsewhere = functools.partial(self.elsewhere, variables, seen)
+        return self.inputs(variables, seen, scalars), elsewhere
 
-    def inputs(self, variables: Any, scalars: Sequence[Any]) -> list[list[Any]]:
+    def inputs(self, variables: Any, seen: Any, scalars: Sequence[Any]) -> list[list[Any]]:
         """What the caller gives, in the compute dtypes; zeros where it is not read."""
         columns: dict[str, list[Tensor]] = {}
         every = [v for group in variables for v in group]
+        shapes = [shape for group in seen for shape in group]
         for name, when in self.method.inputs.items():
             value = self.values[name]
 
@@ -1684,11 +2149,12 @@ class _Taking:
                 found = value() if callable(value) else value
                 if name in self.method.numbers:
                     return [tf.cast(found, compute_dtype(v.dtype)) for v in every]
-                return [tf.cast(found[v.ref()], compute_dtype(v.dtype)) for v in every]
+                pairs = zip(every, shapes, strict=True)
+                return [_reshaped(tf.cast(found[v.ref()], compute_dtype(v.dtype)), z) for v, z in pairs]
 
             def nothing(name: str = name) -> list[Tensor]:
-                shapes = [[] if name in self.method.numbers else v.shape for v in every]
-                return [tf.zeros(z, compute_dtype(v.dtype)) for z, v in zip(shapes, every, strict=True)]
+                sizes = [()] * len(every) if name in self.method.numbers else shapes
+                return [tf.zeros(z, compute_dtype(v.dtype)) for z, v in zip(sizes, every, strict=True)]
 
             asked = getattr(scalars[0], when) if when and callable(value) else None
             columns[name] = read() if asked is None else branch(asked, read, nothing)
@@ -1698,19 +2164,25 @@ class _Taking:
             for group in variables
         ]
 
-    def elsewhere(self, variables: Any, points: Any) -> list[list[Tensor]]:
+    def elsewhere(self, variables: Any, seen: Any, points: Any) -> list[list[Tensor]]:
         """The gradients where the variables hold these points, which they hold from now on."""
         before = [[tf.identity(v) for v in group] for group in variables]
         for group, at in zip(variables, points, strict=True):
             for v, point in zip(group, at, strict=True):
-                v.assign(stored(point, v.dtype))
+                v.assign(_reshaped(stored(point, v.dtype), v.shape))
         try:
             taken = self.gradient()
         except Exception:
             for v, value in zip(_flat(variables), _flat(before), strict=True):
                 v.assign(value)
             raise
-        return [[tf.cast(taken[v.ref()], compute_dtype(v.dtype)) for v in group] for group in variables]
+        return [
+            [
+                _reshaped(tf.cast(taken[v.ref()], compute_dtype(v.dtype)), shape)
+                for v, shape in zip(*group, strict=True)
+            ]
+            for group in zip(variables, seen, strict=True)
+        ]
 
 
 def _next(rows: Iterator[int], group: Sequence[Any]) -> list[int]:
@@ -1903,6 +2375,16 @@ def _is_schedule(domain: Domain, value: Any) -> bool:
     return domain.kind == "float" and callable(value) and not _is_tensor(value)
 
 
+def _scaled(value: Any, factor: float) -> Any:
+    """A number, a tensor or a schedule, so many times, in double."""
+    if callable(value):
+        return lambda n: _scaled(value(n), factor)
+    if isinstance(value, (int, float)):
+        return value * factor
+    x = _double(value)
+    return rounded(x)(x * factor)
+
+
 def _check_parameter(owner: str, variable: Any) -> None:
     dtype = _native(variable).dtype
     if dtype not in (tf.float16, tf.bfloat16, tf.float32, tf.float64):
@@ -1961,6 +2443,24 @@ class KerasOptions(TypedDict, total=False):
     seed: int
 
 
+class _Kind(NamedTuple):
+    """What variables have in common that have the same scalars."""
+
+    dtype: str  # the compute dtype
+    setting: Setting
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.setting.label}".rstrip()
+
+
+@dataclass(frozen=True)
+class _Assigned:
+    """What rules say of each variable, in the order of `build`; Keras need not look inside."""
+
+    settings: list[Setting]
+    kinds: dict[str, _Kind]
+
+
 class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     """The Keras shell of a `Method`: `compile` and `fit`, `apply(grads, variables)`, `apply_gradients`.
 
@@ -1978,11 +2478,27 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     domains: Mapping[str, Domain]
     spelling: Mapping[str, str] = {}  # names that differ: Keras' -> the spec's
 
-    def __init__(self, *, name: str | None = None, **arguments: Any) -> None:
+    def __init__(
+        self, *, rules: Sequence[Rule] = (), name: str | None = None, **arguments: Any
+    ) -> None:
         if "weight_decay" not in self.domains and arguments.pop("weight_decay", None) is not None:
             raise TypeError(self._no_decay())
         hypers = {k: arguments.pop(k) for k in self.domains if k in arguments}
         hypers = self._accepted(hypers)
+        checked = Rules(
+            type(self).__name__,
+            rules,
+            self.domains,
+            self.spelling,
+            _respelled(hypers, self.spelling),
+            lambda domain, value: _is_tensor(value) or _is_schedule(domain, value),
+            self.method.shared_states,
+            self.method.elementwise,
+        )
+        for overrides in checked.overrides:
+            for key, value in overrides.items():
+                if not isinstance(value, Times):
+                    overrides[key] = _canonical(checked.domains[key], value)
         rate = hypers.pop("learning_rate", 1.0)
         unknown = arguments.keys() - KerasOptions.__annotations__.keys()
         if unknown:
@@ -1998,6 +2514,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         super().__init__(learning_rate=rate, name=name or self.method.name, **arguments)
         for key, value in hypers.items():
             setattr(self, key, value)
+        self._rules = checked
         self._checks = True
         self._parked: _Parked | None = None
         self._taking: _Taking | None = None
@@ -2081,23 +2598,68 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         for variable in variables:
             if not self._overwrite_variable_with_gradient(variable):
                 _check_parameter(type(self).__name__, variable)
+        settings = self._settings(variables)
+        for variable, setting in zip(variables, settings, strict=True):
+            if setting.train and not self._overwrite_variable_with_gradient(variable):
                 called = f"parameter {_path(variable)}"
-                check_shape(type(self).__name__, self.method.only, called, _native(variable).shape)
+                shape = setting.seen(_native(variable).shape)
+                check_shape(type(self).__name__, self.method.only, called, shape)
         super().build(variables)
-        numbers = _respelled({k: getattr(self, k) for k in self.domains}, self.spelling)
-        init = {name: numbers[name] for name in self.method.init_hypers}
-        slots = [self._slots_of(variable, init) for variable in variables]
+        slots = [self._slots_of(v, setting) for v, setting in zip(variables, settings, strict=True)]
         for name in self.method.state._fields:
             setattr(self, f"_state_{name}", [slot.get(name) for slot in slots])
             setattr(self, f"_scale_{name}", [slot.get(f"{name}.scale") for slot in slots])
         self._beside = [slot.get("beside") for slot in slots]
         self._joins = self.method.elementwise and all(map(self._plainly_kept, variables))
-        kinds = {compute_dtype(_native(v).dtype).name for v in variables} or {"float32"}
+        pairs = zip(variables, settings, strict=True)
+        kinds = {self._kind(_native(v).dtype, setting) for v, setting in pairs if setting.train}
+        kinds = kinds or {self._kind(tf.float32, self._rules.settings[()])}
+        self._assigned = _Assigned(settings, {str(kind): kind for kind in sorted(kinds, key=str)})
         for name, start in self._kept_once().items():
-            with tf.init_scope():
-                first = float(numbers[start] if isinstance(start, str) else start)
-            kept = {kind: self._kept(name, first, kind) for kind in sorted(kinds)}
+            kept = {key: self._kept(name, start, kind) for key, kind in self._assigned.kinds.items()}
             setattr(self, f"_state_{name}", kept)
+
+    def _settings(self, variables: Sequence[Any]) -> list[Setting]:
+        """What rules say of each variable."""
+        named = [(_path(v), tuple(_native(v).shape)) for v in variables]
+        return self._rules.assign(named, "Give them names.")
+
+    def _setting(self, variable: Any) -> Setting:
+        return cast(Setting, self._assigned.settings[self._get_variable_index(variable)])
+
+    @staticmethod
+    def _kind(dtype: Any, setting: Setting) -> _Kind:
+        return _Kind(compute_dtype(dtype).name, setting)
+
+    def assignment(self, variables: Any = None) -> Assignment:
+        """Which rules hold for which parameter, and what follows: a table when it is printed.
+
+        Args:
+            variables: the parameters, where the optimizer has not been built yet.
+
+        Raises:
+            RuntimeError: it has not been built, and there are no variables.
+        """
+        if variables is None and not self.built:
+            raise RuntimeError(
+                f"{type(self).__name__}: which parameters there are is not known before build. Pass "
+                "them: optimizer.assignment(model.trainable_variables)."
+            )
+        known = [*(self._trainable_variables if variables is None else variables)]
+        rows = []
+        for v, setting in zip(known, self._settings(known), strict=True):
+            if not self._decays(v):
+                setting = replace(setting, overrides=(*setting.overrides, ("weight_decay", 0.0)))
+            rows.append((_path(v), tuple(_native(v).shape), setting))
+        now = {k: float(x.numpy()) if _is_tensor(x) else x for k, x in self._numbers().items()}
+        return self._rules.assignment(now, rows)
+
+    def _numbers(self) -> dict[str, Any]:
+        """The hyperparameters as they are set now, by the spec's names."""
+        now = {key: getattr(self, key) for key in self.domains}
+        if callable(self._learning_rate) and "learning_rate" in now:
+            now["learning_rate"] = self._learning_rate
+        return _respelled(now, self.spelling)
 
     def _kept_once(self) -> dict[str, float | str]:
         """What is kept once for each compute dtype, and where it starts."""
@@ -2124,13 +2686,15 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         size = native.shape.num_elements()
         return self.storage.codes(self.method.coded, native.dtype.name, size)
 
-    def _slots_of(self, variable: Any, init: Mapping[str, Any]) -> dict[str, Any]:
-        if self._overwrite_variable_with_gradient(variable):
+    def _slots_of(self, variable: Any, setting: Setting) -> dict[str, Any]:
+        if self._overwrite_variable_with_gradient(variable) or not setting.train:
             return {}
         native = _native(variable)
+        numbers = setting.over(self._numbers(), _scaled)
+        init = {name: numbers[name] for name in self.method.init_hypers}
         codes, beside = self._codes(native), self.storage.beside(native.dtype.name)
         with tf.init_scope():
-            theta = tf.cast(native, compute_dtype(native.dtype))
+            theta = _reshaped(tf.cast(native, compute_dtype(native.dtype)), setting.seen(native.shape))
             started: dict[str, Any] = {}
             for name, value in self.method.init(theta, **init)._asdict().items():
                 started[name] = value
@@ -2154,13 +2718,14 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 )
         return slots
 
-    def _kept(self, name: str, start: float, kind: str) -> Any:
+    def _kept(self, name: str, start: Any, kind: _Kind) -> Any:
+        numbers = kind.setting.over(self._numbers(), _scaled)
         return self.add_variable(
             shape=(),
-            initializer=keras.initializers.Constant(start),
-            dtype=kind,
+            initializer=keras.initializers.Constant(float(numbers.get(start, start))),
+            dtype=kind.dtype,
             aggregation="only_first_replica",
-            name=f"{name}_{kind}",
+            name=f"{name}_{kind}".replace(" ", "_"),
         )
 
     @_as_written
@@ -2202,7 +2767,9 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             for g, v in zip(grads, variables, strict=True):
                 if g is not None and getattr(v, "constraint", None) is not None:
                     slot = self._slot(self.method.evaluate, v)
-                    slot.assign(v.constraint(slot))
+                    if slot is not None:
+                        x = v.constraint(_reshaped(tf.convert_to_tensor(slot), v.shape))
+                        slot.assign(_reshaped(x, slot.shape))
 
     def _takes_more(self) -> str:
         """What to say where `apply` cannot do the step."""
@@ -2326,22 +2893,25 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     def _advance(self, grads: Any, variables: Any, learning_rate: Any) -> dict[tuple[str, str], Tensor]:
         """One step on all variables. Returns the new states of step scope."""
         t = tf.cast(tf.convert_to_tensor(self.iterations), tf.int64) + 1
-        groups: dict[tuple[Any, bool], list[tuple[Any, Any]]] = {}
+        groups: dict[tuple[Any, bool, Setting], list[tuple[Any, Any]]] = {}
         for g, v in zip(grads, variables, strict=True):
-            groups.setdefault((_native(v).dtype, self._decays(v)), []).append((g, v))
+            setting = self._setting(v)
+            if setting.train:
+                groups.setdefault((_native(v).dtype, self._decays(v), setting), []).append((g, v))
         kept_by_kind: dict[str, dict[str, Any]] = {}
         for name in self._kept_once():
             for kind, variable in getattr(self, f"_state_{name}").items():
                 kept_by_kind.setdefault(kind, {})[name] = tf.convert_to_tensor(variable)
-        present = {compute_dtype(dtype).name for dtype, _ in groups}
-        for kind in kept_by_kind:
-            if kind not in present:  # the clock moves for these scalars, too
-                groups[tf.as_dtype(kind), True] = []
-        kinds = [compute_dtype(dtype).name for dtype, _ in groups]
+        present = {str(self._kind(dtype, setting)) for dtype, _, setting in groups}
+        for key in kept_by_kind:
+            if key not in present:  # the clock moves for these scalars, too
+                kind = self._assigned.kinds[key]
+                groups[tf.as_dtype(kind.dtype), True, kind.setting] = []
+        kinds = [str(self._kind(dtype, setting)) for dtype, _, setting in groups]
         kept = [kept_by_kind.get(kind, {}) for kind in kinds]
         prepared = [
-            _prepared(self.method, dtype, self._hypers(learning_rate, decays), self.storage)
-            for dtype, decays in groups
+            _prepared(self.method, dtype, self._hypers(learning_rate, decays, setting), self.storage)
+            for dtype, decays, setting in groups
         ]
         advance = self._advance_joined if self._joins else self._advance_each
         made = advance(t, prepared, kept, [*groups.values()])
@@ -2376,10 +2946,12 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         slots = [[self._entries(v) for _, v in pairs] for pairs in groups]
         shapes = tuple(tuple(tuple(v.shape) for v in group) for group in variables)
         places = self._places(groups)
+        seen = tuple(tuple(self._setting(v).seen(_native(v).shape) for _, v in pairs) for pairs in groups)
+        plan = kernels, seen
         if self._taking is not None and self.method.given is not None:
             given = variables, grads, slots, places, self._taking
-            return _step_each(kernels, t, numbers, kept, *given)
-        step = self._called(_step_each, kernels, shapes)
+            return _step_each(plan, t, numbers, kept, *given)
+        step = self._called(_step_each, plan, shapes)
         return step(t, numbers, kept, variables, grads, slots, places)
 
     def _places(self, groups: Any) -> list[list[Tensor | None]]:
@@ -2414,15 +2986,16 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     def _decays(self, variable: Any) -> bool:
         return "weight_decay" not in self.domains or bool(self._use_weight_decay(variable))
 
-    def _hypers(self, learning_rate: Any, decays: bool) -> dict[str, Any]:
+    def _hypers(self, learning_rate: Any, decays: bool, setting: Setting) -> dict[str, Any]:
         """The hyperparameters of the coming step by the spec's names."""
         now = {key: getattr(self, key) for key in self.domains if key != "learning_rate"}
-        now = {key: v(self._iterations) if callable(v) else v for key, v in now.items()}
         if "learning_rate" in self.domains:
             now["learning_rate"] = learning_rate
         if not decays:
             now["weight_decay"] = 0.0
-        return {self.spelling.get(key, key): now[key] for key in self.domains}
+        named = {self.spelling.get(key, key): now[key] for key in self.domains}
+        hypers = setting.over(named, _scaled)
+        return {name: v(self._iterations) if callable(v) else v for name, v in hypers.items()}
 
     @contextmanager
     def evaluation(self, variables: Any = None) -> Iterator[None]:
@@ -2459,7 +3032,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         pairs = [(v, slot) for v, slot in pairs if slot is not None]
         self._parked = _Parked(now, [(v, tf.identity(v)) for v, _ in pairs])
         for v, slot in pairs:
-            v.assign(stored(tf.convert_to_tensor(slot), v.dtype))
+            v.assign(_reshaped(stored(tf.convert_to_tensor(slot), v.dtype), v.shape))
         return True
 
     def _leave_evaluation(self) -> None:
@@ -2482,7 +3055,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 return
             pairs = [(_native(v), self._slot(name, v)) for v in self._trainable_variables]
             found = [(v, slot) for v, slot in pairs if slot is not None]
-            same = [tf.reduce_all(tf.equal(v, stored(tf.convert_to_tensor(x), v.dtype))) for v, x in found]
+            near = [_reshaped(stored(tf.convert_to_tensor(x), v.dtype), v.shape) for v, x in found]
+            same = [tf.reduce_all(tf.equal(v, x)) for (v, _), x in zip(found, near, strict=True)]
             if found and bool(tf.reduce_all(tf.stack(same))):
                 warnings.warn(
                     f"{type(self).__name__}: the variables hold the weights to evaluate with, not those that "
@@ -2510,12 +3084,19 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 del config[key]
         own = {key: getattr(self, key) for key in self.domains if key != "learning_rate"}
         own |= vars(self.storage)
+        own["rules"] = [rule.config() for rule in self._rules.given]
         return {**config, **{key: _serialized(value) for key, value in own.items()}}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Optimizer:
         """The reverse of `get_config`."""
-        return cls(**{key: _deserialized(value, custom_objects) for key, value in config.items()})
+        rules = [
+            Rule.from_config({key: _deserialized(value, custom_objects) for key, value in rule.items()})
+            for rule in config.get("rules", ())
+        ]
+        rest = {key: value for key, value in config.items() if key != "rules"}
+        made = {key: _deserialized(value, custom_objects) for key, value in rest.items()}
+        return cls(rules=rules, **made)
 
 
 @dataclass
@@ -2638,6 +3219,10 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore
         """The first n values, as a NumPy array."""
         return tf.broadcast_to(self(tf.range(n, dtype=tf.int64)), [n]).numpy()
 
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.domains)
+        return f"{type(self).__name__}({inside})"
+
     def get_config(self) -> dict[str, Any]:
         """Everything that makes another schedule like this one, as JSON."""
         return {name: _serialized(getattr(self, name)) for name in self.domains}
@@ -2669,6 +3254,10 @@ def _compiled_value(holes: Any, floats: int, ints: int) -> Any:
 
 
 def _serialized(value: Any) -> Any:
+    if isinstance(value, Times):
+        return {"times": value.factor}
+    if isinstance(value, dict):
+        return {key: _serialized(v) for key, v in value.items()}
     if isinstance(value, (tuple, list)):
         return [_serialized(v) for v in value]
     return keras.saving.serialize_keras_object(value) if callable(value) else value
@@ -2677,6 +3266,8 @@ def _serialized(value: Any) -> Any:
 def _deserialized(value: Any, custom_objects: Any = None) -> Any:
     if isinstance(value, list):
         return [_deserialized(v, custom_objects) for v in value]
+    if isinstance(value, dict) and value.keys() == {"times"}:
+        return Times(value["times"])
     if isinstance(value, dict):
         return keras.saving.deserialize_keras_object(value, custom_objects)
     return value

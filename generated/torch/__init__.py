@@ -20,6 +20,8 @@ if __name__ == "torch":
 
 
 _WHERE = {
+    "Rule": "runtime",
+    "Times": "runtime",
     "AdaBelief": "optimizers.adabelief",
     "Adadelta": "optimizers.adadelta",
     "Adafactor": "optimizers.adafactor",

@@ -13,11 +13,13 @@ each is rounded once, to a 0-d tensor of the compute dtype, before it meets a pa
 from __future__ import annotations
 
 import ctypes
+import difflib
 import functools
 import inspect
 import math
 import numbers
 import operator
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -149,6 +151,455 @@ def check_relations(
         if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
+
+
+class Times:
+    """So many times what holds otherwise: `Rule("backbone.*", lr=Times(0.1))`."""
+
+    def __init__(self, factor: float) -> None:
+        known = isinstance(factor, numbers.Real) and not isinstance(factor, bool)
+        if not known or not math.isfinite(factor):
+            raise TypeError(f"Times: the factor must be a finite number, got {factor!r}.")
+        self.factor = float(factor)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Times) and other.factor == self.factor
+
+    def __hash__(self) -> int:
+        return hash((Times, self.factor))
+
+    def __repr__(self) -> str:
+        return f"Times({self.factor!r})"
+
+
+class Rule:
+    """What holds for some parameters: `Rule("*.bias", weight_decay=0.0)`.
+
+    A parameter is meant if it fulfils every condition that is given. Where several rules mean a
+    parameter, all of them hold, in their order: of two that set the same thing the later one does.
+
+    Args:
+        *patterns: its name matches one of these; `*` stands for any text, `?` for one character.
+            Names are `layers[0].weight`; `layers.0.weight` and `layers/0/weight` are the same name. A
+            pattern that begins with `*.` matches names without a dot, too.
+        names: it has one of these names.
+        ndim: it has so many axes.
+        max_ndim: it has at most so many axes; 1 are biases and the scales of norms.
+        min_ndim: it has at least so many axes.
+        train: whether it is trained; if not, it keeps its value and has no state.
+        as_vector: the algorithm sees it with all its axes as one, so that it is no matrix.
+        as_matrix: where it has more than two axes, the algorithm sees it as a matrix: `first` keeps
+            the first axis as rows (kernels of PyTorch), `last` the last one as columns (of Keras and
+            JAX).
+        **hypers: hyperparameters of the optimizer, by this package's names or by the spec's; a value,
+            or `Times(factor)` of what holds otherwise.
+
+    Raises:
+        TypeError, ValueError: a condition is missing or no condition, or the rule changes nothing.
+    """
+
+    def __init__(
+        self,
+        *patterns: str,
+        names: Sequence[str] | None = None,
+        ndim: int | None = None,
+        max_ndim: int | None = None,
+        min_ndim: int | None = None,
+        train: bool | None = None,
+        as_vector: bool | None = None,
+        as_matrix: str | None = None,
+        **hypers: Any,
+    ) -> None:
+        self.patterns = patterns
+        self.names = None if names is None or isinstance(names, str) else tuple(names)
+        self.sizes = {
+            word: given
+            for word, given in (("ndim", ndim), ("max_ndim", max_ndim), ("min_ndim", min_ndim))
+            if given is not None
+        }
+        self.train, self.as_vector, self.as_matrix = train, as_vector, as_matrix
+        self.hypers = {key: _plain_number(value) for key, value in hypers.items()}
+        for word in patterns:
+            if not isinstance(word, str):
+                raise TypeError(
+                    f"{self}: a pattern must be text, got {word!r}. By the number of axes a rule goes with "
+                    "ndim, max_ndim or min_ndim."
+                )
+        if isinstance(names, str) or not all(isinstance(x, str) for x in self.names or ()):
+            raise TypeError(f"Rule: names must be a list of names, got {names!r}. Pass names=[...].")
+        for word, given in self.sizes.items():
+            if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+                raise TypeError(f"{self}: {word} must be an integer in [0, inf), got {given!r}.")
+        for word, flag in (("train", train), ("as_vector", as_vector)):
+            if flag is not None and not isinstance(flag, bool):
+                raise TypeError(f"{self}: {word} must be True or False, got {flag!r}.")
+        if as_matrix not in (None, "first", "last"):
+            raise ValueError(f"{self}: as_matrix must be 'first' or 'last', got {as_matrix!r}.")
+        if as_vector and as_matrix:
+            raise ValueError(f"{self}: a parameter cannot be seen as a vector and as a matrix. Drop one.")
+        if not (patterns or names or self.sizes):
+            raise ValueError(
+                f"{self} does not say which parameters it means. Give a pattern, names, ndim, max_ndim "
+                'or min_ndim; "*" means all.'
+            )
+        if train is None and as_vector is None and as_matrix is None and not hypers:
+            raise ValueError(
+                f"{self} changes nothing. Say what holds, for example weight_decay=0.0 or train=False."
+            )
+
+    def means(self, name: str, ndim: int) -> bool:
+        """Whether a parameter fulfils every condition."""
+        plain = _plain_name(name)
+        fits = {
+            "ndim": ndim == self.sizes.get("ndim"),
+            "max_ndim": ndim <= self.sizes.get("max_ndim", 0),
+            "min_ndim": ndim >= self.sizes.get("min_ndim", 0),
+        }
+        return (
+            all(fits[word] for word in self.sizes)
+            and (self.names is None or plain in map(_plain_name, self.names))
+            and (not self.patterns or any(_matches(p, plain) for p in self.patterns))
+        )
+
+    @property
+    def named(self) -> bool:
+        """Whether it goes by names."""
+        return bool(self.patterns) or self.names is not None
+
+    def config(self) -> dict[str, Any]:
+        """Everything that makes another rule like this one, by the arguments' names."""
+        given = {
+            "names": None if self.names is None else list(self.names),
+            **self.sizes,
+            "train": self.train,
+            "as_vector": self.as_vector,
+            "as_matrix": self.as_matrix,
+            **self.hypers,
+        }
+        kept = {key: value for key, value in given.items() if value is not None or key in self.hypers}
+        return {"patterns": list(self.patterns), **kept}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Rule:
+        """The reverse of `config`."""
+        return cls(*config["patterns"], **{k: v for k, v in config.items() if k != "patterns"})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rule) and other.config() == self.config()
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __repr__(self) -> str:
+        config = self.config()
+        words = [f'"{p}"' if isinstance(p, str) else repr(p) for p in config.pop("patterns")]
+        return f"Rule({', '.join([*words, *(f'{k}={v!r}' for k, v in config.items())])})"
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of NumPy as Python's own, so that rules are plain data."""
+    return value.item() if isinstance(value, numbers.Number) and hasattr(value, "item") else value
+
+
+def _plain_name(name: str) -> str:
+    """A name as every framework writes it: `layers[0].w`, `layers.0.w` and `layers/0/w:0` are one."""
+    return re.sub(r"[./\[\]]+", ".", name.removesuffix(":0")).strip(".")
+
+
+def _matches(pattern: str, plain: str) -> bool:
+    """Whether a name matches a pattern."""
+    inside, head = _plain_name(pattern), ""
+    if inside.startswith("*."):
+        inside, head = inside[2:], r"(?:.*\.)?"
+    text = "".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in inside)
+    return re.fullmatch(head + text, plain, re.DOTALL) is not None
+
+
+# ---------------------------------------------------------------------------------------------------
+# What follows for an optimizer
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What holds for the parameters that the same rules mean."""
+
+    rules: tuple[int, ...] = ()  # their numbers, from 1
+    overrides: tuple[tuple[str, Any], ...] = ()  # by the spec's names, in the order of the rules
+    train: bool = True
+    view: str | None = None  # vector, first or last: how the algorithm sees the axes
+
+    def over(
+        self, hypers: Mapping[str, Any], scaled: Callable[[Any, float], Any] = lambda x, k: x * k
+    ) -> dict[str, Any]:
+        """The hyperparameters that hold; `scaled` says what so many times a value is."""
+        now = dict(hypers)
+        for name, value in self.overrides:
+            now[name] = scaled(now[name], value.factor) if isinstance(value, Times) else value
+        return now
+
+    def seen(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape in which the algorithm sees a parameter of some shape."""
+        sizes = tuple(shape)
+        if self.view == "vector" and len(sizes) > 1:
+            return (math.prod(sizes),)
+        if self.view == "first" and len(sizes) > 2:
+            return sizes[0], math.prod(sizes[1:])
+        if self.view == "last" and len(sizes) > 2:
+            return math.prod(sizes[:-1]), sizes[-1]
+        return sizes
+
+    @property
+    def label(self) -> str:
+        """What to call these parameters: nothing where no rule means them."""
+        return f"rules {' '.join(map(str, self.rules))}" if self.rules else ""
+
+
+class Rules:
+    """The rules of one optimizer, checked.
+
+    Args:
+        owner: the optimizer's name, for messages.
+        given: the rules.
+        domains: the optimizer's hyperparameters by the names that its users know.
+        spelling: those names that differ from the spec's: the spec's, or a tuple of them.
+        hypers: the hyperparameters that hold otherwise, by the spec's names.
+        unchecked: says which values are tensors or schedules.
+        together: states of all parameters together, which the optimizer has.
+        elementwise: whether every number goes its own way, so that it does not matter how axes are seen.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        given: Sequence[Rule],
+        domains: Mapping[str, Domain],
+        spelling: Mapping[str, str | tuple[str, ...]],
+        hypers: Mapping[str, Any],
+        unchecked: Callable[[Domain, Any], bool],
+        together: Iterable[str] = (),
+        elementwise: bool = False,
+    ) -> None:
+        if isinstance(given, Rule) or not isinstance(given, Iterable):
+            raise TypeError(f"{owner}: rules must be a list of rules, got {given!r}. Pass rules=[...].")
+        self.owner, self.given, self.spelling = owner, tuple(given), dict(spelling)
+        for rule in self.given:
+            if not isinstance(rule, Rule):
+                raise TypeError(
+                    f"{owner}: rules must be a list of rules, got {rule!r} in it. Pass, for example, "
+                    'Rule("*.bias", weight_decay=0.0).'
+                )
+        if self.given and together:
+            raise ValueError(
+                f"{owner}: {', '.join(together)} is kept for all parameters together, and rules would part "
+                "them. Leave rules out, or take an optimizer for each part."
+            )
+        self.elementwise = elementwise
+        self.domains: dict[str, Domain] = {}  # by the spec's names
+        self.words: dict[str, str] = {}  # the spec's names as users write them
+        for word, domain in domains.items():
+            names = self.spelling.get(word, word)
+            entries = [names] if isinstance(names, str) else list(names)
+            for i, name in enumerate(entries):
+                self.domains[name] = domain
+                self.words[name] = word if isinstance(names, str) else f"{word}[{i}]"
+        self.settings: dict[tuple[int, ...], Setting] = {(): Setting()}
+        self.overrides = [
+            self._overrides(f"rule {n}", rule, hypers, unchecked)
+            for n, rule in enumerate(self.given, 1)
+        ]
+
+    def _overrides(
+        self,
+        place: str,
+        rule: Rule,
+        hypers: Mapping[str, Any],
+        unchecked: Callable[[Domain, Any], bool],
+    ) -> dict[str, Any]:
+        """What a rule sets, by the spec's names, checked."""
+        made: dict[str, Any] = {}
+        for word, value in rule.hypers.items():
+            names = self.spelling.get(word, word)
+            if isinstance(names, tuple):
+                if not isinstance(value, (tuple, list)) or len(value) != len(names):
+                    raise TypeError(
+                        f"{self.owner}: {word} of {place} must be a tuple ({', '.join(names)}), got "
+                        f"{value!r}."
+                    )
+                made.update(zip(names, value, strict=True))
+            elif names in self.domains:
+                made[names] = value
+            else:
+                raise TypeError(f"{self.owner}: {place}, {rule}, {self._unknown(word)}")
+        for name, value in made.items():
+            domain, called = self.domains[name], f"{self.words[name]} of {place}"
+            if isinstance(value, Times):
+                base = hypers[name]
+                if domain.kind != "float" or domain.many:
+                    raise TypeError(f"{self.owner}: {called} must be {domain.phrase}, got {value!r}.")
+                if base is None:
+                    raise TypeError(f"{self.owner}: {called} is {value!r} of None. Give it a value.")
+                if not unchecked(domain, base):
+                    domain.check(self.owner, called, float(base) * value.factor)
+            elif not unchecked(domain, value):
+                domain.check(self.owner, called, value)
+        return made
+
+    def _unknown(self, word: str) -> str:
+        users = list(dict.fromkeys(w.partition("[")[0] for w in self.words.values()))
+        close = difflib.get_close_matches(word, [*users, *self.domains, *_CONDITIONS], 1)
+        hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(users)}."
+        return f"sets {word}, which is no hyperparameter of {self.owner}. {hint}"
+
+    def assign(
+        self,
+        parameters: Sequence[tuple[str | None, Sequence[int]]],
+        remedy: str = "Give it one.",
+        whole: bool = True,
+    ) -> list[Setting]:
+        """What holds for each parameter.
+
+        Args:
+            parameters: their names and shapes; no name where there is none.
+            remedy: how parameters get names.
+            whole: whether these are all, so that a rule which means none of them is a mistake.
+
+        Raises:
+            ValueError: a rule means no parameter, or goes by names that are missing.
+        """
+        for n, rule in enumerate(self.given, 1):
+            if rule.named and any(name is None for name, _ in parameters):
+                raise ValueError(
+                    f"{self.owner}: rule {n}, {rule}, goes by names, and the parameters have none. {remedy}"
+                )
+            if whole and parameters:
+                self._used(n, rule, [(name or "", len(shape)) for name, shape in parameters])
+        return [self._setting(name or "", len(shape)) for name, shape in parameters]
+
+    def _used(self, n: int, rule: Rule, parameters: Sequence[tuple[str, int]]) -> None:
+        """Refuse a rule that means nothing, or has a name that nothing has."""
+        known = {_plain_name(name): name for name, _ in parameters}
+        strange = [x for x in rule.names or () if _plain_name(x) not in known]
+        if not strange and any(rule.means(*p) for p in parameters):
+            return
+        what = f"has the name {strange[0]!r}, which no parameter has" if strange else "means no parameter"
+        wanted = [strange[0]] if strange else [*rule.patterns, *(rule.names or ())]
+        by_name = {name for name, ndim in parameters if any(_matches(p, _plain_name(name)) for p in wanted)}
+        if wanted and not by_name:
+            hint = _closest(wanted, known)
+        else:
+            axes = sorted({ndim for name, ndim in parameters if name in by_name or not wanted})
+            hint = f"{'Those' if wanted else 'The'} parameters have {_listed(axes)} ax{'ei'[axes == [1]]}s."
+        raise ValueError(f"{self.owner}: rule {n}, {rule}, {what}. {hint}")
+
+    def _setting(self, name: str, ndim: int) -> Setting:
+        meant = tuple(n for n, rule in enumerate(self.given, 1) if rule.means(name, ndim))
+        if meant not in self.settings:
+            train, view = True, None
+            for n in meant:
+                rule = self.given[n - 1]
+                train = train if rule.train is None else rule.train
+                if rule.as_vector is not None or rule.as_matrix is not None:
+                    view = "vector" if rule.as_vector else rule.as_matrix
+            overrides = tuple(pair for n in meant for pair in self.overrides[n - 1].items())
+            self.settings[meant] = Setting(meant, overrides, train, None if self.elementwise else view)
+        return self.settings[meant]
+
+    def assignment(
+        self,
+        hypers: Mapping[str, Any],
+        parameters: Iterable[tuple[str, Sequence[int], Setting]],
+    ) -> Assignment:
+        """The table of what holds."""
+        rows = []
+        for name, shape, setting in parameters:
+            now = setting.over(hypers, _shown_product)
+            changed = {self.words[name]: _shown(now[name]) for name, _ in setting.overrides}
+            seen = setting.seen(shape)
+            seen_as = seen if setting.train and seen != tuple(shape) else None
+            rows.append(
+                Assigned(name, tuple(shape), setting.rules, changed, setting.train, seen_as)
+            )
+        return Assignment(self.owner, self.given, tuple(rows))
+
+
+_CONDITIONS = "names ndim max_ndim min_ndim train as_vector as_matrix".split()
+
+
+def _closest(wanted: Sequence[str], known: Mapping[str, str]) -> str:
+    """Which names there are, the closest first."""
+    near: dict[str, float] = {}
+    for word in wanted:
+        plain = _plain_name(word).replace("*", "").strip(".")
+        for name in known:
+            tails = [name.split(".", i)[-1] for i in range(name.count(".") + 1)]
+            ratios = [difflib.SequenceMatcher(None, plain, tail).ratio() for tail in tails]
+            near[name] = max([near.get(name, 0.0), *ratios])
+    best = sorted(near, key=lambda name: -near[name])[:3]
+    there_are = "The closest names are" if len(known) > 3 else "There are"
+    return f"{there_are} {_listed([known[x] for x in best])}."
+
+
+def _listed(words: Sequence[Any]) -> str:
+    """One, two and three."""
+    *first, last = map(str, words)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _shown(value: Any) -> Any:
+    """A value as people write it."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A schedule so many times, as the table has it."""
+
+    factor: float
+    value: Any
+
+    def __repr__(self) -> str:
+        return f"{self.factor!r} * {self.value!r}"
+
+
+def _shown_product(value: Any, factor: float) -> Any:
+    value = _shown(value)
+    return value * factor if isinstance(value, numbers.Real) else _Product(factor, value)
+
+
+class Assigned(NamedTuple):
+    """What holds for a parameter."""
+
+    name: str
+    shape: tuple[int, ...]
+    rules: tuple[int, ...]  # the rules that mean it, by their numbers
+    hypers: dict[str, Any]  # what they set, by the names that users know
+    train: bool
+    seen_as: tuple[int, ...] | None  # the shape in which the algorithm sees it, if another
+
+    def __str__(self) -> str:
+        words = [f"{name}={value!r}" for name, value in self.hypers.items()]
+        if self.seen_as is not None:
+            words.append(f"seen as {self.seen_as}")
+        return ", ".join(words) if self.train else "not trained"
+
+
+@dataclass(frozen=True, repr=False)
+class Assignment:
+    """Which rules hold for which parameter; printed, a table."""
+
+    owner: str
+    rules: tuple[Rule, ...]
+    rows: tuple[Assigned, ...]
+
+    def __repr__(self) -> str:
+        head = [f"rule {n}: {rule}" for n, rule in enumerate(self.rules, 1)]
+        cells = [("parameter", "shape", "rules", "what they set")]
+        for row in self.rows:
+            numbered = " ".join(map(str, row.rules)) or "-"
+            cells.append((row.name or "params", str(row.shape), numbered, str(row)))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+        return "\n".join([self.owner, *head, "", *lines])
 
 
 def _exp_tail(hi: Any, lo: Any, k: Any) -> Any:
@@ -1522,6 +1973,21 @@ def _in_the_specs_words(
     return named
 
 
+def _in_the_shells_words(
+    domains: Iterable[str], spelling: Spelling, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The reverse: `beta1` and `beta2` as `betas`."""
+    named: dict[str, Any] = {}
+    for name in domains:
+        words = spelling.get(name, name)
+        named[name] = values[words] if isinstance(words, str) else tuple(values[w] for w in words)
+    return named
+
+
+def _is_tensor(domain: Domain, value: Any) -> bool:
+    return isinstance(value, Tensor) and domain.kind == "float"
+
+
 # --------------------------------------------------------------------------------------------------
 # Optimizers
 
@@ -1552,6 +2018,9 @@ class Method(NamedTuple):
     requires: Requires = None
 
 
+_NAMED = "Pass model.named_parameters()."
+# The entry of a param group that says which rules its parameters are meant by.
+_RULES = "rules"
 _PARAMETERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # The entry of a parameter's state that holds what it is trained with, while it is evaluated.
 _TRAINING = "training"
@@ -1571,6 +2040,7 @@ class _Job:
     """Parameters that share everything but their values."""
 
     params: list[Tensor]
+    setting: Setting  # of it, how the kernel sees them
     t: int
     exact: Any  # the step's scalars in double
     s: Any  # the same, rounded
@@ -1684,6 +2154,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         params: ParamsT,
         hypers: dict[str, Any],
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -1698,7 +2169,15 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         self._resumed = False  # whether a state was loaded since the last step
         self._places: dict[Tensor, int] = {}  # of the parameters in the optimizer, for what draws
         self._seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        super().__init__(params, self._in_domains(hypers))
+        checked = self._in_domains(hypers)
+        named = _in_the_specs_words(self.domains, self.spelling, checked)
+        whole = self.method.shared_states, self.method.elementwise
+        self._rules = Rules(
+            self._name, rules, self.domains, self.spelling, named, _is_tensor, *whole
+        )
+        self._order: list[Tensor] = []  # as they were given, whatever groups rules make of them
+        super().__init__(params, checked)
+        self._rules.assign(self._parameters(), _NAMED)
 
     @property
     def _name(self) -> str:
@@ -1709,19 +2188,82 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         return _checked_all(self._name, self.domains, self.spelling, self.method.requires, hypers, place)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group with its own hyperparameters, as in `torch.optim`, or refuse it whole."""
+        """Add a group with its own hyperparameters, as in `torch.optim`, or refuse it whole.
+
+        What rules set for some of its parameters makes these a group of their own.
+        """
+        before = len(self.param_groups)
+        try:
+            for part in self._parts(param_group):
+                self._add(part)
+        except Exception:
+            del self.param_groups[before:]
+            raise
+
+    def _parts(self, group: dict[str, Any]) -> list[dict[str, Any]]:
+        """A group as groups whose parameters the same rules mean."""
+        given = group.get("params") if self._rules.given and isinstance(group, dict) else None
+        if given is None or isinstance(given, set):
+            return [group]
+        entries = [given] if isinstance(given, Tensor) else list(given)
+        group = {**group, "params": entries}
+        pairs = [entry if isinstance(entry, tuple) else (None, entry) for entry in entries]
+        if not all(len(pair) == 2 and isinstance(pair[1], Tensor) for pair in pairs):
+            return [group]  # to be refused
+        settings = self._rules.assign([(name, p.shape) for name, p in pairs], _NAMED, whole=False)
+        place = f" of param group {len(self.param_groups)}"
+        checked = self._in_domains({**self.defaults, **group}, place)
+        named = _in_the_specs_words(self.domains, self.spelling, checked)
+        self._order += [p for _, p in pairs]
+        parts = []
+        for setting in dict.fromkeys(settings):
+            own = [entry for entry, s in zip(entries, settings, strict=True) if s is setting]
+            now = _in_the_shells_words(self.domains, self.spelling, setting.over(named))
+            parts.append({**group, "params": own, **now, _RULES: setting.rules})
+        return parts or [group]
+
+    def _add(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         index = len(self.param_groups) - 1
         group = self.param_groups[index]
-        try:
-            group.update(self._in_domains(group, f" of param group {index}"))
+        group.update(self._in_domains(group, f" of param group {index}"))
+        for i, p in enumerate(group["params"]):
+            if p.dtype not in _PARAMETERS:
+                raise self._not_a_parameter(p, index, i)
+            if (setting := self._setting(group)).train:
+                check_shape(self._name, self.method.only, self._called(index, i), setting.seen(p.shape))
+
+    def _setting(self, group: Mapping[str, Any]) -> Setting:
+        """What the rules of a group say; its hyperparameters are its own, and can be changed."""
+        return self._rules.settings[tuple(group.get(_RULES, ()))]
+
+    def _parameters(self) -> list[tuple[str | None, torch.Size]]:
+        """The names, where there are any, and shapes of all parameters."""
+        return [
+            (name, p.shape)
+            for group in self.param_groups
+            for name, p in zip(
+                group.get("param_names") or [None] * len(group["params"]), group["params"], strict=True
+            )
+        ]
+
+    def _in_order(self) -> list[Tensor]:
+        """All parameters, as they were given, whatever groups rules have made of them."""
+        place = {p: i for i, p in enumerate(self._order)}
+        every = [p for group in self.param_groups for p in group["params"]]
+        return sorted(every, key=lambda p: place.get(p, len(place)))
+
+    def assignment(self) -> Assignment:
+        """Which rules hold for which parameter, and what follows: a table when it is printed."""
+        rows: dict[Tensor, Any] = {}
+        for index, group in enumerate(self.param_groups):
+            setting = self._setting(group)
+            now = _in_the_specs_words(self.domains, self.spelling, group)
+            shown = replace(setting, overrides=tuple((name, now[name]) for name, _ in setting.overrides))
             for i, p in enumerate(group["params"]):
-                if p.dtype not in _PARAMETERS:
-                    raise self._not_a_parameter(p, index, i)
-                check_shape(self._name, self.method.only, self._called(index, i), p.shape)
-        except Exception:
-            self.param_groups.pop()
-            raise
+                name = (group.get("param_names") or {i: f"{index}/{i}"})[i]
+                rows[p] = name, p.shape, shown
+        return self._rules.assignment({}, [rows[p] for p in self._in_order()])
 
     def _called(self, index: int, i: int) -> str:
         """What to call a parameter in messages."""
@@ -1737,7 +2279,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             f"float32 and float64 can be optimized. {remedy}"
         )
 
-    def _check(self, p: Tensor, g: Tensor, index: int, i: int) -> None:
+    def _check(self, p: Tensor, g: Tensor, index: int, i: int, setting: Setting) -> None:
         """Refuse a parameter, a gradient or a state that does not fit, with the remedy."""
         if p.dtype not in _PARAMETERS:
             raise self._not_a_parameter(p, index, i)
@@ -1766,7 +2308,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 f"parameter is on {p.device}. Move the model before backward()."
             )
         slot = self.state.get(p)
-        for field, (shape, kind) in self._layout(p).items() if slot else ():
+        for field, (shape, kind) in self._layout(p, setting).items() if slot else ():
             x = slot.get(field)
             if x is None or x.dtype != kind or x.shape != shape or x.device != p.device:
                 its = f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if x is not None else "another's"
@@ -1777,17 +2319,18 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     "shape make a new optimizer."
                 )
 
-    def _layout(self, p: Tensor) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def _layout(self, p: Tensor, setting: Setting) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """The tensors that are kept of a parameter: their shapes and dtypes."""
         wide, codes = compute_dtype(p.dtype), self._codes(p)
         kept: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-        for name, shape in _state_shapes(self.method, p.shape).items():
+        seen = torch.Size(setting.seen(p.shape))
+        for name, shape in _state_shapes(self.method, seen).items():
             kept[name] = shape, torch.uint8 if name in codes else wide
             if name in codes:
                 kept[f"{name}.scale"] = (pieces(shape),), torch.float32
         beside = self.storage.beside(_word_of(p.dtype))
         if beside is not None:
-            kept[beside] = p.shape, wide if self.storage.store == "master" else p.dtype
+            kept[beside] = seen, wide if self.storage.store == "master" else p.dtype
         return kept
 
     def _codes(self, p: Tensor) -> Mapping[str, str]:
@@ -1861,14 +2404,14 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 loss = closure()
         ready = []
         for index, group in enumerate(self.param_groups):
-            for i, p in enumerate(group["params"]):
+            setting = self._setting(group)
+            for i, p in enumerate(group["params"] if setting.train else ()):
                 g = p.grad
                 if g is not None:
-                    self._check(p, g, index, i)
+                    self._check(p, g, index, i, setting)
                     ready.append((p, index))
         if self.method.sources or self.storage.store != "nearest":
-            every = [p for group in self.param_groups for p in group["params"]]
-            self._places = {p: i for i, p in enumerate(every)}
+            self._places = {p: i for i, p in enumerate(self._in_order())}
         fresh = [p for p, _ in ready if not self.state[p]]
         clocks = self._clocks(groups) if ready and self.method.shared_states else []
         try:
@@ -1911,7 +2454,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         inputs = self._given(jobs, given)
         together = jobs if self.method.shared_states else ()
         params = [p for job in jobs for p in job.params]
-        calls = [[self._arguments(p, job.s) for p in job.params] for job in jobs]
+        calls = [[self._arguments(p, job) for p in job.params] for job in jobs]
         if not self._takes_several:
             return over_all(self.method, calls, inputs, None, together)
         # While the parameters hold other points, the kernels read copies.
@@ -1920,10 +2463,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
         def elsewhere(points: list[Tensor]) -> list[Tensor]:
             for p, point in zip(params, points, strict=True):
-                p.copy_(round_to(point, p.dtype))
+                p.copy_(round_to(point, p.dtype).reshape(p.shape))
             with torch.enable_grad():
                 closure()
-            return [self._further(p).clone() for p in params]
+            return [self._further(p).clone().reshape(x.shape) for p, x in zip(params, points, strict=True)]
 
         try:
             return over_all(self.method, calls, inputs, elsewhere, together)
@@ -1945,7 +2488,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 f"{self._name}: {self._called(index, i)} has a first gradient in this step and no "
                 "further one. Give it all of them, or none."
             )
-        self._check(p, p.grad, index, i)
+        self._check(p, p.grad, index, i, self._setting(self.param_groups[index]))
         return computed(p.grad)
 
     def _given(self, jobs: Sequence[_Job], given: Mapping[str, Any]) -> list[list[Any]]:
@@ -1953,8 +2496,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         method = self.method
         if method.given is None:
             return []
-        every = [p for group in self.param_groups for p in group["params"]]
+        every = self._in_order()
         made: dict[Tensor, dict[str, Any]] = {p: {} for job in jobs for p in job.params}
+        seen = {p: job.setting.seen(p.shape) for job in jobs for p in job.params}
         for name, when in method.inputs.items():
             asked = not when or any(bool(getattr(job.exact, when)) for job in jobs)
             value = given[name]() if asked and callable(given[name]) else given[name]
@@ -1973,6 +2517,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     )
                 wide = compute_dtype(p.dtype)
                 m[name] = torch.zeros_like(p, dtype=wide) if x is None else computed(x.detach()).to(wide)
+                m[name] = m[name].reshape(seen[p])
         return [[method.given(**made[p]) for p in job.params] for job in jobs]
 
     def _inputs(self, name: str, value: Any, every: Sequence[Tensor]) -> list[Tensor | None]:
@@ -2016,32 +2561,33 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
         Where parameters have states together, which go on without gradients, a job may have none.
         """
-        jobs: dict[Any, tuple[Any, dict[str, Any] | None, list[Tensor]]] = {}
+        jobs: dict[Any, tuple[Setting, Any, dict[str, Any] | None, list[Tensor]]] = {}
 
         def job(index: int, dtype: torch.dtype, kept: Any, place: Any, clock: Any) -> list[Tensor]:
-            values, hypers = groups[index]
+            (values, hypers), setting = groups[index], self._setting(self.param_groups[index])
             scalars = tuple(kept[name] for name in self.method.scalar_states)
-            key = (values, dtype, kept["step"] + 1, scalars, place, id(clock))
-            return jobs.setdefault(key, (hypers, clock, []))[2]
+            key = (values, dtype, kept["step"] + 1, scalars, place, id(clock), setting.view)
+            return jobs.setdefault(key, (setting, hypers, clock, []))[3]
 
         for p, index in ready:
             slot, clock = self.state[p], clocks[index][_kind(p)] if clocks else None
             if not slot:
-                slot.update(self._start(p, groups[index][1]))
+                slot.update(self._start(p, groups[index][1], self._setting(self.param_groups[index])))
             job(index, p.dtype, clock or slot, p.device, clock).append(p)
-        begun = {id(clock) for _, clock, _ in jobs.values()}
+        begun = {id(clock) for _, _, clock, _ in jobs.values()}
         for index, kinds in enumerate(clocks):
             for kind, clock in kinds.items():
                 if id(clock) not in begun:
                     job(index, getattr(torch, kind), clock, None, clock)
         return [
-            self._job(params, hypers, dtype, t, kept, clock)
-            for (_, dtype, t, kept, _, _), (hypers, clock, params) in jobs.items()
+            self._job(params, setting, hypers, dtype, t, kept, clock)
+            for (_, dtype, t, kept, *_), (setting, hypers, clock, params) in jobs.items()
         ]
 
     def _job(
         self,
         params: list[Tensor],
+        setting: Setting,
         hypers: Mapping[str, Any],
         dtype: torch.dtype,
         t: int,
@@ -2060,15 +2606,15 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             old = {f"{name}_prev": clock[name] for name in method.shared_states}
             place = params[0].device if params else None
             shared = method.shared(**{name: x.to(place or x.device) for name, x in old.items()})
-        return _Job(params, t, exact, rounded(exact, wide), clock, shared)
+        return _Job(params, setting, t, exact, rounded(exact, wide), clock, shared)
 
-    def _start(self, p: Tensor, hypers: Mapping[str, Any]) -> dict[str, Any]:
+    def _start(self, p: Tensor, hypers: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
         """The state of a parameter before its first step."""
         method = self.method
         slot: dict[str, Any] = {"step": 0}
         if not method.shared_states:
             slot.update(self._starts(method.scalar_states, compute_dtype(p.dtype), hypers))
-        theta = computed(p.detach())
+        theta = computed(p.detach()).reshape(setting.seen(p.shape))
         slot.update(entries(_there(method.init(theta, **self._for_init(hypers))), self._codes(p)))
         beside = self.storage.beside(_word_of(p.dtype))
         if beside is not None:
@@ -2082,9 +2628,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         given = {k: _double(hypers[x]) if isinstance(x, str) else float(x) for k, x in starts.items()}
         return {name: storing(dtype)(x) for name, x in given.items()}
 
-    def _loaded(self, p: Tensor) -> Tensor:
+    def _loaded(self, p: Tensor, setting: Setting) -> Tensor:
         """A parameter as the kernel takes it."""
-        theta, beside = computed(p.detach()), self.storage.beside(_word_of(p.dtype))
+        theta = computed(p.detach()).reshape(setting.seen(p.shape))
+        beside = self.storage.beside(_word_of(p.dtype))
         if beside is None:
             return theta
         return self.storage.loaded(theta, computed(self.state[p][beside]), _word_of(p.dtype))
@@ -2100,25 +2647,25 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             x, beside = self.storage.parted(x, kind, t, self._places[p])
             if name is not None:
                 self.state[p][name] = self._beside(p, beside)
-        p.copy_(round_to(x, p.dtype))
+        p.copy_(round_to(x, p.dtype).reshape(p.shape))
 
     def _for_init(self, hypers: Mapping[str, Any]) -> dict[str, Any]:
         return {name: _double(hypers[name]) for name in self.method.init_hypers}
 
-    def _arguments(self, p: Tensor, s: Any) -> tuple[Tensor, Tensor, Any, Any]:
+    def _arguments(self, p: Tensor, job: _Job) -> tuple[Tensor, Tensor, Any, Any]:
         """What the kernel is given of a parameter."""
         kept = opened(self.state[p], self._codes(p))
         state = self.method.state._make(kept.get(name) for name in self.method.state._fields)
-        if self.method.sources:
-            s = of_parameter(self.method.sources, s, self._places[p])
-        return self._loaded(p), computed(p.grad), state, s
+        s = of_parameter(self.method.sources, job.s, self._places[p]) if self.method.sources else job.s
+        theta = self._loaded(p, job.setting)
+        return theta, computed(p.grad).reshape(theta.shape), state, s
 
     def _run(self, job: _Job, w: Sequence[tuple[Any, ...]]) -> None:
         """One step of the parameters of a job."""
         method = self.method
         flat = self._compile and method.elementwise
-        if not (flat and self._run_flat(job.params, job.s, job.t)):
-            self._run_each(job.params, job.s, job.t, w)
+        if not (flat and self._run_flat(job)):
+            self._run_each(job, w)
         kept = [self.state[p] for p in job.params]
         for slot in kept:
             slot["step"] = job.t
@@ -2131,20 +2678,18 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             for name in method.scalar_states:
                 slot[name] = getattr(job.exact, name)
 
-    def _run_each(
-        self, params: list[Tensor], s: Any, t: int, besides: Sequence[tuple[Any, ...]]
-    ) -> None:
+    def _run_each(self, job: _Job, besides: Sequence[tuple[Any, ...]]) -> None:
         """The kernel on one parameter after the other."""
-        for p, w in zip(params, besides, strict=True):
+        for p, w in zip(job.params, besides, strict=True):
             slot = self.state[p]
-            theta, g, *rest = self._arguments(p, s)
+            theta, g, *rest = self._arguments(p, job)
             # What is compiled for one shape serves all of as many axes, but for sizes 0 and 1.
-            compiled = self._compile and min(p.shape, default=0) > 1
+            compiled = self._compile and min(theta.shape, default=0) > 1
             result, state = self._called_kernel(compiled, theta, g, *rest, *w)
             users = {id(theta), id(g)}  # memory of the user's, which changes outside, is not kept
             for name, x in entries(_there(state), self._codes(p)).items():
                 slot[name] = x.clone() if id(x) in users else x
-            self._store(p, result, t)
+            self._store(p, result, job.t)
 
     def _called_kernel(self, compiled: bool, *arguments: Any) -> Any:
         """The step of a kernel, compiled where that is wanted and possible."""
@@ -2157,9 +2702,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             self._go_on_without_compiler(error)
             return step(*arguments)
 
-    def _run_flat(self, params: list[Tensor], s: Any, t: int) -> bool:
+    def _run_flat(self, job: _Job) -> bool:
         """The compiled kernel on all parameters at once; False where there is no compiler."""
-        method = self.method
+        method, params = self.method, job.params
         sizes = [p.numel() for p in params]
         padding = max(0, 2 - sum(sizes))  # sizes 0 and 1 would be compiled separately
 
@@ -2169,9 +2714,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
         kept = [opened(self.state[p], self._codes(p)) for p in params]
         state = method.state._make(joined(x[name] for x in kept) for name in method.state._fields)
-        theta, g = joined(map(self._loaded, params)), joined(p.grad for p in params)
+        theta, g = joined(self._loaded(p, job.setting) for p in params), joined(p.grad for p in params)
         try:
-            theta, state = _compiled(method.step)(*_as_tensors((theta, g, state, s)))
+            theta, state = _compiled(method.step)(*_as_tensors((theta, g, state, job.s)))
         except Exception as error:
             self._go_on_without_compiler(error)
             return False
@@ -2181,7 +2726,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             states = {name: x.view(p.shape) for name, x in named}
             for name, x in entries(states, self._codes(p)).items():
                 slot[name].copy_(x)
-            self._store(p, result.view(p.shape), t)
+            self._store(p, result.view(p.shape), job.t)
         return True
 
     def _go_on_without_compiler(self, error: Exception) -> None:
@@ -2213,7 +2758,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         if name is not None and not self._evaluating:
             for p, slot in self._stateful():
                 slot[_TRAINING] = p.detach().clone()
-                p.copy_(round_to(slot[name], p.dtype))
+                p.copy_(round_to(slot[name], p.dtype).reshape(p.shape))
         self._evaluating = True
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -2254,7 +2799,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         if name is None or torch.compiler.is_compiling():
             return
         pairs = [(p, slot[name]) for p, slot in self._stateful() if slot["step"]]
-        if pairs and all(torch.equal(p.detach(), round_to(x, p.dtype)) for p, x in pairs):
+        if pairs and all(torch.equal(p.detach(), round_to(x, p.dtype).reshape(p.shape)) for p, x in pairs):
             warnings.warn(
                 f"{self._name}: the parameters are those to evaluate with, not those that the loaded "
                 "state was saved beside, so this run does not go on where that one was. Save the model "
@@ -2311,20 +2856,23 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     "parameters in the same order."
                 )
             groups.append({**{name: new[name] for name in self.domains}, **old})
+            groups[-1].pop(_RULES, None)
+            groups[-1] |= {_RULES: new[_RULES]} if _RULES in new else {}
             begun = _SHARED in old or any(state.get(key) for key in old["params"])
             if self.method.shared_states and begun:
                 groups[-1][_SHARED] = self._common(index, old.get(_SHARED, {}), new["params"])
+            setting = self._setting(new)
             for i, (key, p) in enumerate(zip(old["params"], new["params"], strict=True)):
                 if state.get(key):
                     called = self._called(index, i)
-                    state[key] = _Loaded(self._fitted(p, called, state[key]))
+                    state[key] = _Loaded(self._fitted(p, called, state[key], setting))
         return {**state_dict, "state": state, "param_groups": groups}
 
     def _fitted(
-        self, p: Tensor, called: str, saved: Mapping[str, Any]
+        self, p: Tensor, called: str, saved: Mapping[str, Any], setting: Setting
     ) -> dict[str, Any]:
         """The saved state of one parameter, on its device, in the dtypes of this method."""
-        layout = self._layout(p)
+        layout = self._layout(p, setting)
         own = () if self.method.shared_states else self.method.scalar_states
         wanted = {"step", *own, *layout}
         if wanted != saved.keys() - {_TRAINING}:
@@ -2375,10 +2923,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         return common
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickling and copying take: torch's three entries, the two modes, and the storage."""
-        kept = ("_compile", "_evaluating", "_resumed", "storage")
-        modes = {name: getattr(self, name) for name in kept}
-        return {**super().__getstate__(), **modes}
+        """What pickling and copying take: torch's three entries, the modes, the storage and the rules."""
+        kept = ("_compile", "_evaluating", "_resumed", "storage", "_rules", "_order")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what `__getstate__` or `load_state_dict` made."""
@@ -2396,7 +2943,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 # Schedules
 
 
-class Rule(NamedTuple):
+class Rate(NamedTuple):
     """A learning rate as a function of the number n of finished steps."""
 
     name: str
@@ -2418,9 +2965,9 @@ class Unbound:
         for name, domain in self.schedule.domains.items():
             if domain.kind == "schedule":
                 hypers[name] = _callable(hypers[name], base_lr, domain.many)
-        if self.schedule.rule.uses_base_lr:
+        if self.schedule.rate.uses_base_lr:
             hypers["base_lr"] = base_lr
-        value: Scalar = self.schedule.rule.value(n, **hypers)
+        value: Scalar = self.schedule.rate.value(n, **hypers)
         return value
 
     def table(self, n: int, base_lr: float) -> list[Scalar]:
@@ -2448,7 +2995,7 @@ class Schedule(LRScheduler):  # type: ignore[misc]
     hyperparameters are the constructor's.
     """
 
-    rule: ClassVar[Rule]
+    rate: ClassVar[Rate]
     domains: ClassVar[Mapping[str, Domain]]
     spelling: ClassVar[Spelling] = {}
 
@@ -2471,7 +3018,7 @@ class Schedule(LRScheduler):  # type: ignore[misc]
 
     @classmethod
     def _from(cls, hypers: Mapping[str, Any]) -> Unbound:
-        checked = _checked_all(cls.__name__, cls.domains, cls.spelling, cls.rule.requires, hypers)
+        checked = _checked_all(cls.__name__, cls.domains, cls.spelling, cls.rate.requires, hypers)
         return Unbound(cls, _in_the_specs_words(cls.domains, cls.spelling, checked))
 
     def get_lr(self) -> list[Any]:

@@ -21,6 +21,7 @@ Note: eps is added twice, into the stored v in every step and to its root, as in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -143,6 +145,7 @@ def adabelief(
     b2: Scalar = 0.999,
     eps: Scalar = 1e-16,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -157,6 +160,7 @@ def adabelief(
         b1: decay of the average of gradients, per step; a number in [0, 1).
         b2: decay of the average of squared deviations, per step; a number in [0, 1).
         eps: added to the second moment and to its root; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -172,6 +176,7 @@ def adabelief(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

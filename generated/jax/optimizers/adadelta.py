@@ -21,11 +21,12 @@ Note: eps decides the size of the first steps, because a starts at 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, rounded, sqrt
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tensor, rounded, sqrt
 
 __all__ = ["adadelta", "adadelta_init", "adadelta_scalars", "adadelta_step", "adadelta_update"]
 
@@ -117,6 +118,7 @@ def adadelta(
     rho: Scalar = 0.9,
     eps: Scalar = 1e-06,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -130,6 +132,7 @@ def adadelta(
         learning_rate: factor on the step; a number in [0, inf).
         rho: decay of both averages, per step; a number in [0, 1).
         eps: added to both averages under the root; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -145,6 +148,7 @@ def adadelta(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

@@ -32,6 +32,7 @@ Note: tensors of more than two axes are stacks of matrices, those of the last tw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -41,6 +42,7 @@ from ..runtime import (
     NonNegative,
     Optimizer,
     Positive,
+    Rule,
     Scalar,
     Tensor,
     col_mean,
@@ -187,6 +189,7 @@ def adafactor(
     eps2: Scalar = 0.001,
     clip: Scalar = 1.0,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -202,6 +205,7 @@ def adafactor(
         eps1: added to the squared gradient; a number in [0, inf).
         eps2: smallest root mean square that a parameter counts as having; a number in [0, inf).
         clip: largest root mean square of an update; a number in (0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -217,6 +221,7 @@ def adafactor(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

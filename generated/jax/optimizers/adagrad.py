@@ -18,11 +18,12 @@ Note: v starts at 0 and eps stands outside the root, as in torch; optax and kera
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Method, NonNegative, Optimizer, Scalar, Tensor, rounded, sqrt
+from ..runtime import Method, NonNegative, Optimizer, Rule, Scalar, Tensor, rounded, sqrt
 
 __all__ = ["adagrad", "adagrad_init", "adagrad_scalars", "adagrad_step", "adagrad_update"]
 
@@ -100,6 +101,7 @@ def adagrad(
     learning_rate: Scalar = 0.01,
     eps: Scalar = 1e-10,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -113,6 +115,7 @@ def adagrad(
         learning_rate: step size, the change of each parameter in the first step; a number in [0,
             inf).
         eps: added to the root of the sum, in units of the gradient; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -128,6 +131,7 @@ def adagrad(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

@@ -19,6 +19,7 @@ Note: eps is added to the norm against 0/0, as in keras (1e-7); torch and optax 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -129,6 +131,7 @@ def adamax(
     b2: Scalar = 0.999,
     eps: Scalar = 1e-08,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -144,6 +147,7 @@ def adamax(
         b1: decay of the average of gradients, per step; a number in [0, 1).
         b2: decay of the norm, per step; a number in [0, 1).
         eps: added to the norm, in units of the gradient; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -159,6 +163,7 @@ def adamax(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

@@ -34,6 +34,7 @@ Note: decay and step are subtracted together, as in the source and optax; torch 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -204,6 +206,7 @@ def adamw_hd(
     weight_decay: Scalar = 0.01,
     kappa: Scalar = 1e-07,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -222,6 +225,7 @@ def adamw_hd(
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
         kappa: step size of learnt_lr; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -237,6 +241,7 @@ def adamw_hd(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

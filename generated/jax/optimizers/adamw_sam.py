@@ -30,6 +30,7 @@ Note: SAM: where all gradients are 0, the second one is taken at theta, too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -39,6 +40,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -225,6 +227,7 @@ def adamw_sam(
     weight_decay: Scalar = 0.01,
     rho: Scalar = 0.05,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -245,6 +248,7 @@ def adamw_sam(
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
         rho: distance to the point of the second gradient; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -260,6 +264,7 @@ def adamw_sam(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

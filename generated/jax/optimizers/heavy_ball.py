@@ -18,11 +18,12 @@ Note: lr stands outside the velocity, as in torch's SGD and optax's sgd; in kera
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tensor, rounded
 
 __all__ = [
     "heavy_ball",
@@ -106,6 +107,7 @@ def heavy_ball(
     learning_rate: Scalar = 0.01,
     mu: Scalar = 0.9,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -118,6 +120,7 @@ def heavy_ball(
     Args:
         learning_rate: step size; a number in [0, inf).
         mu: momentum, the part of the velocity that a step keeps; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -133,6 +136,7 @@ def heavy_ball(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

@@ -23,6 +23,7 @@ Note: the ratio is 1 where a norm is 0, so a tensor of zeros takes steps 1 / tru
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ from ..runtime import (
     NonNegative,
     Optimizer,
     Positive,
+    Rule,
     Scalar,
     Tensor,
     rounded,
@@ -134,6 +136,7 @@ def lars(
     weight_decay: Scalar = 0.0005,
     trust: Scalar = 0.001,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -148,6 +151,7 @@ def lars(
         mu: decay of the sum of steps, per step; a number in [0, 1).
         weight_decay: decay added to the gradient, times theta; a number in [0, inf).
         trust: how large a step is, measured by the tensor's norm; a number in (0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -163,6 +167,7 @@ def lars(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

@@ -20,11 +20,12 @@ Note: each step moves every parameter by lr; take a third to a tenth of an lr fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, rounded, sign
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tensor, rounded, sign
 
 __all__ = ["lion", "lion_init", "lion_scalars", "lion_step", "lion_update"]
 
@@ -118,6 +119,7 @@ def lion(
     b2: Scalar = 0.99,
     weight_decay: Scalar = 0.0,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -133,6 +135,7 @@ def lion(
         b2: decay of the average of gradients, per step; a number in [0, 1).
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -148,6 +151,7 @@ def lion(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

@@ -19,11 +19,12 @@ Note: torch's SGD with dampening = beta is the same but for its first step, whic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tensor, rounded
 
 __all__ = ["momentum", "momentum_init", "momentum_scalars", "momentum_step", "momentum_update"]
 
@@ -104,6 +105,7 @@ def momentum(
     learning_rate: Scalar = 0.01,
     beta: Scalar = 0.9,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -116,6 +118,7 @@ def momentum(
     Args:
         learning_rate: step size; a number in [0, inf).
         beta: decay of the average of gradients, per step; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -131,6 +134,7 @@ def momentum(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

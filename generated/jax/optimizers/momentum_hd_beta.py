@@ -30,11 +30,12 @@ Note: torch's SGD with dampening = beta is the same but for its first step, whic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, rounded, tree_sum
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tensor, rounded, tree_sum
 
 __all__ = [
     "momentum_hd_beta",
@@ -176,6 +177,7 @@ def momentum_hd_beta(
     beta: Scalar = 0.9,
     kappa: Scalar = 1e-07,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -190,6 +192,7 @@ def momentum_hd_beta(
         beta: decay of the average of gradients, per step; where learnt_beta begins; a number in [0,
             1).
         kappa: step size of learnt_beta; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -205,6 +208,7 @@ def momentum_hd_beta(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

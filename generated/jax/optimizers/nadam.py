@@ -29,6 +29,7 @@ Note: keras has psi = 1, so that its momentum is at full strength 250 times soon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -38,6 +39,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -170,6 +172,7 @@ def nadam(
     eps: Scalar = 1e-08,
     psi: Scalar = 0.004,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -187,6 +190,7 @@ def nadam(
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         psi: how fast the momentum grows, per step: beta1 - mu shrinks by 0.96**psi; a number in [0,
             inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -202,6 +206,7 @@ def nadam(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

@@ -22,11 +22,12 @@ Note: lr stands inside the velocity, as in the source and keras; in torch and op
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tensor, rounded
 
 __all__ = ["nesterov", "nesterov_init", "nesterov_scalars", "nesterov_step"]
 
@@ -97,6 +98,7 @@ def nesterov(
     learning_rate: Scalar = 0.01,
     beta: Scalar = 0.9,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -109,6 +111,7 @@ def nesterov(
     Args:
         learning_rate: step size; a number in [0, inf).
         beta: momentum, the part of the velocity that a step keeps; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -125,6 +128,7 @@ def nesterov(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

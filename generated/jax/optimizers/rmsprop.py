@@ -19,11 +19,12 @@ Note: the source has no eps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, rounded, sqrt
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tensor, rounded, sqrt
 
 __all__ = ["rmsprop", "rmsprop_init", "rmsprop_scalars", "rmsprop_step", "rmsprop_update"]
 
@@ -109,6 +110,7 @@ def rmsprop(
     gamma: Scalar = 0.9,
     eps: Scalar = 1e-08,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -123,6 +125,7 @@ def rmsprop(
         gamma: decay of the average of squared gradients, per step; a number in [0, 1).
         eps: added to the average under the root, in units of the squared gradient; a number in [0,
             inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -138,6 +141,7 @@ def rmsprop(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

@@ -22,11 +22,12 @@ Note: x is weighted by squares of lr, as in the authors' code, so a warm-up coun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, div, rounded
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tensor, div, rounded
 
 __all__ = [
     "schedule_free_sgd",
@@ -116,6 +117,7 @@ def schedule_free_sgd(
     learning_rate: Scalar = 1.0,
     beta: Scalar = 0.9,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -128,6 +130,7 @@ def schedule_free_sgd(
     Args:
         learning_rate: step size of z; hold it constant after a warm-up; a number in [0, inf).
         beta: how far y lies from z towards x; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -144,6 +147,7 @@ def schedule_free_sgd(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

@@ -14,9 +14,10 @@ Note: the same as SGD without momentum in torch, optax and keras; torch's defaul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..runtime import Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import Method, NonNegative, Optimizer, Rule, Scalar, Tensor, rounded
 
 __all__ = ["sgd", "sgd_init", "sgd_scalars", "sgd_step", "sgd_update"]
 
@@ -83,6 +84,7 @@ METHOD = Method(
 def sgd(
     learning_rate: Scalar = 0.01,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -94,6 +96,7 @@ def sgd(
 
     Args:
         learning_rate: step size; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -109,6 +112,7 @@ def sgd(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

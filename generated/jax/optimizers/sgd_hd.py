@@ -25,11 +25,12 @@ Note: the same as SGD without momentum in torch, optax and keras; torch's defaul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Method, NonNegative, Optimizer, Scalar, Tensor, rounded, tree_sum
+from ..runtime import Method, NonNegative, Optimizer, Rule, Scalar, Tensor, rounded, tree_sum
 
 __all__ = ["sgd_hd", "sgd_hd_init", "sgd_hd_scalars", "sgd_hd_step", "sgd_hd_update"]
 
@@ -141,6 +142,7 @@ def sgd_hd(
     learning_rate: Scalar = 0.01,
     kappa: Scalar = 1e-07,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -153,6 +155,7 @@ def sgd_hd(
     Args:
         learning_rate: step size; where learnt_lr begins; a number in [0, inf).
         kappa: step size of learnt_lr; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -168,6 +171,7 @@ def sgd_hd(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

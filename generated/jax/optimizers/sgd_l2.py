@@ -15,9 +15,10 @@ Note: the same as weight_decay in torch's SGD; keras' weight_decay shrinks the p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..runtime import Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import Method, NonNegative, Optimizer, Rule, Scalar, Tensor, rounded
 
 __all__ = ["sgd_l2", "sgd_l2_init", "sgd_l2_scalars", "sgd_l2_step", "sgd_l2_update"]
 
@@ -88,6 +89,7 @@ def sgd_l2(
     learning_rate: Scalar = 0.01,
     weight_decay: Scalar = 0.0001,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -101,6 +103,7 @@ def sgd_l2(
         learning_rate: step size; a number in [0, inf).
         weight_decay: strength of the penalty: weight_decay / 2 times the sum of squares; a number
             in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -116,6 +119,7 @@ def sgd_l2(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

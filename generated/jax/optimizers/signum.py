@@ -17,11 +17,12 @@ Note: the same as optax's signum; where the average is 0 the parameter stays.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, rounded, sign
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tensor, rounded, sign
 
 __all__ = ["signum", "signum_init", "signum_scalars", "signum_step", "signum_update"]
 
@@ -102,6 +103,7 @@ def signum(
     learning_rate: Scalar = 0.0001,
     beta: Scalar = 0.9,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -114,6 +116,7 @@ def signum(
     Args:
         learning_rate: step size, the change of each parameter in a step; a number in [0, inf).
         beta: decay of the average of gradients, per step; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -129,6 +132,7 @@ def signum(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

@@ -23,6 +23,7 @@ Note: the decay is subtracted together with the step, as in adamw; the paper dec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ from ..runtime import (
     Optimizer,
     Positive,
     PositiveCount,
+    Rule,
     Scalar,
     Tensor,
     branch,
@@ -169,6 +171,7 @@ def sophia(
     weight_decay: Scalar = 0.2,
     period: int = 10,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -188,6 +191,7 @@ def sophia(
         eps: the least that the momentum is divided by; a number in (0, inf).
         weight_decay: decay of the parameters, multiplied by lr; a number in [0, inf).
         period: steps from one estimate to the next; an integer in [1, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -203,6 +207,7 @@ def sophia(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

@@ -21,11 +21,12 @@ Note: both gradients of a step are of the same batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Domain, Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import Domain, Method, NonNegative, Optimizer, Rule, Scalar, Tensor, rounded
 
 __all__ = ["storm", "storm_init", "storm_scalars", "storm_step", "storm_update"]
 
@@ -129,6 +130,7 @@ def storm(
     learning_rate: Scalar = 0.01,
     a: Scalar = 0.1,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -143,6 +145,7 @@ def storm(
     Args:
         learning_rate: learning rate; a number in [0, inf).
         a: weight of the new gradient; a number in [0, 1].
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -158,6 +161,7 @@ def storm(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

@@ -24,11 +24,22 @@ Note: both gradients of a step are of the same batch; full_gradient is that of a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Method, NonNegative, Optimizer, PositiveCount, Scalar, Tensor, branch, rounded
+from ..runtime import (
+    Method,
+    NonNegative,
+    Optimizer,
+    PositiveCount,
+    Rule,
+    Scalar,
+    Tensor,
+    branch,
+    rounded,
+)
 
 __all__ = ["svrg", "svrg_init", "svrg_scalars", "svrg_step", "svrg_update"]
 
@@ -136,6 +147,7 @@ def svrg(
     learning_rate: Scalar = 0.01,
     period: int = 100,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -151,6 +163,7 @@ def svrg(
     Args:
         learning_rate: learning rate; a number in [0, inf).
         period: steps from one snapshot to the next; an integer in [1, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -166,6 +179,7 @@ def svrg(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

@@ -20,11 +20,23 @@ Note: no bias correction, as in the source; optax corrects both moments and star
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, Tensor, rounded, sign, sqrt
+from ..runtime import (
+    Decay,
+    Method,
+    NonNegative,
+    Optimizer,
+    Rule,
+    Scalar,
+    Tensor,
+    rounded,
+    sign,
+    sqrt,
+)
 
 __all__ = ["yogi", "yogi_init", "yogi_scalars", "yogi_step", "yogi_update"]
 
@@ -125,6 +137,7 @@ def yogi(
     eps: Scalar = 0.001,
     initial_accumulator: Scalar = 1e-06,
     *,
+    rules: Sequence[Rule] = (),
     store: str = "nearest",
     states: str = "float32",
     seed: int = 0,
@@ -142,6 +155,7 @@ def yogi(
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         initial_accumulator: second moment before the first step, in units of the squared gradient;
             a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -157,6 +171,7 @@ def yogi(
     """
     return Optimizer.of(
         METHOD,
+        rules=rules,
         store=store,
         states=states,
         seed=seed,

@@ -21,11 +21,12 @@ Note: eps is added twice, into the stored v in every step and to its root, as in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Scalar, Tree, power
+from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tree, power
 
 __all__ = ["AdaBelief", "adabelief_init", "adabelief_scalars", "adabelief_step"]
 
@@ -112,6 +113,7 @@ class AdaBelief(Optimizer):
         beta1: decay of the average of gradients, per step; a number in [0, 1).
         beta2: decay of the average of squared deviations, per step; a number in [0, 1).
         eps: added to the second moment and to its root; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -119,7 +121,8 @@ class AdaBelief(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -138,12 +141,14 @@ class AdaBelief(Optimizer):
         beta2: float = 0.999,
         eps: float = 1e-16,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

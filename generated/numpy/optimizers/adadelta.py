@@ -21,11 +21,12 @@ Note: eps decides the size of the first steps, because a starts at 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Scalar, Tree
+from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tree
 
 __all__ = ["Adadelta", "adadelta_init", "adadelta_scalars", "adadelta_step"]
 
@@ -100,6 +101,7 @@ class Adadelta(Optimizer):
         lr: factor on the step; a number in [0, inf).
         rho: decay of both averages, per step; a number in [0, 1).
         eps: added to both averages under the root; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -107,7 +109,8 @@ class Adadelta(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -124,12 +127,14 @@ class Adadelta(Optimizer):
         rho: float = 0.9,
         eps: float = 1e-06,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

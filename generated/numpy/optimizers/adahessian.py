@@ -23,11 +23,12 @@ Note: eps is added against 0/0, as in the authors' code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Scalar, Tree, power
+from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tree, power
 
 __all__ = ["AdaHessian", "adahessian_init", "adahessian_scalars", "adahessian_step"]
 
@@ -124,6 +125,7 @@ class AdaHessian(Optimizer):
         beta1: a number in [0, 1).
         beta2: a number in [0, 1).
         eps: a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -131,7 +133,8 @@ class AdaHessian(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -150,12 +153,14 @@ class AdaHessian(Optimizer):
         beta2: float = 0.999,
         eps: float = 0.0001,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

@@ -19,11 +19,23 @@ Note: eps is added to the norm against 0/0, as in keras (1e-7); torch and optax 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Scalar, Tree, maximum, power
+from ..runtime import (
+    Array,
+    Decay,
+    Method,
+    NonNegative,
+    Optimizer,
+    Rule,
+    Scalar,
+    Tree,
+    maximum,
+    power,
+)
 
 __all__ = ["Adamax", "adamax_init", "adamax_scalars", "adamax_step"]
 
@@ -101,6 +113,7 @@ class Adamax(Optimizer):
         beta1: decay of the average of gradients, per step; a number in [0, 1).
         beta2: decay of the norm, per step; a number in [0, 1).
         eps: added to the norm, in units of the gradient; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -108,7 +121,8 @@ class Adamax(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -127,12 +141,14 @@ class Adamax(Optimizer):
         beta2: float = 0.999,
         eps: float = 1e-08,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

@@ -30,11 +30,23 @@ Note: SAM: where all gradients are 0, the second one is taken at theta, too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Scalar, Tree, power, tree_sum
+from ..runtime import (
+    Array,
+    Decay,
+    Method,
+    NonNegative,
+    Optimizer,
+    Rule,
+    Scalar,
+    Tree,
+    power,
+    tree_sum,
+)
 
 __all__ = ["AdamWSAM", "adamw_sam_init", "adamw_sam_scalars", "adamw_sam_step"]
 
@@ -188,6 +200,7 @@ class AdamWSAM(Optimizer):
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
         rho: distance to the point of the second gradient; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -195,7 +208,8 @@ class AdamWSAM(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -218,12 +232,14 @@ class AdamWSAM(Optimizer):
         weight_decay: float = 0.01,
         rho: float = 0.05,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

@@ -28,11 +28,12 @@ Note: optax mixes the difference in with 1 - beta2, not beta2, and adds the deca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Scalar, Tree, power
+from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tree, power
 
 __all__ = ["Adan", "adan_init", "adan_scalars", "adan_step"]
 
@@ -143,6 +144,7 @@ class Adan(Optimizer):
         beta3: decay of the average of squares, per step; a number in [0, 1).
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         weight_decay: a step divides the parameters by 1 + lr * weight_decay; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -150,7 +152,8 @@ class Adan(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -173,12 +176,14 @@ class Adan(Optimizer):
         eps: float = 1e-08,
         weight_decay: float = 0.0,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

@@ -18,11 +18,12 @@ Note: lr stands outside the velocity, as in torch's SGD and optax's sgd; in kera
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Scalar, Tree
+from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tree
 
 __all__ = ["HeavyBall", "heavy_ball_init", "heavy_ball_scalars", "heavy_ball_step"]
 
@@ -87,6 +88,7 @@ class HeavyBall(Optimizer):
             float64, updated in place.
         lr: step size; a number in [0, inf).
         mu: momentum, the part of the velocity that a step keeps; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -94,7 +96,8 @@ class HeavyBall(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -109,12 +112,14 @@ class HeavyBall(Optimizer):
         lr: float = 0.01,
         mu: float = 0.9,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

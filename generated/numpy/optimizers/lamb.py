@@ -25,11 +25,23 @@ Note: phi(z) = z, norms are not clipped; the ratio is 1 where a norm is 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Scalar, Tree, power, tree_sum
+from ..runtime import (
+    Array,
+    Decay,
+    Method,
+    NonNegative,
+    Optimizer,
+    Rule,
+    Scalar,
+    Tree,
+    power,
+    tree_sum,
+)
 
 __all__ = ["LAMB", "lamb_init", "lamb_scalars", "lamb_step"]
 
@@ -124,6 +136,7 @@ class LAMB(Optimizer):
         beta2: decay of the average of squared gradients, per step; a number in [0, 1).
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         weight_decay: decay beside the gradient's part, times theta; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -131,7 +144,8 @@ class LAMB(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -152,12 +166,14 @@ class LAMB(Optimizer):
         eps: float = 1e-06,
         weight_decay: float = 0.01,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

@@ -23,11 +23,23 @@ Note: the ratio is 1 where a norm is 0, so a tensor of zeros takes steps 1 / tru
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Positive, Scalar, Tree, tree_sum
+from ..runtime import (
+    Array,
+    Decay,
+    Method,
+    NonNegative,
+    Optimizer,
+    Positive,
+    Rule,
+    Scalar,
+    Tree,
+    tree_sum,
+)
 
 __all__ = ["LARS", "lars_init", "lars_scalars", "lars_step"]
 
@@ -105,6 +117,7 @@ class LARS(Optimizer):
         mu: decay of the sum of steps, per step; a number in [0, 1).
         weight_decay: decay added to the gradient, times theta; a number in [0, inf).
         trust: how large a step is, measured by the tensor's norm; a number in (0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -112,7 +125,8 @@ class LARS(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -131,12 +145,14 @@ class LARS(Optimizer):
         weight_decay: float = 0.0005,
         trust: float = 0.001,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

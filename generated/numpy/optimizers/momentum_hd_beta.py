@@ -30,11 +30,12 @@ Note: torch's SGD with dampening = beta is the same but for its first step, whic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Scalar, Tree, tree_sum
+from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tree, tree_sum
 
 __all__ = [
     "MomentumHDBeta",
@@ -154,6 +155,7 @@ class MomentumHDBeta(Optimizer):
         beta: decay of the average of gradients, per step; where learnt_beta begins; a number in [0,
             1).
         kappa: step size of learnt_beta; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -161,7 +163,8 @@ class MomentumHDBeta(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -178,12 +181,14 @@ class MomentumHDBeta(Optimizer):
         beta: float = 0.9,
         kappa: float = 1e-07,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

@@ -29,11 +29,23 @@ Note: keras has psi = 1, so that its momentum is at full strength 250 times soon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Scalar, Tree, power, real_power
+from ..runtime import (
+    Array,
+    Decay,
+    Method,
+    NonNegative,
+    Optimizer,
+    Rule,
+    Scalar,
+    Tree,
+    power,
+    real_power,
+)
 
 __all__ = ["NAdam", "nadam_init", "nadam_scalars", "nadam_step"]
 
@@ -138,6 +150,7 @@ class NAdam(Optimizer):
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         psi: how fast the momentum grows, per step: beta1 - mu shrinks by 0.96**psi; a number in [0,
             inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -145,7 +158,8 @@ class NAdam(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -166,12 +180,14 @@ class NAdam(Optimizer):
         eps: float = 1e-08,
         psi: float = 0.004,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

@@ -19,11 +19,12 @@ Note: the source has no eps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Scalar, Tree
+from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tree
 
 __all__ = ["RMSprop", "rmsprop_init", "rmsprop_scalars", "rmsprop_step"]
 
@@ -95,6 +96,7 @@ class RMSprop(Optimizer):
         gamma: decay of the average of squared gradients, per step; a number in [0, 1).
         eps: added to the average under the root, in units of the squared gradient; a number in [0,
             inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -102,7 +104,8 @@ class RMSprop(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -119,12 +122,14 @@ class RMSprop(Optimizer):
         gamma: float = 0.9,
         eps: float = 1e-08,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

@@ -22,9 +22,10 @@ Note: x is weighted by squares of lr, as in the authors' code, so a warm-up coun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Scalar, Tree, where
+from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tree, where
 
 __all__ = [
     "ScheduleFreeSGD",
@@ -111,6 +112,7 @@ class ScheduleFreeSGD(Optimizer):
             float64, updated in place.
         lr: step size of z; hold it constant after a warm-up; a number in [0, inf).
         beta: how far y lies from z towards x; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -118,7 +120,8 @@ class ScheduleFreeSGD(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -133,12 +136,14 @@ class ScheduleFreeSGD(Optimizer):
         lr: float = 1.0,
         beta: float = 0.9,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

@@ -14,9 +14,10 @@ Note: the same as SGD without momentum in torch, optax and keras; torch's defaul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..runtime import Array, Method, NonNegative, Optimizer, Scalar, Tree
+from ..runtime import Array, Method, NonNegative, Optimizer, Rule, Scalar, Tree
 
 __all__ = ["SGD", "sgd_init", "sgd_scalars", "sgd_step"]
 
@@ -72,6 +73,7 @@ class SGD(Optimizer):
         params: an array, or a list or (nested) dictionary of arrays; float16, bfloat16, float32 or
             float64, updated in place.
         lr: step size; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -79,7 +81,8 @@ class SGD(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -92,12 +95,14 @@ class SGD(Optimizer):
         params: Tree,
         lr: float = 0.01,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

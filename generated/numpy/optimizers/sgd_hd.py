@@ -25,11 +25,12 @@ Note: the same as SGD without momentum in torch, optax and keras; torch's defaul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Method, NonNegative, Optimizer, Scalar, Tree, tree_sum
+from ..runtime import Array, Method, NonNegative, Optimizer, Rule, Scalar, Tree, tree_sum
 
 __all__ = ["SGDHD", "sgd_hd_init", "sgd_hd_scalars", "sgd_hd_step"]
 
@@ -126,6 +127,7 @@ class SGDHD(Optimizer):
             float64, updated in place.
         lr: step size; where learnt_lr begins; a number in [0, inf).
         kappa: step size of learnt_lr; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -133,7 +135,8 @@ class SGDHD(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -148,12 +151,14 @@ class SGDHD(Optimizer):
         lr: float = 0.01,
         kappa: float = 1e-07,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

@@ -15,9 +15,10 @@ Note: the same as weight_decay in torch's SGD; keras' weight_decay shrinks the p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..runtime import Array, Method, NonNegative, Optimizer, Scalar, Tree
+from ..runtime import Array, Method, NonNegative, Optimizer, Rule, Scalar, Tree
 
 __all__ = ["SGDL2", "sgd_l2_init", "sgd_l2_scalars", "sgd_l2_step"]
 
@@ -78,6 +79,7 @@ class SGDL2(Optimizer):
         lr: step size; a number in [0, inf).
         weight_decay: strength of the penalty: weight_decay / 2 times the sum of squares; a number
             in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -85,7 +87,8 @@ class SGDL2(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -100,12 +103,14 @@ class SGDL2(Optimizer):
         lr: float = 0.01,
         weight_decay: float = 0.0001,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

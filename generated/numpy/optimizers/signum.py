@@ -17,11 +17,12 @@ Note: the same as optax's signum; where the average is 0 the parameter stays.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Scalar, Tree, sign
+from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tree, sign
 
 __all__ = ["Signum", "signum_init", "signum_scalars", "signum_step"]
 
@@ -88,6 +89,7 @@ class Signum(Optimizer):
             float64, updated in place.
         lr: step size, the change of each parameter in a step; a number in [0, inf).
         beta: decay of the average of gradients, per step; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -95,7 +97,8 @@ class Signum(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -110,12 +113,14 @@ class Signum(Optimizer):
         lr: float = 0.0001,
         beta: float = 0.9,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

@@ -23,6 +23,7 @@ Note: the decay is subtracted together with the step, as in adamw; the paper dec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,7 @@ from ..runtime import (
     Optimizer,
     Positive,
     PositiveCount,
+    Rule,
     Scalar,
     Tree,
     branch,
@@ -148,6 +150,7 @@ class Sophia(Optimizer):
         eps: the least that the momentum is divided by; a number in (0, inf).
         weight_decay: decay of the parameters, multiplied by lr; a number in [0, inf).
         period: steps from one estimate to the next; an integer in [1, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -155,7 +158,8 @@ class Sophia(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -180,12 +184,14 @@ class Sophia(Optimizer):
         weight_decay: float = 0.2,
         period: int = 10,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

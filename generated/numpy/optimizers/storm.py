@@ -21,11 +21,12 @@ Note: both gradients of a step are of the same batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Domain, Method, NonNegative, Optimizer, Scalar, Tree
+from ..runtime import Array, Domain, Method, NonNegative, Optimizer, Rule, Scalar, Tree
 
 __all__ = ["STORM", "storm_init", "storm_scalars", "storm_step"]
 
@@ -116,6 +117,7 @@ class STORM(Optimizer):
             float64, updated in place.
         lr: learning rate; a number in [0, inf).
         a: weight of the new gradient; a number in [0, 1].
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -123,7 +125,8 @@ class STORM(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -138,12 +141,14 @@ class STORM(Optimizer):
         lr: float = 0.01,
         a: float = 0.1,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

@@ -24,11 +24,22 @@ Note: both gradients of a step are of the same batch; full_gradient is that of a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Method, NonNegative, Optimizer, PositiveCount, Scalar, Tree, branch
+from ..runtime import (
+    Array,
+    Method,
+    NonNegative,
+    Optimizer,
+    PositiveCount,
+    Rule,
+    Scalar,
+    Tree,
+    branch,
+)
 
 __all__ = ["SVRG", "svrg_init", "svrg_scalars", "svrg_step"]
 
@@ -123,6 +134,7 @@ class SVRG(Optimizer):
             float64, updated in place.
         lr: learning rate; a number in [0, inf).
         period: steps from one snapshot to the next; an integer in [1, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -130,7 +142,8 @@ class SVRG(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -145,12 +158,14 @@ class SVRG(Optimizer):
         lr: float = 0.01,
         period: int = 100,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

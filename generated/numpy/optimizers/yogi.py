@@ -20,11 +20,12 @@ Note: no bias correction, as in the source; optax corrects both moments and star
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Scalar, Tree, sign
+from ..runtime import Array, Decay, Method, NonNegative, Optimizer, Rule, Scalar, Tree, sign
 
 __all__ = ["Yogi", "yogi_init", "yogi_scalars", "yogi_step"]
 
@@ -108,6 +109,7 @@ class Yogi(Optimizer):
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         initial_accumulator: second moment before the first step, in units of the squared gradient;
             a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -115,7 +117,8 @@ class Yogi(Optimizer):
         seed: of what chance decides; an integer in [0, inf).
 
     Raises:
-        ValueError, TypeError: a hyperparameter is outside its domain, or params do not fit.
+        ValueError, TypeError: a hyperparameter is outside its domain, params do not fit, or a rule
+            does not fit them.
     """
 
     method = METHOD
@@ -136,12 +139,14 @@ class Yogi(Optimizer):
         eps: float = 0.001,
         initial_accumulator: float = 1e-06,
         *,
+        rules: Sequence[Rule] = (),
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(
             params,
+            rules,
             store=store,
             states=states,
             seed=seed,

@@ -21,6 +21,7 @@ Note: eps is added twice, into the stored v in every step and to its root, as in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -32,6 +33,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -126,6 +128,7 @@ class AdaBelief(Optimizer):
         beta_1: decay of the average of gradients, per step; a number in [0, 1).
         beta_2: decay of the average of squared deviations, per step; a number in [0, 1).
         epsilon: added to the second moment and to its root; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -159,6 +162,7 @@ class AdaBelief(Optimizer):
         beta_2: float = 0.999,
         epsilon: float = 1e-16,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "adabelief",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -167,6 +171,7 @@ class AdaBelief(Optimizer):
             beta_1=beta_1,
             beta_2=beta_2,
             epsilon=epsilon,
+            rules=rules,
             name=name,
             **options,
         )

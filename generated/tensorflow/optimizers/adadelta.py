@@ -21,6 +21,7 @@ Note: eps decides the size of the first steps, because a starts at 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -32,6 +33,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     rounded,
@@ -112,6 +114,7 @@ class Adadelta(Optimizer):
         learning_rate: factor on the step; a number in [0, inf).
         rho: decay of both averages, per step; a number in [0, 1).
         epsilon: added to both averages under the root; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -141,6 +144,7 @@ class Adadelta(Optimizer):
         rho: float = 0.9,
         epsilon: float = 1e-06,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "adadelta",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -148,6 +152,7 @@ class Adadelta(Optimizer):
             learning_rate=learning_rate,
             rho=rho,
             epsilon=epsilon,
+            rules=rules,
             name=name,
             **options,
         )

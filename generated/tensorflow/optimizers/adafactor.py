@@ -32,6 +32,7 @@ Note: tensors of more than two axes are stacks of matrices, those of the last tw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -43,6 +44,7 @@ from ..runtime import (
     NonNegative,
     Optimizer,
     Positive,
+    Rule,
     Scalar,
     Tensor,
     col_mean,
@@ -161,6 +163,7 @@ class Adafactor(Optimizer):
         eps1: added to the squared gradient; a number in [0, inf).
         eps2: smallest root mean square that a parameter counts as having; a number in [0, inf).
         clip: largest root mean square of an update; a number in (0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -191,6 +194,7 @@ class Adafactor(Optimizer):
         eps2: float = 0.001,
         clip: float = 1.0,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "adafactor",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -199,6 +203,7 @@ class Adafactor(Optimizer):
             eps1=eps1,
             eps2=eps2,
             clip=clip,
+            rules=rules,
             name=name,
             **options,
         )

@@ -18,12 +18,23 @@ Note: v starts at 0 and eps stands outside the root, as in torch; optax and kera
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
 import tensorflow as tf
 
-from ..runtime import KerasOptions, Method, NonNegative, Optimizer, Scalar, Tensor, rounded, sqrt
+from ..runtime import (
+    KerasOptions,
+    Method,
+    NonNegative,
+    Optimizer,
+    Rule,
+    Scalar,
+    Tensor,
+    rounded,
+    sqrt,
+)
 
 __all__ = ["Adagrad", "adagrad_init", "adagrad_scalars", "adagrad_step"]
 
@@ -89,6 +100,7 @@ class Adagrad(Optimizer):
         learning_rate: step size, the change of each parameter in the first step; a number in [0,
             inf).
         epsilon: added to the root of the sum, in units of the gradient; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -116,12 +128,14 @@ class Adagrad(Optimizer):
         learning_rate: Any = 0.01,
         epsilon: float = 1e-10,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "adagrad",
         **options: Unpack[KerasOptions],
     ) -> None:
         super().__init__(
             learning_rate=learning_rate,
             epsilon=epsilon,
+            rules=rules,
             name=name,
             **options,
         )

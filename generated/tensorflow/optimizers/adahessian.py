@@ -23,6 +23,7 @@ Note: eps is added against 0/0, as in the authors' code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -34,6 +35,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -141,6 +143,7 @@ class AdaHessian(Optimizer):
         beta_1: a number in [0, 1).
         beta_2: a number in [0, 1).
         epsilon: a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -174,6 +177,7 @@ class AdaHessian(Optimizer):
         beta_2: float = 0.999,
         epsilon: float = 0.0001,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "adahessian",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -182,6 +186,7 @@ class AdaHessian(Optimizer):
             beta_1=beta_1,
             beta_2=beta_2,
             epsilon=epsilon,
+            rules=rules,
             name=name,
             **options,
         )

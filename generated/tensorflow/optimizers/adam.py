@@ -21,6 +21,7 @@ Note: eps is added to the corrected root, as in torch and optax; keras adds it (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -32,6 +33,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -127,6 +129,7 @@ class Adam(Optimizer):
         beta_2: decay of the average of squared gradients, per step; a number in [0, 1).
         epsilon: added to the root of the second moment, in units of the gradient; a number in [0,
             inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -160,6 +163,7 @@ class Adam(Optimizer):
         beta_2: float = 0.999,
         epsilon: float = 1e-08,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "adam",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -168,6 +172,7 @@ class Adam(Optimizer):
             beta_1=beta_1,
             beta_2=beta_2,
             epsilon=epsilon,
+            rules=rules,
             name=name,
             **options,
         )

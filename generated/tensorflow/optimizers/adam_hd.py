@@ -31,6 +31,7 @@ Note: eps is added to the corrected root, as in torch and optax; keras adds it (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -42,6 +43,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -180,6 +182,7 @@ class AdamHD(Optimizer):
         epsilon: added to the root of the second moment, in units of the gradient; a number in [0,
             inf).
         kappa: step size of learnt_lr; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -215,6 +218,7 @@ class AdamHD(Optimizer):
         epsilon: float = 1e-08,
         kappa: float = 1e-07,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "adam_hd",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -224,6 +228,7 @@ class AdamHD(Optimizer):
             beta_2=beta_2,
             epsilon=epsilon,
             kappa=kappa,
+            rules=rules,
             name=name,
             **options,
         )

@@ -19,6 +19,7 @@ Note: eps is added to the norm against 0/0, as in keras (1e-7); torch and optax 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -30,6 +31,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -116,6 +118,7 @@ class Adamax(Optimizer):
         beta_1: decay of the average of gradients, per step; a number in [0, 1).
         beta_2: decay of the norm, per step; a number in [0, 1).
         epsilon: added to the norm, in units of the gradient; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -149,6 +152,7 @@ class Adamax(Optimizer):
         beta_2: float = 0.999,
         epsilon: float = 1e-08,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "adamax",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -157,6 +161,7 @@ class Adamax(Optimizer):
             beta_1=beta_1,
             beta_2=beta_2,
             epsilon=epsilon,
+            rules=rules,
             name=name,
             **options,
         )

@@ -24,6 +24,7 @@ Note: decay and step are subtracted together, as in the source and optax; torch 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -35,6 +36,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -135,6 +137,7 @@ class AdamW(Optimizer):
             inf).
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -170,6 +173,7 @@ class AdamW(Optimizer):
         epsilon: float = 1e-08,
         weight_decay: float = 0.01,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "adamw",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -179,6 +183,7 @@ class AdamW(Optimizer):
             beta_2=beta_2,
             epsilon=epsilon,
             weight_decay=weight_decay,
+            rules=rules,
             name=name,
             **options,
         )

@@ -34,6 +34,7 @@ Note: decay and step are subtracted together, as in the source and optax; torch 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -45,6 +46,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -188,6 +190,7 @@ class AdamWHD(Optimizer):
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
         kappa: step size of learnt_lr; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -225,6 +228,7 @@ class AdamWHD(Optimizer):
         weight_decay: float = 0.01,
         kappa: float = 1e-07,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "adamw_hd",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -235,6 +239,7 @@ class AdamWHD(Optimizer):
             epsilon=epsilon,
             weight_decay=weight_decay,
             kappa=kappa,
+            rules=rules,
             name=name,
             **options,
         )

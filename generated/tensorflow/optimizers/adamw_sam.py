@@ -30,6 +30,7 @@ Note: SAM: where all gradients are 0, the second one is taken at theta, too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -41,6 +42,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -208,6 +210,7 @@ class AdamWSAM(Optimizer):
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
         rho: distance to the point of the second gradient; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -245,6 +248,7 @@ class AdamWSAM(Optimizer):
         weight_decay: float = 0.01,
         rho: float = 0.05,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "adamw_sam",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -255,6 +259,7 @@ class AdamWSAM(Optimizer):
             epsilon=epsilon,
             weight_decay=weight_decay,
             rho=rho,
+            rules=rules,
             name=name,
             **options,
         )

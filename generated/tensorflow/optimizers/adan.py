@@ -28,6 +28,7 @@ Note: optax mixes the difference in with 1 - beta2, not beta2, and adds the deca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -39,6 +40,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -161,6 +163,7 @@ class Adan(Optimizer):
         epsilon: added to the root of the second moment, in units of the gradient; a number in [0,
             inf).
         weight_decay: a step divides the parameters by 1 + lr * weight_decay; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -199,6 +202,7 @@ class Adan(Optimizer):
         epsilon: float = 1e-08,
         weight_decay: float = 0.0,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "adan",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -209,6 +213,7 @@ class Adan(Optimizer):
             beta_3=beta_3,
             epsilon=epsilon,
             weight_decay=weight_decay,
+            rules=rules,
             name=name,
             **options,
         )

@@ -23,6 +23,7 @@ Note: the source has no eps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -34,6 +35,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -133,6 +135,7 @@ class AMSGrad(Optimizer):
         beta_2: decay of the average of squared gradients, per step; a number in [0, 1).
         epsilon: added to the root of the second moment, in units of the gradient; a number in [0,
             inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -166,6 +169,7 @@ class AMSGrad(Optimizer):
         beta_2: float = 0.999,
         epsilon: float = 1e-08,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "amsgrad",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -174,6 +178,7 @@ class AMSGrad(Optimizer):
             beta_1=beta_1,
             beta_2=beta_2,
             epsilon=epsilon,
+            rules=rules,
             name=name,
             **options,
         )

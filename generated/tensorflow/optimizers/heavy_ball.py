@@ -18,12 +18,23 @@ Note: lr stands outside the velocity, as in torch's SGD and optax's sgd; in kera
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
 import tensorflow as tf
 
-from ..runtime import Decay, KerasOptions, Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import (
+    Decay,
+    KerasOptions,
+    Method,
+    NonNegative,
+    Optimizer,
+    Rule,
+    Scalar,
+    Tensor,
+    rounded,
+)
 
 __all__ = ["HeavyBall", "heavy_ball_init", "heavy_ball_scalars", "heavy_ball_step"]
 
@@ -88,6 +99,7 @@ class HeavyBall(Optimizer):
     Args:
         learning_rate: step size; a number in [0, inf).
         mu: momentum, the part of the velocity that a step keeps; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -114,12 +126,14 @@ class HeavyBall(Optimizer):
         learning_rate: Any = 0.01,
         mu: float = 0.9,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "heavy_ball",
         **options: Unpack[KerasOptions],
     ) -> None:
         super().__init__(
             learning_rate=learning_rate,
             mu=mu,
+            rules=rules,
             name=name,
             **options,
         )

@@ -25,6 +25,7 @@ Note: phi(z) = z, norms are not clipped; the ratio is 1 where a norm is 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -36,6 +37,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -140,6 +142,7 @@ class LAMB(Optimizer):
         epsilon: added to the root of the second moment, in units of the gradient; a number in [0,
             inf).
         weight_decay: decay beside the gradient's part, times theta; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -175,6 +178,7 @@ class LAMB(Optimizer):
         epsilon: float = 1e-06,
         weight_decay: float = 0.01,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "lamb",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -184,6 +188,7 @@ class LAMB(Optimizer):
             beta_2=beta_2,
             epsilon=epsilon,
             weight_decay=weight_decay,
+            rules=rules,
             name=name,
             **options,
         )

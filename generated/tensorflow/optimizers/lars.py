@@ -23,6 +23,7 @@ Note: the ratio is 1 where a norm is 0, so a tensor of zeros takes steps 1 / tru
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -35,6 +36,7 @@ from ..runtime import (
     NonNegative,
     Optimizer,
     Positive,
+    Rule,
     Scalar,
     Tensor,
     rounded,
@@ -118,6 +120,7 @@ class LARS(Optimizer):
         mu: decay of the sum of steps, per step; a number in [0, 1).
         weight_decay: decay added to the gradient, times theta; a number in [0, inf).
         trust: how large a step is, measured by the tensor's norm; a number in (0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -148,6 +151,7 @@ class LARS(Optimizer):
         weight_decay: float = 0.0005,
         trust: float = 0.001,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "lars",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -156,6 +160,7 @@ class LARS(Optimizer):
             mu=mu,
             weight_decay=weight_decay,
             trust=trust,
+            rules=rules,
             name=name,
             **options,
         )

@@ -20,6 +20,7 @@ Note: each step moves every parameter by lr; take a third to a tenth of an lr fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -31,6 +32,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     rounded,
@@ -115,6 +117,7 @@ class Lion(Optimizer):
         beta_2: decay of the average of gradients, per step; a number in [0, 1).
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -147,6 +150,7 @@ class Lion(Optimizer):
         beta_2: float = 0.99,
         weight_decay: float = 0.0,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "lion",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -155,6 +159,7 @@ class Lion(Optimizer):
             beta_1=beta_1,
             beta_2=beta_2,
             weight_decay=weight_decay,
+            rules=rules,
             name=name,
             **options,
         )

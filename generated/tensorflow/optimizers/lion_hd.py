@@ -30,6 +30,7 @@ Note: each step moves every parameter by lr; take a third to a tenth of an lr fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -41,6 +42,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     rounded,
@@ -170,6 +172,7 @@ class LionHD(Optimizer):
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
         kappa: step size of learnt_lr; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -204,6 +207,7 @@ class LionHD(Optimizer):
         weight_decay: float = 0.0,
         kappa: float = 1e-07,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "lion_hd",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -213,6 +217,7 @@ class LionHD(Optimizer):
             beta_2=beta_2,
             weight_decay=weight_decay,
             kappa=kappa,
+            rules=rules,
             name=name,
             **options,
         )

@@ -19,12 +19,23 @@ Note: torch's SGD with dampening = beta is the same but for its first step, whic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
 import tensorflow as tf
 
-from ..runtime import Decay, KerasOptions, Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import (
+    Decay,
+    KerasOptions,
+    Method,
+    NonNegative,
+    Optimizer,
+    Rule,
+    Scalar,
+    Tensor,
+    rounded,
+)
 
 __all__ = ["Momentum", "momentum_init", "momentum_scalars", "momentum_step"]
 
@@ -92,6 +103,7 @@ class Momentum(Optimizer):
     Args:
         learning_rate: step size; a number in [0, inf).
         beta: decay of the average of gradients, per step; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -118,12 +130,14 @@ class Momentum(Optimizer):
         learning_rate: Any = 0.01,
         beta: float = 0.9,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "momentum",
         **options: Unpack[KerasOptions],
     ) -> None:
         super().__init__(
             learning_rate=learning_rate,
             beta=beta,
+            rules=rules,
             name=name,
             **options,
         )

@@ -29,6 +29,7 @@ Note: torch's SGD with dampening = beta is the same but for its first step, whic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -40,6 +41,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     rounded,
@@ -153,6 +155,7 @@ class MomentumHD(Optimizer):
         learning_rate: step size; where learnt_lr begins; a number in [0, inf).
         beta: decay of the average of gradients, per step; a number in [0, 1).
         kappa: step size of learnt_lr; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -181,6 +184,7 @@ class MomentumHD(Optimizer):
         beta: float = 0.9,
         kappa: float = 1e-07,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "momentum_hd",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -188,6 +192,7 @@ class MomentumHD(Optimizer):
             learning_rate=learning_rate,
             beta=beta,
             kappa=kappa,
+            rules=rules,
             name=name,
             **options,
         )

@@ -30,6 +30,7 @@ Note: torch's SGD with dampening = beta is the same but for its first step, whic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -41,6 +42,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     rounded,
@@ -167,6 +169,7 @@ class MomentumHDBeta(Optimizer):
         beta: decay of the average of gradients, per step; where learnt_beta begins; a number in [0,
             1).
         kappa: step size of learnt_beta; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -195,6 +198,7 @@ class MomentumHDBeta(Optimizer):
         beta: float = 0.9,
         kappa: float = 1e-07,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "momentum_hd_beta",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -202,6 +206,7 @@ class MomentumHDBeta(Optimizer):
             learning_rate=learning_rate,
             beta=beta,
             kappa=kappa,
+            rules=rules,
             name=name,
             **options,
         )

@@ -40,6 +40,7 @@ Note: rows are outputs, as torch has it; where they are inputs, as in flax and K
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -51,6 +52,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     col_sum,
@@ -153,6 +155,7 @@ class Muon(Optimizer):
     Args:
         learning_rate: step size: how large the singular values of a step are; a number in [0, inf).
         mu: decay of the momentum, per step; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -179,12 +182,14 @@ class Muon(Optimizer):
         learning_rate: Any = 0.02,
         mu: float = 0.95,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "muon",
         **options: Unpack[KerasOptions],
     ) -> None:
         super().__init__(
             learning_rate=learning_rate,
             mu=mu,
+            rules=rules,
             name=name,
             **options,
         )

@@ -58,6 +58,7 @@ Note: AdamW: decay and step are subtracted together, as in the source and optax;
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -69,6 +70,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     col_sum,
@@ -226,6 +228,7 @@ class MuonAdamW(Optimizer):
             inf).
         adamw_weight_decay: part of a parameter that a step takes away, per unit of lr; a number in
             [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -262,6 +265,7 @@ class MuonAdamW(Optimizer):
         adamw_eps: float = 1e-08,
         adamw_weight_decay: float = 0.01,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "muon_adamw",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -273,6 +277,7 @@ class MuonAdamW(Optimizer):
             adamw_beta2=adamw_beta2,
             adamw_eps=adamw_eps,
             adamw_weight_decay=adamw_weight_decay,
+            rules=rules,
             name=name,
             **options,
         )

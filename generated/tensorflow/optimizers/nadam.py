@@ -29,6 +29,7 @@ Note: keras has psi = 1, so that its momentum is at full strength 250 times soon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -40,6 +41,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -155,6 +157,7 @@ class NAdam(Optimizer):
             inf).
         psi: how fast the momentum grows, per step: beta1 - mu shrinks by 0.96**psi; a number in [0,
             inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -190,6 +193,7 @@ class NAdam(Optimizer):
         epsilon: float = 1e-08,
         psi: float = 0.004,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "nadam",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -199,6 +203,7 @@ class NAdam(Optimizer):
             beta_2=beta_2,
             epsilon=epsilon,
             psi=psi,
+            rules=rules,
             name=name,
             **options,
         )

@@ -22,12 +22,23 @@ Note: lr stands inside the velocity, as in the source and keras; in torch and op
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
 import tensorflow as tf
 
-from ..runtime import Decay, KerasOptions, Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import (
+    Decay,
+    KerasOptions,
+    Method,
+    NonNegative,
+    Optimizer,
+    Rule,
+    Scalar,
+    Tensor,
+    rounded,
+)
 
 __all__ = ["Nesterov", "nesterov_init", "nesterov_scalars", "nesterov_step"]
 
@@ -96,6 +107,7 @@ class Nesterov(Optimizer):
     Args:
         learning_rate: step size; a number in [0, inf).
         beta: momentum, the part of the velocity that a step keeps; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -122,12 +134,14 @@ class Nesterov(Optimizer):
         learning_rate: Any = 0.01,
         beta: float = 0.9,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "nesterov",
         **options: Unpack[KerasOptions],
     ) -> None:
         super().__init__(
             learning_rate=learning_rate,
             beta=beta,
+            rules=rules,
             name=name,
             **options,
         )

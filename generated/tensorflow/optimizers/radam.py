@@ -28,6 +28,7 @@ Note: the source has no eps; it is added to the corrected root, as in optax.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -39,6 +40,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -149,6 +151,7 @@ class RAdam(Optimizer):
         beta_2: decay of the average of squared gradients, per step; a number in [0, 1).
         epsilon: added to the root of the second moment, in units of the gradient; a number in [0,
             inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -182,6 +185,7 @@ class RAdam(Optimizer):
         beta_2: float = 0.999,
         epsilon: float = 1e-08,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "radam",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -190,6 +194,7 @@ class RAdam(Optimizer):
             beta_1=beta_1,
             beta_2=beta_2,
             epsilon=epsilon,
+            rules=rules,
             name=name,
             **options,
         )

@@ -19,6 +19,7 @@ Note: the source has no eps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -30,6 +31,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     rounded,
@@ -107,6 +109,7 @@ class RMSprop(Optimizer):
         gamma: decay of the average of squared gradients, per step; a number in [0, 1).
         epsilon: added to the average under the root, in units of the squared gradient; a number in
             [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -136,6 +139,7 @@ class RMSprop(Optimizer):
         gamma: float = 0.9,
         epsilon: float = 1e-08,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "rmsprop",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -143,6 +147,7 @@ class RMSprop(Optimizer):
             learning_rate=learning_rate,
             gamma=gamma,
             epsilon=epsilon,
+            rules=rules,
             name=name,
             **options,
         )

@@ -25,6 +25,7 @@ Note: the correction for the start divides v, as in the authors' code; in Algori
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -36,6 +37,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -153,6 +155,7 @@ class ScheduleFreeAdamW(Optimizer):
         epsilon: added to the root of the second moment, in units of the gradient; a number in [0,
             inf).
         weight_decay: decay of z beside the gradient's part, times theta; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -188,6 +191,7 @@ class ScheduleFreeAdamW(Optimizer):
         epsilon: float = 1e-08,
         weight_decay: float = 0.0,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "schedule_free_adamw",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -197,6 +201,7 @@ class ScheduleFreeAdamW(Optimizer):
             beta_2=beta_2,
             epsilon=epsilon,
             weight_decay=weight_decay,
+            rules=rules,
             name=name,
             **options,
         )

@@ -22,6 +22,7 @@ Note: x is weighted by squares of lr, as in the authors' code, so a warm-up coun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -33,6 +34,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     div,
@@ -126,6 +128,7 @@ class ScheduleFreeSGD(Optimizer):
     Args:
         learning_rate: step size of z; hold it constant after a warm-up; a number in [0, inf).
         beta: how far y lies from z towards x; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -152,12 +155,14 @@ class ScheduleFreeSGD(Optimizer):
         learning_rate: Any = 1.0,
         beta: float = 0.9,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "schedule_free_sgd",
         **options: Unpack[KerasOptions],
     ) -> None:
         super().__init__(
             learning_rate=learning_rate,
             beta=beta,
+            rules=rules,
             name=name,
             **options,
         )

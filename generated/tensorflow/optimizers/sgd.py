@@ -14,11 +14,12 @@ Note: the same as SGD without momentum in torch, optax and keras; torch's defaul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
 
-from ..runtime import KerasOptions, Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import KerasOptions, Method, NonNegative, Optimizer, Rule, Scalar, Tensor, rounded
 
 __all__ = ["SGD", "sgd_init", "sgd_scalars", "sgd_step"]
 
@@ -74,6 +75,7 @@ class SGD(Optimizer):
 
     Args:
         learning_rate: step size; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -98,11 +100,13 @@ class SGD(Optimizer):
         self,
         learning_rate: Any = 0.01,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "sgd",
         **options: Unpack[KerasOptions],
     ) -> None:
         super().__init__(
             learning_rate=learning_rate,
+            rules=rules,
             name=name,
             **options,
         )

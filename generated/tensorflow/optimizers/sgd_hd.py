@@ -25,6 +25,7 @@ Note: the same as SGD without momentum in torch, optax and keras; torch's defaul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -35,6 +36,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     rounded,
@@ -138,6 +140,7 @@ class SGDHD(Optimizer):
     Args:
         learning_rate: step size; where learnt_lr begins; a number in [0, inf).
         kappa: step size of learnt_lr; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -164,12 +167,14 @@ class SGDHD(Optimizer):
         learning_rate: Any = 0.01,
         kappa: float = 1e-07,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "sgd_hd",
         **options: Unpack[KerasOptions],
     ) -> None:
         super().__init__(
             learning_rate=learning_rate,
             kappa=kappa,
+            rules=rules,
             name=name,
             **options,
         )

@@ -15,11 +15,12 @@ Note: the same as weight_decay in torch's SGD; keras' weight_decay shrinks the p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
 
-from ..runtime import KerasOptions, Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import KerasOptions, Method, NonNegative, Optimizer, Rule, Scalar, Tensor, rounded
 
 __all__ = ["SGDL2", "sgd_l2_init", "sgd_l2_scalars", "sgd_l2_step"]
 
@@ -80,6 +81,7 @@ class SGDL2(Optimizer):
         learning_rate: step size; a number in [0, inf).
         weight_decay: strength of the penalty: weight_decay / 2 times the sum of squares; a number
             in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -106,12 +108,14 @@ class SGDL2(Optimizer):
         learning_rate: Any = 0.01,
         weight_decay: float = 0.0001,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "sgd_l2",
         **options: Unpack[KerasOptions],
     ) -> None:
         super().__init__(
             learning_rate=learning_rate,
             weight_decay=weight_decay,
+            rules=rules,
             name=name,
             **options,
         )

@@ -17,6 +17,7 @@ Note: the same as optax's signum; where the average is 0 the parameter stays.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -28,6 +29,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     rounded,
@@ -100,6 +102,7 @@ class Signum(Optimizer):
     Args:
         learning_rate: step size, the change of each parameter in a step; a number in [0, inf).
         beta: decay of the average of gradients, per step; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -126,12 +129,14 @@ class Signum(Optimizer):
         learning_rate: Any = 0.0001,
         beta: float = 0.9,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "signum",
         **options: Unpack[KerasOptions],
     ) -> None:
         super().__init__(
             learning_rate=learning_rate,
             beta=beta,
+            rules=rules,
             name=name,
             **options,
         )

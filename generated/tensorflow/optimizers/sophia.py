@@ -23,6 +23,7 @@ Note: the decay is subtracted together with the step, as in adamw; the paper dec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -36,6 +37,7 @@ from ..runtime import (
     Optimizer,
     Positive,
     PositiveCount,
+    Rule,
     Scalar,
     Tensor,
     branch,
@@ -151,6 +153,7 @@ class Sophia(Optimizer):
         epsilon: the least that the momentum is divided by; a number in (0, inf).
         weight_decay: decay of the parameters, multiplied by lr; a number in [0, inf).
         period: steps from one estimate to the next; an integer in [1, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -190,6 +193,7 @@ class Sophia(Optimizer):
         weight_decay: float = 0.2,
         period: int = 10,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "sophia",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -201,6 +205,7 @@ class Sophia(Optimizer):
             epsilon=epsilon,
             weight_decay=weight_decay,
             period=period,
+            rules=rules,
             name=name,
             **options,
         )

@@ -21,12 +21,23 @@ Note: both gradients of a step are of the same batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
 import tensorflow as tf
 
-from ..runtime import Domain, KerasOptions, Method, NonNegative, Optimizer, Scalar, Tensor, rounded
+from ..runtime import (
+    Domain,
+    KerasOptions,
+    Method,
+    NonNegative,
+    Optimizer,
+    Rule,
+    Scalar,
+    Tensor,
+    rounded,
+)
 
 __all__ = ["STORM", "storm_init", "storm_scalars", "storm_step"]
 
@@ -118,6 +129,7 @@ class STORM(Optimizer):
     Args:
         learning_rate: learning rate; a number in [0, inf).
         a: weight of the new gradient; a number in [0, 1].
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -144,12 +156,14 @@ class STORM(Optimizer):
         learning_rate: Any = 0.01,
         a: float = 0.1,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "storm",
         **options: Unpack[KerasOptions],
     ) -> None:
         super().__init__(
             learning_rate=learning_rate,
             a=a,
+            rules=rules,
             name=name,
             **options,
         )

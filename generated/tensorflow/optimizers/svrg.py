@@ -24,6 +24,7 @@ Note: both gradients of a step are of the same batch; full_gradient is that of a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -35,6 +36,7 @@ from ..runtime import (
     NonNegative,
     Optimizer,
     PositiveCount,
+    Rule,
     Scalar,
     Tensor,
     branch,
@@ -134,6 +136,7 @@ class SVRG(Optimizer):
     Args:
         learning_rate: learning rate; a number in [0, inf).
         period: steps from one snapshot to the next; an integer in [1, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -160,12 +163,14 @@ class SVRG(Optimizer):
         learning_rate: Any = 0.01,
         period: int = 100,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "svrg",
         **options: Unpack[KerasOptions],
     ) -> None:
         super().__init__(
             learning_rate=learning_rate,
             period=period,
+            rules=rules,
             name=name,
             **options,
         )

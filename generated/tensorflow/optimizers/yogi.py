@@ -20,6 +20,7 @@ Note: no bias correction, as in the source; optax corrects both moments and star
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import keras
@@ -31,6 +32,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     Tensor,
     full_like,
@@ -123,6 +125,7 @@ class Yogi(Optimizer):
             inf).
         initial_accumulator: second moment before the first step, in units of the squared gradient;
             a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`.
         name: of the optimizer, in the paths of its variables.
         **options: `store`, `states` and `seed`: how bfloat16 and float16 variables are kept
             (`nearest`, `master`, `kahan`, `stochastic`), and states (`float32`, `8bit`), see `Storage`
@@ -158,6 +161,7 @@ class Yogi(Optimizer):
         epsilon: float = 0.001,
         initial_accumulator: float = 1e-06,
         *,
+        rules: Sequence[Rule] = (),
         name: str = "yogi",
         **options: Unpack[KerasOptions],
     ) -> None:
@@ -167,6 +171,7 @@ class Yogi(Optimizer):
             beta_2=beta_2,
             epsilon=epsilon,
             initial_accumulator=initial_accumulator,
+            rules=rules,
             name=name,
             **options,
         )

@@ -21,13 +21,14 @@ Note: eps is added twice, into the stored v in every step and to its root, as in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, div, power, sqrt
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, div, power, sqrt
 
 __all__ = ["AdaBelief", "adabelief_init", "adabelief_scalars", "adabelief_step"]
 
@@ -113,6 +114,7 @@ class AdaBelief(Optimizer):
         betas: beta1: decay of the average of gradients, per step; beta2: decay of the average of
             squared deviations, per step; each a number in [0, 1).
         eps: added to the second moment and to its root; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -145,6 +147,7 @@ class AdaBelief(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-16,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -157,4 +160,4 @@ class AdaBelief(Optimizer):
             "eps": eps,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

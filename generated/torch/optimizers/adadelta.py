@@ -21,13 +21,14 @@ Note: eps decides the size of the first steps, because a starts at 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, sqrt
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, sqrt
 
 __all__ = ["Adadelta", "adadelta_init", "adadelta_scalars", "adadelta_step"]
 
@@ -101,6 +102,7 @@ class Adadelta(Optimizer):
         lr: factor on the step; a number in [0, inf).
         rho: decay of both averages, per step; a number in [0, 1).
         eps: added to both averages under the root; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -129,6 +131,7 @@ class Adadelta(Optimizer):
         rho: float = 0.9,
         eps: float = 1e-06,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -141,4 +144,4 @@ class Adadelta(Optimizer):
             "eps": eps,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

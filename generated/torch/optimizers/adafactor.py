@@ -32,6 +32,7 @@ Note: tensors of more than two axes are stacks of matrices, those of the last tw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +44,7 @@ from ..runtime import (
     NonNegative,
     Optimizer,
     Positive,
+    Rule,
     Scalar,
     col_mean,
     div,
@@ -154,6 +156,7 @@ class Adafactor(Optimizer):
         eps1: added to the squared gradient; a number in [0, inf).
         eps2: smallest root mean square that a parameter counts as having; a number in [0, inf).
         clip: largest root mean square of an update; a number in (0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -184,6 +187,7 @@ class Adafactor(Optimizer):
         eps2: float = 0.001,
         clip: float = 1.0,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -197,4 +201,4 @@ class Adafactor(Optimizer):
             "clip": clip,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -18,13 +18,14 @@ Note: v starts at 0 and eps stands outside the root, as in torch; optax and kera
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Method, NonNegative, Optimizer, Scalar, sqrt
+from ..runtime import Method, NonNegative, Optimizer, Rule, Scalar, sqrt
 
 __all__ = ["Adagrad", "adagrad_init", "adagrad_scalars", "adagrad_step"]
 
@@ -88,6 +89,7 @@ class Adagrad(Optimizer):
         params: tensors, named tensors, or parameter groups, as `torch.optim` takes them.
         lr: step size, the change of each parameter in the first step; a number in [0, inf).
         eps: added to the root of the sum, in units of the gradient; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -114,6 +116,7 @@ class Adagrad(Optimizer):
         lr: float = 0.01,
         eps: float = 1e-10,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -125,4 +128,4 @@ class Adagrad(Optimizer):
             "eps": eps,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

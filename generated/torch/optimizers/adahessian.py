@@ -23,13 +23,14 @@ Note: eps is added against 0/0, as in the authors' code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, div, power, sqrt
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, div, power, sqrt
 
 __all__ = ["AdaHessian", "adahessian_init", "adahessian_scalars", "adahessian_step"]
 
@@ -124,6 +125,7 @@ class AdaHessian(Optimizer):
         lr: a number in [0, inf).
         betas: beta1; beta2; each a number in [0, 1).
         eps: a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -156,6 +158,7 @@ class AdaHessian(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 0.0001,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -168,4 +171,4 @@ class AdaHessian(Optimizer):
             "eps": eps,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -31,13 +31,25 @@ Note: eps is added to the corrected root, as in torch and optax; keras adds it (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, div, power, sqrt, tree_sum
+from ..runtime import (
+    Decay,
+    Method,
+    NonNegative,
+    Optimizer,
+    Rule,
+    Scalar,
+    div,
+    power,
+    sqrt,
+    tree_sum,
+)
 
 __all__ = ["AdamHD", "adam_hd_init", "adam_hd_scalars", "adam_hd_step"]
 
@@ -163,6 +175,7 @@ class AdamHD(Optimizer):
             squared gradients, per step; each a number in [0, 1).
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         kappa: step size of learnt_lr; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -197,6 +210,7 @@ class AdamHD(Optimizer):
         eps: float = 1e-08,
         kappa: float = 1e-07,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -210,4 +224,4 @@ class AdamHD(Optimizer):
             "kappa": kappa,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -19,13 +19,14 @@ Note: eps is added to the norm against 0/0, as in keras (1e-7); torch and optax 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, div, maximum, power
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, div, maximum, power
 
 __all__ = ["Adamax", "adamax_init", "adamax_scalars", "adamax_step"]
 
@@ -102,6 +103,7 @@ class Adamax(Optimizer):
         betas: beta1: decay of the average of gradients, per step; beta2: decay of the norm, per
             step; each a number in [0, 1).
         eps: added to the norm, in units of the gradient; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -134,6 +136,7 @@ class Adamax(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-08,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -146,4 +149,4 @@ class Adamax(Optimizer):
             "eps": eps,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -24,13 +24,14 @@ Note: decay and step are subtracted together, as in the source and optax; torch 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, div, power, sqrt
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, div, power, sqrt
 
 __all__ = ["AdamW", "adamw_init", "adamw_scalars", "adamw_step"]
 
@@ -120,6 +121,7 @@ class AdamW(Optimizer):
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -154,6 +156,7 @@ class AdamW(Optimizer):
         eps: float = 1e-08,
         weight_decay: float = 0.01,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -167,4 +170,4 @@ class AdamW(Optimizer):
             "weight_decay": weight_decay,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -30,6 +30,7 @@ Note: SAM: where all gradients are 0, the second one is taken at theta, too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +42,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     div,
     power,
@@ -200,6 +202,7 @@ class AdamWSAM(Optimizer):
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
         rho: distance to the point of the second gradient; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -236,6 +239,7 @@ class AdamWSAM(Optimizer):
         weight_decay: float = 0.01,
         rho: float = 0.05,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -250,4 +254,4 @@ class AdamWSAM(Optimizer):
             "rho": rho,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

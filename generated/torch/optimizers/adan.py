@@ -28,13 +28,14 @@ Note: optax mixes the difference in with 1 - beta2, not beta2, and adds the deca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, div, power, sqrt, where
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, div, power, sqrt, where
 
 __all__ = ["Adan", "adan_init", "adan_scalars", "adan_step"]
 
@@ -144,6 +145,7 @@ class Adan(Optimizer):
             in [0, 1).
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         weight_decay: a step divides the parameters by 1 + lr * weight_decay; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -178,6 +180,7 @@ class Adan(Optimizer):
         eps: float = 1e-08,
         weight_decay: float = 0.0,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -191,4 +194,4 @@ class Adan(Optimizer):
             "weight_decay": weight_decay,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

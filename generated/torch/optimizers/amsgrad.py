@@ -23,13 +23,14 @@ Note: the source has no eps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, div, maximum, power, sqrt
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, div, maximum, power, sqrt
 
 __all__ = ["AMSGrad", "amsgrad_init", "amsgrad_scalars", "amsgrad_step"]
 
@@ -117,6 +118,7 @@ class AMSGrad(Optimizer):
         betas: beta1: decay of the average of gradients, per step; beta2: decay of the average of
             squared gradients, per step; each a number in [0, 1).
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -149,6 +151,7 @@ class AMSGrad(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-08,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -161,4 +164,4 @@ class AMSGrad(Optimizer):
             "eps": eps,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

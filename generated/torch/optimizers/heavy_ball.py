@@ -18,13 +18,14 @@ Note: lr stands outside the velocity, as in torch's SGD and optax's sgd; in kera
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar
 
 __all__ = ["HeavyBall", "heavy_ball_init", "heavy_ball_scalars", "heavy_ball_step"]
 
@@ -88,6 +89,7 @@ class HeavyBall(Optimizer):
         params: tensors, named tensors, or parameter groups, as `torch.optim` takes them.
         lr: step size; a number in [0, inf).
         mu: momentum, the part of the velocity that a step keeps; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -114,6 +116,7 @@ class HeavyBall(Optimizer):
         lr: float = 0.01,
         mu: float = 0.9,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -125,4 +128,4 @@ class HeavyBall(Optimizer):
             "mu": mu,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -23,13 +23,25 @@ Note: the ratio is 1 where a norm is 0, so a tensor of zeros takes steps 1 / tru
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Positive, Scalar, sqrt, tree_sum, where
+from ..runtime import (
+    Decay,
+    Method,
+    NonNegative,
+    Optimizer,
+    Positive,
+    Rule,
+    Scalar,
+    sqrt,
+    tree_sum,
+    where,
+)
 
 __all__ = ["LARS", "lars_init", "lars_scalars", "lars_step"]
 
@@ -106,6 +118,7 @@ class LARS(Optimizer):
         mu: decay of the sum of steps, per step; a number in [0, 1).
         weight_decay: decay added to the gradient, times theta; a number in [0, inf).
         trust: how large a step is, measured by the tensor's norm; a number in (0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -136,6 +149,7 @@ class LARS(Optimizer):
         weight_decay: float = 0.0005,
         trust: float = 0.001,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -149,4 +163,4 @@ class LARS(Optimizer):
             "trust": trust,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -20,13 +20,14 @@ Note: each step moves every parameter by lr; take a third to a tenth of an lr fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, sign
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, sign
 
 __all__ = ["Lion", "lion_init", "lion_scalars", "lion_step"]
 
@@ -104,6 +105,7 @@ class Lion(Optimizer):
             the average of gradients, per step; each a number in [0, 1).
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -136,6 +138,7 @@ class Lion(Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -148,4 +151,4 @@ class Lion(Optimizer):
             "weight_decay": weight_decay,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

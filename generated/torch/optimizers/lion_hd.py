@@ -30,13 +30,14 @@ Note: each step moves every parameter by lr; take a third to a tenth of an lr fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, sign, tree_sum
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, sign, tree_sum
 
 __all__ = ["LionHD", "lion_hd_init", "lion_hd_scalars", "lion_hd_step"]
 
@@ -154,6 +155,7 @@ class LionHD(Optimizer):
         weight_decay: part of a parameter that a step takes away, per unit of lr; a number in [0,
             inf).
         kappa: step size of learnt_lr; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -188,6 +190,7 @@ class LionHD(Optimizer):
         weight_decay: float = 0.0,
         kappa: float = 1e-07,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -201,4 +204,4 @@ class LionHD(Optimizer):
             "kappa": kappa,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

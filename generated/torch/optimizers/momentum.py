@@ -19,13 +19,14 @@ Note: torch's SGD with dampening = beta is the same but for its first step, whic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar
 
 __all__ = ["Momentum", "momentum_init", "momentum_scalars", "momentum_step"]
 
@@ -91,6 +92,7 @@ class Momentum(Optimizer):
         params: tensors, named tensors, or parameter groups, as `torch.optim` takes them.
         lr: step size; a number in [0, inf).
         beta: decay of the average of gradients, per step; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -117,6 +119,7 @@ class Momentum(Optimizer):
         lr: float = 0.01,
         beta: float = 0.9,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -128,4 +131,4 @@ class Momentum(Optimizer):
             "beta": beta,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

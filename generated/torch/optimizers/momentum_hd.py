@@ -29,13 +29,14 @@ Note: torch's SGD with dampening = beta is the same but for its first step, whic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, tree_sum
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, tree_sum
 
 __all__ = ["MomentumHD", "momentum_hd_init", "momentum_hd_scalars", "momentum_hd_step"]
 
@@ -140,6 +141,7 @@ class MomentumHD(Optimizer):
         lr: step size; where learnt_lr begins; a number in [0, inf).
         beta: decay of the average of gradients, per step; a number in [0, 1).
         kappa: step size of learnt_lr; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -168,6 +170,7 @@ class MomentumHD(Optimizer):
         beta: float = 0.9,
         kappa: float = 1e-07,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -180,4 +183,4 @@ class MomentumHD(Optimizer):
             "kappa": kappa,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -40,6 +40,7 @@ Note: rows are outputs, as torch has it; where they are inputs, as in flax and K
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +52,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     col_sum,
     cols_of,
@@ -151,6 +153,7 @@ class Muon(Optimizer):
         params: tensors, named tensors, or parameter groups, as `torch.optim` takes them.
         lr: step size: how large the singular values of a step are; a number in [0, inf).
         mu: decay of the momentum, per step; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -177,6 +180,7 @@ class Muon(Optimizer):
         lr: float = 0.02,
         mu: float = 0.95,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -188,4 +192,4 @@ class Muon(Optimizer):
             "mu": mu,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -58,6 +58,7 @@ Note: AdamW: decay and step are subtracted together, as in the source and optax;
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -69,6 +70,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     col_sum,
     cols_of,
@@ -217,6 +219,7 @@ class MuonAdamW(Optimizer):
             inf).
         adamw_weight_decay: part of a parameter that a step takes away, per unit of lr; a number in
             [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -253,6 +256,7 @@ class MuonAdamW(Optimizer):
         adamw_eps: float = 1e-08,
         adamw_weight_decay: float = 0.01,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -269,4 +273,4 @@ class MuonAdamW(Optimizer):
             "adamw_weight_decay": adamw_weight_decay,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -29,6 +29,7 @@ Note: keras has psi = 1, so that its momentum is at full strength 250 times soon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +41,7 @@ from ..runtime import (
     Method,
     NonNegative,
     Optimizer,
+    Rule,
     Scalar,
     div,
     power,
@@ -149,6 +151,7 @@ class NAdam(Optimizer):
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         psi: how fast the momentum grows, per step: beta1 - mu shrinks by 0.96**psi; a number in [0,
             inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -183,6 +186,7 @@ class NAdam(Optimizer):
         eps: float = 1e-08,
         psi: float = 0.004,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -196,4 +200,4 @@ class NAdam(Optimizer):
             "psi": psi,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -22,13 +22,14 @@ Note: lr stands inside the velocity, as in the source and keras; in torch and op
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar
 
 __all__ = ["Nesterov", "nesterov_init", "nesterov_scalars", "nesterov_step"]
 
@@ -96,6 +97,7 @@ class Nesterov(Optimizer):
         params: tensors, named tensors, or parameter groups, as `torch.optim` takes them.
         lr: step size; a number in [0, inf).
         beta: momentum, the part of the velocity that a step keeps; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -122,6 +124,7 @@ class Nesterov(Optimizer):
         lr: float = 0.01,
         beta: float = 0.9,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -133,4 +136,4 @@ class Nesterov(Optimizer):
             "beta": beta,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -19,13 +19,14 @@ Note: the source has no eps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, sqrt
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, sqrt
 
 __all__ = ["RMSprop", "rmsprop_init", "rmsprop_scalars", "rmsprop_step"]
 
@@ -96,6 +97,7 @@ class RMSprop(Optimizer):
         gamma: decay of the average of squared gradients, per step; a number in [0, 1).
         eps: added to the average under the root, in units of the squared gradient; a number in [0,
             inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -124,6 +126,7 @@ class RMSprop(Optimizer):
         gamma: float = 0.9,
         eps: float = 1e-08,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -136,4 +139,4 @@ class RMSprop(Optimizer):
             "eps": eps,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

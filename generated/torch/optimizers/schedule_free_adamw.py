@@ -25,13 +25,14 @@ Note: the correction for the start divides v, as in the authors' code; in Algori
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, div, power, sqrt, where
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, div, power, sqrt, where
 
 __all__ = [
     "ScheduleFreeAdamW",
@@ -138,6 +139,7 @@ class ScheduleFreeAdamW(Optimizer):
             the average of squared gradients, per step; each a number in [0, 1).
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         weight_decay: decay of z beside the gradient's part, times theta; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -172,6 +174,7 @@ class ScheduleFreeAdamW(Optimizer):
         eps: float = 1e-08,
         weight_decay: float = 0.0,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -185,4 +188,4 @@ class ScheduleFreeAdamW(Optimizer):
             "weight_decay": weight_decay,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -22,12 +22,13 @@ Note: x is weighted by squares of lr, as in the authors' code, so a warm-up coun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, div, where
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, div, where
 
 __all__ = [
     "ScheduleFreeSGD",
@@ -113,6 +114,7 @@ class ScheduleFreeSGD(Optimizer):
         params: tensors, named tensors, or parameter groups, as `torch.optim` takes them.
         lr: step size of z; hold it constant after a warm-up; a number in [0, inf).
         beta: how far y lies from z towards x; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -139,6 +141,7 @@ class ScheduleFreeSGD(Optimizer):
         lr: float = 1.0,
         beta: float = 0.9,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -150,4 +153,4 @@ class ScheduleFreeSGD(Optimizer):
             "beta": beta,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -14,12 +14,13 @@ Note: the same as SGD without momentum in torch, optax and keras; torch's defaul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Method, NonNegative, Optimizer, Scalar
+from ..runtime import Method, NonNegative, Optimizer, Rule, Scalar
 
 __all__ = ["SGD", "sgd_init", "sgd_scalars", "sgd_step"]
 
@@ -74,6 +75,7 @@ class SGD(Optimizer):
     Args:
         params: tensors, named tensors, or parameter groups, as `torch.optim` takes them.
         lr: step size; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -98,6 +100,7 @@ class SGD(Optimizer):
         params: ParamsT,
         lr: float = 0.01,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -108,4 +111,4 @@ class SGD(Optimizer):
             "lr": lr,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -25,13 +25,14 @@ Note: the same as SGD without momentum in torch, optax and keras; torch's defaul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Method, NonNegative, Optimizer, Scalar, tree_sum
+from ..runtime import Method, NonNegative, Optimizer, Rule, Scalar, tree_sum
 
 __all__ = ["SGDHD", "sgd_hd_init", "sgd_hd_scalars", "sgd_hd_step"]
 
@@ -127,6 +128,7 @@ class SGDHD(Optimizer):
         params: tensors, named tensors, or parameter groups, as `torch.optim` takes them.
         lr: step size; where learnt_lr begins; a number in [0, inf).
         kappa: step size of learnt_lr; a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -153,6 +155,7 @@ class SGDHD(Optimizer):
         lr: float = 0.01,
         kappa: float = 1e-07,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -164,4 +167,4 @@ class SGDHD(Optimizer):
             "kappa": kappa,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -15,12 +15,13 @@ Note: the same as weight_decay in torch's SGD; keras' weight_decay shrinks the p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Method, NonNegative, Optimizer, Scalar
+from ..runtime import Method, NonNegative, Optimizer, Rule, Scalar
 
 __all__ = ["SGDL2", "sgd_l2_init", "sgd_l2_scalars", "sgd_l2_step"]
 
@@ -80,6 +81,7 @@ class SGDL2(Optimizer):
         lr: step size; a number in [0, inf).
         weight_decay: strength of the penalty: weight_decay / 2 times the sum of squares; a number
             in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -106,6 +108,7 @@ class SGDL2(Optimizer):
         lr: float = 0.01,
         weight_decay: float = 0.0001,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -117,4 +120,4 @@ class SGDL2(Optimizer):
             "weight_decay": weight_decay,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -17,13 +17,14 @@ Note: the same as optax's signum; where the average is 0 the parameter stays.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, sign
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, sign
 
 __all__ = ["Signum", "signum_init", "signum_scalars", "signum_step"]
 
@@ -89,6 +90,7 @@ class Signum(Optimizer):
         params: tensors, named tensors, or parameter groups, as `torch.optim` takes them.
         lr: step size, the change of each parameter in a step; a number in [0, inf).
         beta: decay of the average of gradients, per step; a number in [0, 1).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -115,6 +117,7 @@ class Signum(Optimizer):
         lr: float = 0.0001,
         beta: float = 0.9,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -126,4 +129,4 @@ class Signum(Optimizer):
             "beta": beta,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

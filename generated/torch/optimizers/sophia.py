@@ -23,6 +23,7 @@ Note: the decay is subtracted together with the step, as in adamw; the paper dec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ from ..runtime import (
     Optimizer,
     Positive,
     PositiveCount,
+    Rule,
     Scalar,
     branch,
     maximum,
@@ -146,6 +148,7 @@ class Sophia(Optimizer):
         eps: the least that the momentum is divided by; a number in (0, inf).
         weight_decay: decay of the parameters, multiplied by lr; a number in [0, inf).
         period: steps from one estimate to the next; an integer in [1, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -184,6 +187,7 @@ class Sophia(Optimizer):
         weight_decay: float = 0.2,
         period: int = 10,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -199,4 +203,4 @@ class Sophia(Optimizer):
             "period": period,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -21,13 +21,14 @@ Note: both gradients of a step are of the same batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Domain, Method, NonNegative, Optimizer, Scalar, where
+from ..runtime import Domain, Method, NonNegative, Optimizer, Rule, Scalar, where
 
 __all__ = ["STORM", "storm_init", "storm_scalars", "storm_step"]
 
@@ -117,6 +118,7 @@ class STORM(Optimizer):
         params: tensors, named tensors, or parameter groups, as `torch.optim` takes them.
         lr: learning rate; a number in [0, inf).
         a: weight of the new gradient; a number in [0, 1].
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -143,6 +145,7 @@ class STORM(Optimizer):
         lr: float = 0.01,
         a: float = 0.1,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -154,4 +157,4 @@ class STORM(Optimizer):
             "a": a,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

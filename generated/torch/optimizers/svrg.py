@@ -24,13 +24,14 @@ Note: both gradients of a step are of the same batch; full_gradient is that of a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Method, NonNegative, Optimizer, PositiveCount, Scalar, branch
+from ..runtime import Method, NonNegative, Optimizer, PositiveCount, Rule, Scalar, branch
 
 __all__ = ["SVRG", "svrg_init", "svrg_scalars", "svrg_step"]
 
@@ -124,6 +125,7 @@ class SVRG(Optimizer):
         params: tensors, named tensors, or parameter groups, as `torch.optim` takes them.
         lr: learning rate; a number in [0, inf).
         period: steps from one snapshot to the next; an integer in [1, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -150,6 +152,7 @@ class SVRG(Optimizer):
         lr: float = 0.01,
         period: int = 100,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -161,4 +164,4 @@ class SVRG(Optimizer):
             "period": period,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

@@ -20,13 +20,14 @@ Note: no bias correction, as in the source; optax corrects both moments and star
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ..runtime import Decay, Method, NonNegative, Optimizer, Scalar, full_like, sign, sqrt
+from ..runtime import Decay, Method, NonNegative, Optimizer, Rule, Scalar, full_like, sign, sqrt
 
 __all__ = ["Yogi", "yogi_init", "yogi_scalars", "yogi_step"]
 
@@ -108,6 +109,7 @@ class Yogi(Optimizer):
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         initial_accumulator: second moment before the first step, in units of the squared gradient;
             a number in [0, inf).
+        rules: what holds for some parameters only, each a `Rule`; they become param groups.
         compile: run the step as one pass compiled by torch.compile, with the same bits.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
@@ -142,6 +144,7 @@ class Yogi(Optimizer):
         eps: float = 0.001,
         initial_accumulator: float = 1e-06,
         *,
+        rules: Sequence[Rule] = (),
         compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
@@ -155,4 +158,4 @@ class Yogi(Optimizer):
             "initial_accumulator": initial_accumulator,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, compile=compile, **options)
+        super().__init__(params, hypers, rules=rules, compile=compile, **options)

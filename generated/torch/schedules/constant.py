@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..runtime import Rule, Scalar, Schedule
+from ..runtime import Rate, Scalar, Schedule
 
 __all__ = ["Constant", "constant_value"]
 
@@ -46,7 +46,7 @@ class Constant(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="constant",
         value=constant_value,
     )

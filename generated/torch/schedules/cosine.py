@@ -24,7 +24,7 @@ import torch
 from ..runtime import (
     NonNegative,
     PositiveCount,
-    Rule,
+    Rate,
     Scalar,
     Schedule,
     cos,
@@ -65,7 +65,7 @@ class Cosine(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="cosine",
         value=cosine_value,
     )

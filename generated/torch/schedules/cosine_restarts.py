@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from ..runtime import NonNegative, PositiveCount, Rule, Scalar, Schedule, cos, div, to_float, where
+from ..runtime import NonNegative, PositiveCount, Rate, Scalar, Schedule, cos, div, to_float, where
 
 __all__ = ["CosineRestarts", "cosine_restarts_value"]
 
@@ -75,7 +75,7 @@ class CosineRestarts(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="cosine_restarts",
         value=cosine_restarts_value,
     )

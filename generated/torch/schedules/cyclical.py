@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..runtime import NonNegative, PositiveCount, Rule, Scalar, Schedule, div, to_float
+from ..runtime import NonNegative, PositiveCount, Rate, Scalar, Schedule, div, to_float
 
 __all__ = ["Cyclical", "cyclical_value"]
 
@@ -53,7 +53,7 @@ class Cyclical(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="cyclical",
         value=cyclical_value,
     )

@@ -24,7 +24,7 @@ from ..runtime import (
     Flag,
     Positive,
     PositiveCount,
-    Rule,
+    Rate,
     Scalar,
     Schedule,
     div,
@@ -68,7 +68,7 @@ class Exponential(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="exponential",
         value=exponential_value,
     )

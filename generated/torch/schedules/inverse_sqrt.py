@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..runtime import PositiveCount, Rule, Scalar, Schedule, div, maximum, sqrt, to_float
+from ..runtime import PositiveCount, Rate, Scalar, Schedule, div, maximum, sqrt, to_float
 
 __all__ = ["InverseSqrt", "inverse_sqrt_value"]
 
@@ -50,7 +50,7 @@ class InverseSqrt(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="inverse_sqrt",
         value=inverse_sqrt_value,
     )

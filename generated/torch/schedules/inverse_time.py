@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..runtime import Flag, NonNegative, PositiveCount, Rule, Scalar, Schedule, div, to_float, where
+from ..runtime import Flag, NonNegative, PositiveCount, Rate, Scalar, Schedule, div, to_float, where
 
 __all__ = ["InverseTime", "inverse_time_value"]
 
@@ -54,7 +54,7 @@ class InverseTime(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="inverse_time",
         value=inverse_time_value,
     )

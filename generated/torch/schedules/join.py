@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ..runtime import AnySchedule, PositiveCount, Rule, Scalar, Schedule, maximum, tuple_of, where
+from ..runtime import AnySchedule, PositiveCount, Rate, Scalar, Schedule, maximum, tuple_of, where
 
 __all__ = ["Join", "join_value"]
 
@@ -67,7 +67,7 @@ class Join(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="join",
         value=join_value,
         uses_base_lr=False,

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..runtime import NonNegative, PositiveCount, Rule, Scalar, Schedule, div, minimum, to_float
+from ..runtime import NonNegative, PositiveCount, Rate, Scalar, Schedule, div, minimum, to_float
 
 __all__ = ["Linear", "linear_value"]
 
@@ -51,7 +51,7 @@ class Linear(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="linear",
         value=linear_value,
     )

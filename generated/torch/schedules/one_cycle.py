@@ -34,7 +34,7 @@ from ..runtime import (
     Decay,
     Positive,
     PositiveCount,
-    Rule,
+    Rate,
     Scalar,
     Schedule,
     cos,
@@ -90,7 +90,7 @@ class OneCycle(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="one_cycle",
         value=one_cycle_value,
     )

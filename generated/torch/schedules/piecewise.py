@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ..runtime import NonNegative, PositiveCount, Rule, Scalar, Schedule, tuple_of, where
+from ..runtime import NonNegative, PositiveCount, Rate, Scalar, Schedule, tuple_of, where
 
 __all__ = ["Piecewise", "piecewise_value"]
 
@@ -65,7 +65,7 @@ class Piecewise(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="piecewise",
         value=piecewise_value,
         requires=piecewise_requires,

@@ -24,7 +24,7 @@ from ..runtime import (
     NonNegative,
     Positive,
     PositiveCount,
-    Rule,
+    Rate,
     Scalar,
     Schedule,
     div,
@@ -67,7 +67,7 @@ class Polynomial(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="polynomial",
         value=polynomial_value,
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..runtime import PositiveCount, Rule, Scalar, Schedule, div, minimum, to_float
+from ..runtime import PositiveCount, Rate, Scalar, Schedule, div, minimum, to_float
 
 __all__ = ["REX", "rex_value"]
 
@@ -52,7 +52,7 @@ class REX(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="rex",
         value=rex_value,
     )

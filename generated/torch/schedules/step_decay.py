@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..runtime import Positive, PositiveCount, Rule, Scalar, Schedule, power
+from ..runtime import Positive, PositiveCount, Rate, Scalar, Schedule, power
 
 __all__ = ["StepDecay", "step_decay_value"]
 
@@ -51,7 +51,7 @@ class StepDecay(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="step_decay",
         value=step_decay_value,
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..runtime import AnySchedule, Count, Rule, Scalar, Schedule, div, maximum, to_float, where
+from ..runtime import AnySchedule, Count, Rate, Scalar, Schedule, div, maximum, to_float, where
 
 __all__ = ["Warmup", "warmup_value"]
 
@@ -52,7 +52,7 @@ class Warmup(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="warmup",
         value=warmup_value,
         uses_base_lr=False,

@@ -28,7 +28,7 @@ from ..runtime import (
     Count,
     NonNegative,
     PositiveCount,
-    Rule,
+    Rate,
     Scalar,
     Schedule,
     cos,
@@ -82,7 +82,7 @@ class WarmupCosine(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="warmup_cosine",
         value=warmup_cosine_value,
         requires=warmup_cosine_requires,

@@ -25,7 +25,7 @@ from ..runtime import (
     Count,
     NonNegative,
     PositiveCount,
-    Rule,
+    Rate,
     Scalar,
     Schedule,
     div,
@@ -75,7 +75,7 @@ class WarmupLinear(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="warmup_linear",
         value=warmup_linear_value,
         requires=warmup_linear_requires,

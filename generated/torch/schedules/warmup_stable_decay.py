@@ -26,7 +26,7 @@ from ..runtime import (
     Count,
     NonNegative,
     PositiveCount,
-    Rule,
+    Rate,
     Scalar,
     Schedule,
     div,
@@ -79,7 +79,7 @@ class WarmupStableDecay(Schedule):
         ValueError, TypeError: a hyperparameter is outside its domain.
     """
 
-    rule = Rule(
+    rate = Rate(
         name="warmup_stable_decay",
         value=warmup_stable_decay_value,
         requires=warmup_stable_decay_requires,
