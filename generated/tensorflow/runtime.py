@@ -2720,9 +2720,11 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def _kept(self, name: str, start: Any, kind: _Kind) -> Any:
         numbers = kind.setting.over(self._numbers(), _scaled)
+        with tf.init_scope():
+            first = float(numbers.get(start, start))
         return self.add_variable(
             shape=(),
-            initializer=keras.initializers.Constant(float(numbers.get(start, start))),
+            initializer=lambda shape, dtype: tf.constant(first, dtype, shape),  # Keras' own: by float32
             dtype=kind.dtype,
             aggregation="only_first_replica",
             name=f"{name}_{kind}".replace(" ", "_"),
