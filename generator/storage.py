@@ -163,6 +163,8 @@ def entries(states: Mapping[str, Any], codes: Mapping[str, str]) -> dict[str, An
 
 def opened(kept: Mapping[str, Any], codes: Mapping[str, str]) -> dict[str, Any]:
     """The reverse of `entries`, for what else there is, too."""
+    if not codes:
+        return dict(kept)
     return {
         k: decoded(x, kept[f"{k}.scale"], codes[k]) if k in codes and x is not None else x
         for k, x in kept.items()
@@ -243,13 +245,19 @@ def encoded(x: Any, kind: str) -> tuple[Any, Any]:
     safe = of_bits(select(zero | lost, top * 0 + 0x3F800000, top), rows)
     rows = select(zero | lost, 0.0, rows)
     x01 = fl(rows * fl(fl(1.0) / safe))
-    k = bits_of(x01) * 0
-    for step in (128, 64, 32, 16, 8, 4, 2, 1):
-        k = select(x01 > taken(_MIDDLES[kind], k + (step - 1)), k + step, k)
+    k = placed(x01, _MIDDLES[kind])
     if kind == "unsigned":
         k = select((bits_of(rows) >= 0x00800000) & (k == 0), k + 1, k)
     scales = of_bits(select(lost, top * 0 + 0x7FC00000, select(zero, top * 0, top)), rows)
     return _in_shape(as_bytes(k), x.shape), reshape(scales, [pieces(x.shape)])
+
+
+def placed(x: Any, table: tuple[float, ...]) -> Any:
+    """How many of 255 numbers in ascending order lie below each of x."""
+    k = bits_of(x) * 0
+    for step in (128, 64, 32, 16, 8, 4, 2, 1):
+        k = select(x > taken(table, k + (step - 1)), k + step, k)
+    return k
 
 
 def decoded(k: Any, scales: Any, kind: str) -> Any:

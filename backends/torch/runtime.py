@@ -31,7 +31,7 @@ from backends.domains import Domain, Flag, PositiveCount, check_relations, check
 from backends.rules import Assignment, Rule, Rules, Setting, Times
 from generator.elementary import cos, exp, log, real_power
 from generator.normal import normal
-from generator.storage import Storage, entries, opened, pieces
+from generator.storage import Storage, entries, opened, pieces, placed
 from generator.summation import (
     col_sum,
     cols_of,
@@ -677,11 +677,23 @@ def taken(table: tuple[float, ...], k: Tensor) -> Tensor:
     return _on_device(table, k.device)[k.long()]
 
 
+_placed = placed
+
+
+def placed(x: Tensor, table: tuple[float, ...]) -> Tensor:  # type: ignore[no-redef]
+    """How many of 255 numbers in ascending order lie below each of x; torch's own search is faster."""
+    if type(x) is not Tensor:  # a subclass, such as DTensor, may not have it
+        made: Tensor = _placed(x, table)
+        return made
+    return torch.bucketize(x, _on_device(table, x.device), out_int32=True)
+
+
 @functools.cache
 def _on_device(table: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(table, dtype=torch.float32, device=device)
 
 
+@functools.cache
 def _word_of(dtype: torch.dtype) -> str:
     """The name of a dtype, as every framework writes it."""
     return str(dtype).removeprefix("torch.")
@@ -1123,6 +1135,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _codes(self, p: Tensor) -> Mapping[str, str]:
         """The states of a parameter that are kept in 8 bits."""
+        if self.storage.states == "float32":  # there may be thousands of parameters
+            return {}
         return self.storage.codes(self.method.coded, _word_of(p.dtype), p.numel())
 
     def _groups(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:

@@ -990,6 +990,8 @@ def entries(states: Mapping[str, Any], codes: Mapping[str, str]) -> dict[str, An
 
 def opened(kept: Mapping[str, Any], codes: Mapping[str, str]) -> dict[str, Any]:
     """The reverse of `entries`, for what else there is, too."""
+    if not codes:
+        return dict(kept)
     return {
         k: decoded(x, kept[f"{k}.scale"], codes[k]) if k in codes and x is not None else x
         for k, x in kept.items()
@@ -1070,13 +1072,19 @@ def encoded(x: Any, kind: str) -> tuple[Any, Any]:
     safe = of_bits(select(zero | lost, top * 0 + 0x3F800000, top), rows)
     rows = select(zero | lost, 0.0, rows)
     x01 = fl(rows * fl(fl(1.0) / safe))
-    k = bits_of(x01) * 0
-    for step in (128, 64, 32, 16, 8, 4, 2, 1):
-        k = select(x01 > taken(_MIDDLES[kind], k + (step - 1)), k + step, k)
+    k = placed(x01, _MIDDLES[kind])
     if kind == "unsigned":
         k = select((bits_of(rows) >= 0x00800000) & (k == 0), k + 1, k)
     scales = of_bits(select(lost, top * 0 + 0x7FC00000, select(zero, top * 0, top)), rows)
     return _in_shape(as_bytes(k), x.shape), reshape(scales, [pieces(x.shape)])
+
+
+def placed(x: Any, table: tuple[float, ...]) -> Any:
+    """How many of 255 numbers in ascending order lie below each of x."""
+    k = bits_of(x) * 0
+    for step in (128, 64, 32, 16, 8, 4, 2, 1):
+        k = select(x > taken(table, k + (step - 1)), k + step, k)
+    return k
 
 
 def decoded(k: Any, scales: Any, kind: str) -> Any:
@@ -1889,11 +1897,23 @@ def taken(table: tuple[float, ...], k: Tensor) -> Tensor:
     return _on_device(table, k.device)[k.long()]
 
 
+_placed = placed
+
+
+def placed(x: Tensor, table: tuple[float, ...]) -> Tensor:  # type: ignore[no-redef]
+    """How many of 255 numbers in ascending order lie below each of x; torch's own search is faster."""
+    if type(x) is not Tensor:  # a subclass, such as DTensor, may not have it
+        made: Tensor = _placed(x, table)
+        return made
+    return torch.bucketize(x, _on_device(table, x.device), out_int32=True)
+
+
 @functools.cache
 def _on_device(table: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(table, dtype=torch.float32, device=device)
 
 
+@functools.cache
 def _word_of(dtype: torch.dtype) -> str:
     """The name of a dtype, as every framework writes it."""
     return str(dtype).removeprefix("torch.")
@@ -2335,6 +2355,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _codes(self, p: Tensor) -> Mapping[str, str]:
         """The states of a parameter that are kept in 8 bits."""
+        if self.storage.states == "float32":  # there may be thousands of parameters
+            return {}
         return self.storage.codes(self.method.coded, _word_of(p.dtype), p.numel())
 
     def _groups(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
