@@ -8,6 +8,7 @@ Must not know: how any of these come to be.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -29,6 +30,7 @@ def blocks() -> dict[str, str]:
         "spec": _code(_brief(spec)),
         "kernel": _code(_function(torch, "adamw_step")),
         "adafactor": _code(_brief(other)),
+        "assignment": _assignment(),
     }
     measured = ROOT / "docs/verify.json"
     if measured.exists():
@@ -46,6 +48,21 @@ def current() -> str:
         before, _, rest = text.partition(begin)
         text = f"{before}{begin}\n{block}\n{end}{rest.partition(end)[2]}"
     return text
+
+
+def _assignment() -> str:
+    """The table that an optimizer prints under rules."""
+    numpy, made = importlib.import_module("numpy"), importlib.import_module("generated.numpy")
+    shapes = {"kernel": (3, 3, 1, 8), "bias": (8,)}, {"kernel": (8, 10), "bias": (10,)}
+    params: dict[str, Any] = {"embed": numpy.zeros((100, 8))}
+    params["layers"] = [{k: numpy.zeros(x) for k, x in layer.items()} for layer in shapes]
+    rules = [
+        made.Rule(max_ndim=1, weight_decay=0.0),
+        made.Rule("layers[0].*", lr=made.Times(0.1)),
+        made.Rule("embed", train=False),
+    ]
+    optimizer = made.AdamW(params, weight_decay=0.1, rules=rules)
+    return f"```\n{optimizer.assignment()}\n```"
 
 
 def _code(text: str) -> str:

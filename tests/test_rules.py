@@ -169,6 +169,64 @@ def test_a_parameter_under_rules_has_the_bits_of_an_optimizer_of_its_own(
                     assert verify.distance(v, x) == 0, (mode, dtype, i, k)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("store", ["nearest", "master", "kahan", "stochastic"])
+def test_rules_and_storage(store: str, backend: str) -> None:
+    """Narrow parameters under rules end where NumPy's do."""
+    pytest.importorskip("ml_dtypes")
+    try:
+        runner = importlib.import_module(BACKENDS[backend].runner)
+    except ImportError as missing:
+        pytest.skip(str(missing))
+    ours = importlib.import_module(BACKENDS["numpy"].runner)
+    params, grads = inputs("bfloat16")
+    case: dict[str, Any] = dict(rules=shaped, options={"store": store, "states": "8bit"})
+    given = params, grads[:5], CASES["adafactor"][1]
+    packages = (importlib.import_module(f"generated.{name}") for name in ("numpy", backend))
+    want, got = (Run(made, "adafactor", *given, **case) for made in packages)
+    ends = ours.trajectory(want, "numpy").params
+    for p, q in zip(ends, runner.trajectory(got, BACKENDS[backend].modes[0]).params, strict=True):
+        assert verify.distance(p, q) == 0
+    assert np.array_equal(ends[4], params[4]) and not np.array_equal(ends[3], params[3])
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_rules_where_something_is_kept_for_all_together(name: str) -> None:
+    made = package(name)
+    rules = [made.Rule(max_ndim=1, train=False)]
+    params: Any = [tree()]
+    if name == "torch":
+        torch = importlib.import_module("torch")
+        params = [[torch.nn.Parameter(torch.ones(2))]]
+    with pytest.raises(ValueError) as caught:
+        made.create("sgd_hd", *(params if name in ("numpy", "torch") else []), rules=rules)
+    message = "is kept for all parameters together, and rules would part them. Leave rules out, or take an"
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_muon_under_rules(name: str) -> None:
+    """What Muon is not for may be left untrained; a matrix may be for the other optimizer."""
+    made = package(name)
+    runner = importlib.import_module(BACKENDS[name].runner)
+    params, grads = inputs("float32")
+
+    def ends(algorithm: str, rules: Any, count: int, vector: bool = False) -> list[Any]:
+        first = params[0].reshape(-1) if vector else params[0]
+        given = [[g[0].reshape(first.shape), *g[1:count]] for g in grads[:2]]
+        run = Run(made, algorithm, [first, *params[1:count]], given, {"lr": LR}, rules=rules)
+        done: list[Any] = runner.trajectory(run, BACKENDS[name].modes[0]).params
+        return done
+
+    rest = ends("muon", lambda m: [m.Rule(max_ndim=1, train=False)], 4)
+    moved = [not np.array_equal(x, y) for x, y in zip(params, rest, strict=False)]
+    assert moved == [True, False, False, True]
+    seen = ends("muon_adamw", lambda m: [m.Rule("0", as_vector=True)], 2)
+    flat_ = ends("muon_adamw", None, 2, vector=True)
+    assert seen[0].tobytes() == flat_[0].tobytes() and seen[1].tobytes() == flat_[1].tobytes()
+    assert not np.array_equal(seen[0], ends("muon_adamw", None, 2)[0])
+
+
 # ---------------------------------------------------------------------------------------------------
 # What a rule means
 

@@ -98,7 +98,7 @@ def trajectory(run: Run, mode: str) -> Outcome:
             if isinstance(entry, tuple):
                 slots[f"{name}.scale"] = entry[1].numpy()
         beside = optimizer.storage.beside(v.dtype)
-        if beside is not None:
+        if beside is not None and entries[-1] is not None:
             slots[beside] = entries[-1].numpy()
         for name in optimizer._kept_once():
             dtype = "float64" if v.dtype == "float64" else "float32"
