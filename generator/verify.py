@@ -109,27 +109,32 @@ def cases(
     """Default and absurd hyperparameters, constant lr and a schedule, missing gradients.
 
     bfloat16 and float16 are computed in float32, where the absurd cases are covered. `brief` is for
-    tests, which compile each case: float32 has all of them, float64 and the others the first.
+    tests, which compile each case: each is there once, low hyperparameters in float64, the others in
+    float32, the schedule together with the high ones; of a long run the default is enough.
     """
-    default = defaults(program)
-    shapes = ONLY[program.only]
-    yield _case("default", dtype, steps, seed, default, shapes)
-    if program.name in STORED:
-        for i, (store, states) in enumerate(WAYS.get(dtype, ())):
-            case = _case(f"{store} {states}", dtype, min(steps, 100), seed + 4 + i, default, LARGE)
-            yield replace(case, storage=Storage(store, states, seed))
-    if brief and dtype != "float32":
-        return
+    default, shapes = defaults(program), ONLY[program.only]
+    scheduled = None
     begins = ir.Hyper("lr") in [s.value for s in program.body if isinstance(s, ir.Start)]
     if "lr" in default and not begins:  # a state that begins at lr goes its own way
         total = max(steps - 2, 2)
         rate = {"base_lr": 10 * default["lr"], "warmup": min(5, total // 2), "total": total}
         scheduled = (SCHEDULE, {**rate, "lr_min": default["lr"] / 10})
+    narrow, long = dtype in ("bfloat16", "float16"), brief and steps > 100
+    if not brief or long or dtype != "float64":
+        yield _case("default", dtype, steps, seed, default, shapes)
+    if program.name in STORED:
+        for i, (store, states) in enumerate(WAYS.get(dtype, ())):
+            case = _case(f"{store} {states}", dtype, min(steps, 100), seed + 4 + i, default, LARGE)
+            yield replace(case, storage=Storage(store, states, seed))
+    if scheduled and (not brief or (long and dtype == "float32")):
         yield _case("schedule", dtype, steps, seed + 1, default, shapes, scheduled)
-    if dtype in ("bfloat16", "float16") or (brief and steps > 100):
+    if narrow or long:
         return
-    yield _case("low", dtype, steps, seed + 2, _extreme(program, low=True), shapes)
-    yield _case("high", dtype, steps, seed + 3, _extreme(program, low=False), shapes)
+    if not brief or dtype == "float64":
+        yield _case("low", dtype, steps, seed + 2, _extreme(program, low=True), shapes)
+    if not brief or dtype == "float32":
+        high = _extreme(program, low=False)
+        yield _case("high", dtype, steps, seed + 3, high, shapes, scheduled if brief else None)
 
 
 def defaults(program: Program) -> dict[str, Any]:
@@ -427,7 +432,8 @@ def _rows(
                 continue
             wide = dtype in ("float32", "float64")
             often = mode not in policy.slow and not (brief and mode in policy.once)
-            if not often and (number > 0 or not wide or (brief and steps > 100)):
+            seldom = number > 0 or not wide or (brief and (steps > 100 or dtype == "float64"))
+            if not often and seldom:
                 row.error = row.error or "one case of float32 and one of float64 only"
                 continue
             run = Run(
