@@ -114,6 +114,29 @@ def check_all(
             domain.check(owner, name, value)
 
 
+def check_weights(owner: str, shapes: Mapping[str, tuple[int, ...]], weights: Any) -> dict[str, Any]:
+    """The meta-parameters; refuses missing, superfluous, misshapen ones, and other than floats."""
+    if not shapes:
+        return {}
+    wanted = f"It has the entries {', '.join(f'{name} {shape}' for name, shape in shapes.items())}."
+    if not isinstance(weights, Mapping):
+        what = f"weights must be a mapping from names to arrays, got {type(weights).__name__}."
+        raise TypeError(f"{owner}: {what} {wanted}")
+    lacking, odd = shapes.keys() - weights.keys(), weights.keys() - shapes.keys()
+    for names, verb in ((lacking, "lacks"), (odd, "also has")):
+        if names:
+            raise ValueError(f"{owner}: weights {verb} {', '.join(sorted(map(str, names)))}. {wanted}")
+    for name, shape in shapes.items():
+        x, called = weights[name], f"weights[{name!r}]"
+        if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+            raise TypeError(f"{owner}: {called} must be an array of shape {shape}, got {type(x).__name__}.")
+        if tuple(x.shape) != shape:
+            raise ValueError(f"{owner}: {called} has shape {tuple(x.shape)}; expected is {shape}.")
+        if "float" not in str(x.dtype):
+            raise TypeError(f"{owner}: {called} has dtype {x.dtype}. Convert it, for example to float32.")
+    return {name: weights[name] for name in shapes}
+
+
 def check_shape(owner: str, only: str, called: str, shape: Sequence[int]) -> None:
     """Refuse a parameter that an algorithm is not for: `only` is matrix, vector or empty."""
     if only and (len(shape) >= 2) != (only == "matrix"):

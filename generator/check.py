@@ -33,8 +33,9 @@ class Checked:
     info: Mapping[str, Info]
     gradients: int  # taken in a step, where that is not just the one at theta
     elsewhere: bool  # whether the first gradient is taken at another point than theta
-    inputs: tuple[str, ...]  # oracles and noise sources, by name
+    inputs: tuple[str, ...]  # oracles, noise sources and meta-parameters, by name
     noises: tuple[str, ...]  # the noise sources among them
+    metas: tuple[str, ...]  # the meta-parameters among them
 
     @property
     def sharding(self) -> str:
@@ -131,8 +132,9 @@ class _Checker(Inference):
         self.generated(states)
         count = len(self.points) + bool(self.points and "g" not in self.assigned and self.reads_g)
         noises = tuple(name for name, e in self.inputs.items() if is_call(e, "noise"))
+        metas = tuple(name for name, e in self.inputs.items() if is_call(e, "meta"))
         elsewhere = "g" in self.assigned
-        return Checked(program, states, self.info, count, elsewhere, tuple(self.inputs), noises)
+        return Checked(program, states, self.info, count, elsewhere, tuple(self.inputs), noises, metas)
 
     def documentation(self) -> None:
         p = self.program

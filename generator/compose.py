@@ -222,7 +222,7 @@ class _Part:
             for s in ir.statements(program.body)
             for top in ir.expressions(s)
             for e in ir.walk(top)
-            if isinstance(e, ir.Call) and e.op in ("oracle", "noise")
+            if isinstance(e, ir.Call) and e.op in ("oracle", "noise", "meta")
         ]
         for name in dict.fromkeys(own):
             if name in names:
@@ -442,7 +442,7 @@ def _expr(
         case ir.Item(name, index):
             return ir.Item(names.get(name, name), _expr(index, names, now_only, clock, hypers))
         case ir.Call(op, args, text):
-            named = op in ("length", "oracle", "noise")
+            named = op in ("length", "oracle", "noise", "meta")
             inner = tuple(_expr(a, names, now_only, clock, hypers) for a in args)
             return ir.Call(op, inner, names.get(text, text) if named else text)
     return e

@@ -23,6 +23,7 @@ _LEVEL = {
     **dict.fromkeys(("add", "sub"), 6),
     **dict.fromkeys(("mul", "div", "floordiv", "mod", "matmul"), 7),
     "neg": 8,
+    "entry": 9,
 }
 _ATOM = 10
 Table = Mapping[str, str]
@@ -81,10 +82,24 @@ class _Printer:
         text = self.value(v)[0]
         if len(left) + 3 + len(text) + self.indent <= WIDTH:
             return [f"{left} = {text}"]
+        if v.op == "stack":  # a feature a line
+            return self.column(left, v)
         apart = self.shorten(v) if self.naming else []
         if apart:
             return [*apart, *self.assignment(left, v)]
         return [f"{left} = (", *("    " + x for x in broken(text, WIDTH - self.indent - 4)), ")"]
+
+    def column(self, left: str, v: Value) -> list[str]:
+        """`left = stack(...)` with a line for each operand."""
+        lines: list[str] = []
+        for a in v.args:
+            while isinstance(a, str) and self.naming and self.indent + 5 + len(self.operand(a)[0]) > WIDTH:
+                apart = self.shorten(self.inline[a]) if a in self.inline else []
+                lines += apart
+                if not apart:
+                    break
+        inside = [f"    {self.operand(a)[0]}," for a in v.args]
+        return [*lines, f"{left} = {self.table[v.op]}(", *inside, ")"]
 
     def shorten(self, v: Value) -> list[str]:
         """Take the longest nested value out of `v`, unless nothing is nested."""

@@ -27,7 +27,7 @@ def ascii_lines(program: ir.Program) -> list[str]:
         for s in ir.statements(program.body)
         for top in ir.expressions(s)
         for e in ir.walk(top)
-        if isinstance(e, ir.Call) and e.op in ("oracle", "noise")
+        if isinstance(e, ir.Call) and e.op in ("oracle", "noise", "meta")
     }
     return [*inputs, *Ascii(program).block(program.body)]
 
@@ -180,7 +180,7 @@ class Ascii(_Printer):
                 return e.op, _ATOM
             case "word":
                 return "None" if e.text == "None" else repr(e.text), _ATOM
-            case "oracle" | "noise":
+            case "oracle" | "noise" | "meta":
                 return e.text, _ATOM
         return f"{e.op}({e.text or ', '.join(text for text, _ in x)})", _ATOM
 
@@ -215,7 +215,9 @@ def _wrapped(text: Text, level: int) -> str:
 
 
 def _declared(e: ir.Call) -> list[str]:
-    """What an oracle declares besides its name: `shape=scalar, scope="global"`."""
+    """What an input declares besides its name: `shape=scalar, scope="global"`, or its sizes."""
+    if e.op == "meta":
+        return [repr(tuple(a.value for a in e.args if isinstance(a, ir.Number)))]
     words = [a.text for a in e.args if isinstance(a, ir.Call)]
     if not words:
         return []
@@ -344,7 +346,7 @@ class _Latex(_Printer):
                 return self.at(e.text, "1"), _ATOM
             case "word":
                 return rf"\text{{{e.text}}}", _ATOM
-            case "oracle" | "noise" | "length":
+            case "oracle" | "noise" | "meta" | "length":
                 inner = latex_name(e.text)
                 return inner if e.op != "length" else rf"\left|{inner}\right|", _ATOM
         name = e.op.replace("_", r"\_")
@@ -375,6 +377,11 @@ def _between(left: str, right: str) -> Callable[[list[Text]], Text]:
     return lambda x: (f"{left}{x[0][0]}{right}", _ATOM)
 
 
+def _column(x: list[Text]) -> Text:
+    rows = r" \\ ".join(text for text, _ in x)
+    return rf"\begin{{pmatrix}} {rows} \end{{pmatrix}}", _ATOM
+
+
 def _product(x: list[Text]) -> Text:
     left, right = _left(x[0], 6), _parens(x[1], 7)
     sign = r" \cdot " if right[0].isdigit() else r" \, "
@@ -396,6 +403,9 @@ _NOTATION: dict[str, Callable[[list[Text]], Text]] = {
     "norm": _between(r"\left\|", r"\right\|"),
     "global_norm": _between(r"\left\|", r"\right\|_{\mathrm{global}}"),
     "global_sum": _applied(r"\mathrm{sum}_{\mathrm{global}}"),
+    "stack": _column,
+    "dense": lambda x: (rf"{_left(x[1], 5)} + {_left(x[0], 6)} \, {_parens(x[2], 7)}", 5),
+    "entry": lambda x: (rf"{_left(x[0], _ATOM)}^{{({x[1][0]})}}", 9),
     "transpose": lambda x: (rf"{_left(x[0], _ATOM)}^\top", 9),
     "minimum": _applied(r"\min"),
     "maximum": _applied(r"\max"),

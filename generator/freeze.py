@@ -328,6 +328,9 @@ class _Freezer:
             shape, scope = self.trace.oracles[text]
             given = () if (shape, scope) == (("full",), "tensor") else (*shape, scope)
             return ir.Call(name, tuple(ir.Call("word", (), w) for w in given), text)
+        if name == "meta":
+            sizes, _ = self.trace.oracles[e.args[0].name]
+            return ir.Call(name, tuple(ir.Number(int(x)) for x in sizes), e.args[0].name)
         if name in ("first", "length"):
             return ir.Call(name, (), e.args[0].name)
         return ir.Call(name, tuple(map(self.node, e.args)))

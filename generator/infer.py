@@ -37,6 +37,7 @@ class Info:
 
 _SIGNS = {"and": "&", "or": "|", "not": "~", "mod": "%", "floordiv": "//"}
 TENSORS = {"grad", "oracle", "noise", "update", "matrix", "vector", "rows", "cols", "first"}
+TENSORS |= {"meta", "stack", "dense", "entry"}
 SIZES = {"matrix", "vector", "rows", "cols"}
 
 
@@ -125,6 +126,14 @@ class Inference:
                 )
             case "oracle" | "noise":
                 return self.input(e)
+            case "meta":
+                return self.number_given(e)
+            case "stack":
+                return self.stack(e)
+            case "dense":
+                return self.dense(e)
+            case "entry":
+                return self.entry(e)
             case "first":
                 raise self.fail("first(g) is only the start of a state. Write g[0] = first(g).")
             case "rows" | "cols" if not self.matrix:
@@ -273,18 +282,106 @@ class Inference:
         return Info("bool")
 
     def input(self, e: ir.Call) -> Info:
-        """An oracle or a noise source; its shape and scope are words."""
-        *sizes, scope = [a.text for a in e.args if isinstance(a, ir.Call)] or ["full", "tensor"]
-        shape = SHAPES[sizes[0]] if len(sizes) == 1 else tuple(sizes)
+        """An oracle or a noise source, whose shape and scope are words; or a meta-parameter."""
         if e.text in self.assigned or e.text in self.parameters:
             raise self.fail(f"{e.text} is the name of an input, too. Rename one of them.")
         self.inputs[e.text] = e
+        if e.op == "meta":
+            return Info("float", "global")
+        *sizes, scope = [a.text for a in e.args if isinstance(a, ir.Call)] or ["full", "tensor"]
+        shape = SHAPES[sizes[0]] if len(sizes) == 1 else tuple(sizes)
         if shape in (FULL, MATRIX):
             info = self.full()
         else:
             info = Info("float", "element" if shape and scope == "tensor" else scope, shape)
         self.info[e.text] = replace(info, shape=FULL) if info.shape == MATRIX else info
         return self.here(info, f"the input {e.text}")
+
+    # Features -------------------------------------------------------------------------------------
+
+    def meta(self, e: ir.Expr) -> Shape | None:
+        """The sizes of a meta-parameter; None for anything else."""
+        if not isinstance(e, ir.Call) or e.op != "meta":
+            return None
+        self.input(e)
+        sizes = tuple(str(a.value) for a in e.args if isinstance(a, ir.Number))
+        self.info[e.text] = Info("float", "global", sizes)
+        return sizes
+
+    def number_given(self, e: ir.Call) -> Info:
+        """A meta-parameter where it is read by itself, which one without axes can be."""
+        sizes = self.meta(e)
+        if sizes:
+            raise self.fail(
+                f"{e.text} has the shape {_sizes(sizes)} and stands in dense(weights, bias, x) only. "
+                "Declare a number with ()."
+            )
+        return self.info[e.text]
+
+    def stack(self, e: ir.Call) -> Info:
+        """Tensors and numbers side by side."""
+        given = [self.expr(a) for a in e.args]
+        for a, info in zip(e.args, given, strict=True):
+            if info.type == "bool" or info.shape not in (FULL, MATRIX, ()):
+                what = "a condition" if info.type == "bool" else f"of shape {info.describe()}"
+                raise self.fail(
+                    f"stack(...) puts tensors shaped like theta side by side, and numbers; {self.text(a)} "
+                    f"is {what}. Remove it, or make it of shape full."
+                )
+        if self.strict and all(info.shape == () for info in given):
+            raise self.fail(
+                f"{self.text(e)} has numbers only. Give stack(...) a tensor, such as g[t], among them."
+            )
+        return Info("float", "element", shapes.features(len(given)))
+
+    def dense(self, e: ir.Call) -> Info:
+        """A layer: what it is of has as many features as its weights have columns."""
+        weights, bias, x = e.args
+        of, info = self.text(e), self.expr(x)
+        both = self.meta(weights), self.meta(bias)
+        for a, sizes, axes, example in zip((weights, bias), both, (2, 1), ("(16, 8)", "(16,)"), strict=True):
+            if sizes is None or len(sizes) != axes:
+                its = "is no meta-parameter" if sizes is None else f"has the shape {_sizes(sizes)}"
+                which = "weights, of two axes" if axes == 2 else "bias, of one axis"
+                raise self.fail(
+                    f"{of} takes a meta-parameter for its {which}; {self.text(a)} {its}. "
+                    f'Declare it: {"W" if axes == 2 else "b"} = meta("...", {example}).'
+                )
+        (out, into), (offset,) = both  # type: ignore[misc]
+        count = shapes.count_of(info.shape)
+        if not count and (self.strict or info.shape):
+            raise self.fail(
+                f"{of} is of features, which {self.text(x)} of shape {info.describe()} has none of. "
+                "Put them side by side with stack(...)."
+            )
+        if count and str(count) != into:
+            raise self.fail(
+                f"{self.text(weights)} of shape {_sizes((out, into))} takes {into} features, but "
+                f"{self.text(x)} has {count}. Declare it with ({out}, {count})."
+            )
+        if offset != out:
+            raise self.fail(
+                f"{self.text(weights)} of shape {_sizes((out, into))} gives {out} features, but "
+                f"{self.text(bias)} has {offset}. Declare it with ({out},)."
+            )
+        return Info("float", "element", shapes.features(int(out)))
+
+    def entry(self, e: ir.Call) -> Info:
+        """One feature."""
+        x, k = e.args
+        info, text = self.expr(x), self.text(e)
+        count = shapes.count_of(info.shape)
+        if not isinstance(k, ir.Number) or not isinstance(k.value, int) or k.value < 1:
+            raise self.fail(f"{text} counts features from 1. Write entry({self.text(x)}, 1) for the first.")
+        if not count and (self.strict or info.shape):
+            raise self.fail(
+                f"{text} is of features, which {self.text(x)} of shape {info.describe()} has none of. "
+                f"Write {self.text(x)} alone."
+            )
+        if count and k.value > count:
+            what = f"{self.text(x)} has {count} features and no entry {k.value}."
+            raise self.fail(f"{what} Write a smaller one.")
+        return self.full()
 
     @property
     def matrix(self) -> bool:
@@ -299,6 +396,8 @@ class Inference:
         """What is known of a value in this region."""
         if self.matrix and info.shape == FULL:
             return replace(info, shape=MATRIX)
+        if shapes.count_of(info.shape):
+            return info
         if not self.matrix and info.shape not in (FULL, ()):
             raise self.fail(
                 f"{at} has rows and columns, which exist only inside `with case(matrix):`. Move it there."
@@ -602,6 +701,11 @@ def _negated(condition: ir.Expr) -> ir.Expr:
         case ir.Call("gt", args, _):
             return ir.Call("le", args)
     return ir.Call("not", (condition,))
+
+
+def _sizes(shape: Shape) -> str:
+    """Sizes as people write them: (16, 8), (16,)."""
+    return f"({', '.join(shape)}{',' if len(shape) == 1 else ''})"
 
 
 def wider(a: str, b: str) -> str:

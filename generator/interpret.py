@@ -16,7 +16,7 @@ from typing import Any
 import mpmath
 import numpy as np
 
-from generator import elementary, ir, normal, signs, storage, summation, threefry
+from generator import elementary, ir, network, normal, signs, storage, summation, threefry
 from generator.ir import Branch, Lowered, Number, Operand, Point, Repeat, State, Value
 from generator.shapes import FULL
 
@@ -72,6 +72,9 @@ _COMMON: dict[str, Callable[..., Any]] = {
     "rows": lambda x: np.shape(x)[-2],
     "cols": lambda x: np.shape(x)[-1],
     "fill": np.full_like,
+    "stack": lambda *features: np.stack(np.broadcast_arrays(*features)),
+    "dense": network.dense,
+    "entry": lambda x, k: x[k],
     "size_add": lambda a, b: a + b,
     "size_sub": lambda a, b: a - b,
     "size_mul": lambda a, b: a * b,
@@ -192,7 +195,7 @@ def _fmean_but(axis: int) -> Callable[[Any], Any]:
 _AXES = {"": None, "row_": -1, "col_": -2}
 ORACLE_TENSORS: dict[str, Callable[..., Any]] = {
     **{op: _elementwise(function) for op, function in ORACLE.items()},
-    **{op: _COMMON[op] for op in ("matrix", "rows", "cols", "fill")},
+    **{op: _COMMON[op] for op in ("matrix", "rows", "cols", "fill", "stack", "dense", "entry")},
     **{op: _COMMON[op] for op in ("size_add", "size_sub", "size_mul", "size_neg")},
     **{f"size_{op}": ORACLE[op] for op in ("div", "sqrt", "maximum", "minimum")},
     "size_rows": lambda x: mpmath.mpf(x.shape[-2]),
@@ -224,7 +227,7 @@ def evaluate(
 
     for v in values:
         if isinstance(v, Value):
-            given = map(exact_operand if v.op in ir.SIZED else operand, v.args)
+            given = map(exact_operand if v.op in ir.PLAIN else operand, v.args)
             names[v.name] = operations[v.op](*given)
             continue
         if isinstance(v, Branch):

@@ -64,7 +64,7 @@ class Call:
 
     op: str
     args: tuple[Expr, ...]
-    text: str = ""  # the name given to an oracle or a noise source
+    text: str = ""  # the name given to an oracle, a noise source or a meta-parameter
 
 
 Expr = Number | Hyper | Clock | Ref | Item | Call
@@ -277,7 +277,16 @@ SEED = "seed"
 # Operations
 
 Shaping = Literal[
-    "elementwise", "reduce", "rows", "cols", "slices", "matmul", "transpose", "size", "input"
+    "elementwise",
+    "reduce",
+    "rows",
+    "cols",
+    "slices",
+    "matmul",
+    "transpose",
+    "size",
+    "input",
+    "features",
 ]
 
 
@@ -286,7 +295,7 @@ class Operation:
     """One line of the table.
 
     Attributes:
-        arity: how many operands.
+        arity: how many operands; ANY: as many as there are, two or more.
         result: `float`, `bool`, `int`, or `same` (integers give an integer, else float).
         shape: how the result's shape follows from the operands'.
         meaning: the value on every input, special values included.
@@ -299,6 +308,7 @@ class Operation:
     tensors: bool = True  # may stand on tensors; otherwise in step scope only
 
 
+ANY = -1
 _IEEE = "correctly rounded, IEEE 754 on every input"
 
 OPERATIONS: Mapping[str, Operation] = {
@@ -358,9 +368,16 @@ OPERATIONS: Mapping[str, Operation] = {
     "cols": Operation(1, "int", "size", "size of the last axis"),
     "matrix": Operation(0, "bool", "size", "the parameter has two or more axes"),
     "vector": Operation(0, "bool", "size", "the parameter has fewer than two axes"),
+    # Features: tensors side by side along a first axis.
+    "stack": Operation(ANY, "float", "features", "tensors and numbers side by side, each a feature"),
+    "dense": Operation(
+        3, "float", "features", "bias + weights[:, 0] * x[0] + weights[:, 1] * x[1] + ..., left to right"
+    ),
+    "entry": Operation(2, "float", "features", "one feature, counted from 1"),
     # What comes from outside.
     "grad": Operation(1, "float", "input", "the gradient at a point"),
     "oracle": Operation(0, "float", "input", "a further input, given by the caller"),
+    "meta": Operation(0, "float", "input", "a meta-parameter: an array that the caller gives once"),
     "noise": Operation(0, "float", "input", "standard normal numbers, the same on every backend"),
     "random_key": Operation(3, "int", "input", "what a noise source draws with in a step"),
     "normal": Operation(2, "float", "input", "standard normal numbers, drawn with a key"),
@@ -387,6 +404,10 @@ ROOTS: Mapping[str, str] = {
 SIZED = frozenset(
     f"size_{op}" for op in "rows cols add sub mul div neg sqrt minimum maximum rounded".split()
 )
+
+
+# Operations whose literals are Python's own numbers, not rounded to the dtype of tensors.
+PLAIN = SIZED | {"entry"}
 
 
 def children(expr: Expr) -> tuple[Expr, ...]:
@@ -551,13 +572,20 @@ class Point:
 class Given:
     """What a step is given beside the gradient: one more gradient, or what the caller knows.
 
-    `when` is the scalar that says whether the step at hand reads it; empty: it always does.
+    `when` is the scalar that says whether the step at hand reads it; empty: it always does. `sizes` are
+    those of a meta-parameter, which is given once for all steps; None for what is none.
     """
 
     name: str
     gradient: bool = False
     when: str = ""
     scalar: bool = False  # one number for all parameters
+    sizes: tuple[int, ...] | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether the caller of a step is asked for it."""
+        return not self.gradient and self.sizes is None
 
 
 @dataclass(frozen=True)
@@ -567,7 +595,7 @@ class Lowered:
     Names of inputs: hyperparameters by their names, the clock `t` or `n`; tensors: the parameter
     (`parameter`), the gradient `g`, old states as `state.m`; rounded scalars as `s.name`; what came of
     the passes as `shared.name`, where the old value of a shared state stands as `shared.name_prev`;
-    further gradients and what else the caller gives as `given.name`.
+    further gradients, meta-parameters and what else the caller gives as `given.name`.
 
     A program with shared states has one clock for all its parameters, those without a gradient included.
     """

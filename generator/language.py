@@ -36,6 +36,7 @@ _FUNCTIONS = (
     *"sqrt abs sign minimum maximum floor where equal exp log cos sum mean norm rms".split(),
     *"row_mean col_mean row_sum col_sum row_norm col_norm row_rms col_rms".split(),
     *"mean_but_first mean_but_last global_sum global_norm grad update oracle noise".split(),
+    *"meta stack dense entry".split(),
     *"first length iterate case when otherwise evaluate require".split(),
 )
 _VALUES = ("t", "n", "pi", "matrix", "vector", "rows", "cols")
@@ -331,7 +332,9 @@ def _function(name: str) -> Callable[..., Any]:
 
 
 def _counted(name: str, arity: int, operands: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(operands) != arity:
+    if arity == ir.ANY and len(operands) < 2:
+        raise SpecError(*_here(), f"{name} takes two operands or more. Write {name}(a, b, c).")
+    if arity not in (len(operands), ir.ANY):
         nested = f"Nest them: {name}(a, {name}(b, c))." if len(operands) > arity == 2 else ""
         example = nested or f"Write {name}({', '.join('abc'[:arity])})."
         number = {0: "no operand", 1: "1 operand"}.get(arity, f"{arity} operands")
@@ -352,6 +355,7 @@ row_norm, col_norm = _function("row_norm"), _function("col_norm")
 row_rms, col_rms = _function("row_rms"), _function("col_rms")
 mean_but_first, mean_but_last = _function("mean_but_first"), _function("mean_but_last")
 global_sum, global_norm = _function("global_sum"), _function("global_norm")
+stack, dense, entry = _function("stack"), _function("dense"), _function("entry")
 grad = _function("grad")
 pi = sp.pi
 matrix, vector = sp.Symbol("matrix"), sp.Symbol("vector")
@@ -363,7 +367,7 @@ full, row, column, scalar = _SHAPES
 _ARITY = {
     **{name: ir.OPERATIONS[name].arity for name in _FUNCTIONS if name in ir.OPERATIONS},
     **dict.fromkeys("first length iterate case when evaluate require oracle noise".split(), 1),
-    **{"equal": 2, "otherwise": 0},
+    **{"equal": 2, "otherwise": 0, "meta": 2, "stack": 3},
 }
 
 
@@ -420,10 +424,21 @@ def oracle(*operands: str, shape: Any = "full", scope: str = "tensor") -> Any:
     return _input("oracle", name, sizes, scope)
 
 
+def meta(*operands: Any) -> Any:
+    """A meta-parameter, an array that the caller gives once: `W1 = meta("W1", (16, 8))`."""
+    name, sizes = _counted("meta", 2, operands)
+    whole = isinstance(sizes, tuple) and all(type(x) is int and 0 < x <= LARGEST for x in sizes)
+    if not whole or len(sizes) > 2:
+        what = "is no shape of a meta-parameter. Write (16, 8), (16,), or () for a number."
+        raise SpecError(*_here(), f"{brief(sizes)} {what}")
+    return _input("meta", name, tuple(map(str, sizes)), "global")
+
+
 def _input(kind: str, name: Any, shape: tuple[str, ...], scope: str) -> Any:
     place, current = _here(), _record(kind)
     if not isinstance(name, str) or not _NAME.fullmatch(name) or keyword.iskeyword(name):
-        raise SpecError(*place, f'{kind}(...) takes a name in quotes. Write x = {kind}("x").')
+        rest = ", (16, 8)" if kind == "meta" else ""
+        raise SpecError(*place, f'{kind}(...) takes a name in quotes. Write x = {kind}("x"{rest}).')
     if name in RESERVED:
         raise SpecError(*place, reserved(name, "an input"))
     if name in current.oracles:
@@ -486,7 +501,7 @@ _GENERATED = frozenset(
     to_float rounded logical_and logical_or logical_not full_like len range float int bool str
     tuple dict list super isinstance tree_sum tree_mean is_matrix kept branch here there happens
     matmul transposed rows_of cols_of size_ratio size_root larger_size smaller_size
-    rounded_size""".split()
+    rounded_size given""".split()
 )
 RESERVED = frozenset(__all__) | _GENERATED
 
@@ -507,7 +522,7 @@ _OF_SCHEDULES = frozenset("function requires table domains spelling get_config f
 _ATTRIBUTES = frozenset(
     """step steps train eval assignment method domains spelling evaluation compile closure state_dict
     load_state_dict zero_grad param_groups defaults build built apply assign variables iterations
-    clipnorm clipvalue global_clipnorm use_ema ema_momentum ema_overwrite_frequency
+    weights clipnorm clipvalue global_clipnorm use_ema ema_momentum ema_overwrite_frequency
     loss_scale_factor gradient_accumulation_steps storage states""".split()
 )
 

@@ -101,7 +101,7 @@ class _Lowerer:
                 if program.kind == "transform":
                     raise self.missing(f"a state of all parameters ({s.name}) in a transform")
             if s.shape != FULL and not set(s.shape) <= _KEPT:
-                raise self.missing(f"a state of shape ({', '.join(s.shape)})")
+                raise self.missing(f"a state of shape {shapes.describe(s.shape)}")
             self.old[s.name] = Typed(name, not s.scalar, "float", s.shape)
             self.types[name] = "float"
         if program.kind != "schedule":
@@ -137,7 +137,7 @@ class _Lowerer:
             types=self.types,
             delta=self.delta(result) if program.kind == "optimizer" and point is None else None,
             evaluate=self.evaluated() if point is not None or program.evaluate else None,
-            given=tuple(sorted(self.given.values(), key=lambda x: x.gradient)),
+            given=tuple(sorted(self.given.values(), key=lambda x: (x.gradient, x.sizes is None))),
         )
         try:
             return passes.split(_without_dead(lowered))
@@ -392,6 +392,27 @@ class _Lowerer:
         self.types[name] = "float"
         return Typed(name, True, "float", () if of_all else FULL)
 
+    def meta(self, e: ir.Call) -> Typed:
+        """What the caller gives once."""
+        if self.program.kind == "transform":
+            raise self.missing(f"a meta-parameter ({e.text})")
+        sizes = tuple(int(a.value) for a in e.args if isinstance(a, Number))
+        self.given[e.text] = Given(e.text, sizes=sizes)
+        name = f"given.{e.text}"
+        self.types[name] = "float"
+        return Typed(name, True, "float", tuple(map(str, sizes)))
+
+    def features(self, e: ir.Call) -> Typed:
+        """Tensors side by side, a layer of them, or one of them."""
+        if e.op == "entry":
+            first = int(e.args[1].value) - 1  # type: ignore[union-attr]
+            given = [self.expr(e.args[0]), Typed(Number(first), False, "int")]
+            return self.make("entry", given, "float", FULL)
+        given = [self.as_float(self.expr(a)) for a in e.args]
+        if e.op == "stack":  # which brings literals no dtype
+            return self.make("stack", [self.scalar(x) for x in given], "float", shapes.features(len(given)))
+        return self.make("dense", given, "float", shapes.features(int(given[0].shape[0])))
+
     def assign(self, target: str, value: ir.Expr) -> None:
         if isinstance(value, ir.Call) and value.op == "grad":
             self.gradient(target, value.args[0])
@@ -489,6 +510,10 @@ class _Lowerer:
             raise self.missing(f"where({e.op}, ...) in place of `with case({e.op}):`")
         if e.op == "oracle":
             return self.oracle(e)
+        if e.op == "meta":
+            return self.meta(e)
+        if operation.shape == "features":
+            return self.features(e)
         if e.op == "length":
             return self.make("length", [Typed(e.text, False, "float")], "int")
         if e.op in ("eq", "ne") and any(isinstance(a, ir.Call) and a.op == "word" for a in e.args):
@@ -652,7 +677,8 @@ class _Lowerer:
         op = f"size_{op}" if size else op
         args = [self.as_float(a) for a in args] if size else [self.entered(a) for a in args]
         tensor = any(a.tensor for a in args)
-        operands = tuple(self.entering(a) if tensor and not size else a.operand for a in args)
+        plain = size or op in ir.PLAIN or not tensor
+        operands = tuple(a.operand if plain else self.entering(a) for a in args)
         key = (op, tuple(map(repr, operands)), tensor)  # repr: -0.0 is not 0.0
         if key in self.known:
             return self.known[key]

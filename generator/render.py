@@ -22,7 +22,7 @@ import jinja2
 
 import backends
 from backends import Backend
-from generator import elementary, emit, ir, normal, shapes, signs, storage, summation, threefry
+from generator import elementary, emit, ir, network, normal, shapes, signs, storage, summation, threefry
 from generator.equations import ascii_expr, ascii_lines
 from generator.errors import NotAvailable, SpecError
 from generator.ir import Lowered, Program
@@ -138,6 +138,7 @@ class View:
     given: tuple[ir.Given, ...]  # what the caller gives beside the gradient
     sources: tuple[str, ...]  # the scalars that are keys of noise
     clock: bool  # whether anything depends on t
+    weights: tuple[ir.Given, ...]  # what is given once
 
 
 def view(lowered: Lowered, backend: Backend) -> View:
@@ -243,6 +244,7 @@ def view(lowered: Lowered, backend: Backend) -> View:
         given=lowered.given,
         sources=tuple(e for e in lowered.exports if lowered.types.get(e) == "key"),
         clock=lowered.clocked,
+        weights=tuple(x for x in lowered.given if x.sizes is not None),
     )
 
 
@@ -296,9 +298,25 @@ def _wrapped(text: str, width: int, indent: str = "") -> str:
 def _broken(line: str) -> list[str]:
     """An equation over several lines where it is long, broken after an operator or a comma."""
     lead = line[: len(line) - len(line.lstrip())]
+    head, found, rest = line.partition(" = stack(")
+    if found and len(line) > 88:  # an operand a line
+        operands = _operands(rest.removesuffix(")"))
+        return [f"{head}{found}", *(f"{lead}    {x}," for x in operands), f"{lead})"]
     return textwrap.wrap(
         line, 88, initial_indent="", subsequent_indent=lead + "    ", drop_whitespace=True
     ) or [line]
+
+
+def _operands(text: str) -> list[str]:
+    """What stands between the outer commas."""
+    found, depth = [""], 0
+    for c in text:
+        depth += (c in "([") - (c in ")]")
+        if c == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += c
+    return [x.strip() for x in found]
 
 
 def _start(s: ir.State) -> str:
@@ -537,7 +555,7 @@ def _spaced(text: str) -> str:
 
 
 # What is copied as it stands; the words it is written in are the runtime's own.
-_TEXTS = (storage, summation, threefry, normal)
+_TEXTS = (storage, summation, network, threefry, normal)
 
 
 def runtime(backend: Backend) -> str:

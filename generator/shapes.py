@@ -33,11 +33,24 @@ UNITS: Mapping[Shape, str] = {
 }
 
 
+def features(count: int) -> Shape:
+    """The shape of so many tensors side by side, each shaped like the parameter."""
+    return (f"{count} x {FULL[0]}",)
+
+
+def count_of(shape: Shape) -> int:
+    """How many features there are; 0 for a shape without."""
+    size = shape[0] if len(shape) == 1 else ""
+    return int(size.split()[0]) if size.endswith(f" x {FULL[0]}") else 0
+
+
 def describe(shape: Shape) -> str:
-    """A shape in words, for messages: full, row, (rows, rows)."""
+    """A shape in words, for messages: full, row, (rows, rows), 8 features of full."""
     for name, known in SHAPES.items():
         if known == shape:
             return name
+    if count := count_of(shape):
+        return f"{count} features of full"
     return "(" + ", ".join(shape) + ")"
 
 

@@ -49,7 +49,7 @@ def overview(entry: Entry, offered: Sequence[str]) -> None:
     elif checked.gradients:
         _item("gradient", f"{checked.gradients} times a step, first at theta[t-1]")
     for name in checked.inputs:
-        _item("input", name)
+        _item("meta-parameter" if name in checked.metas else "input", name)
     for source in program.source:
         _item("source", source)
     for note in program.notes:

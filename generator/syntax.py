@@ -191,7 +191,7 @@ _INSTEAD = {
     "print": "`python -m generator show`",
 }
 _WITH = {"case", "when", "otherwise"}
-_NAMING = {"update", "oracle", "noise"}
+_NAMING = {"update", "oracle", "noise", "meta"}
 _LINES = {"require", "evaluate"}
 _RESULTS = {"theta", "lr"}
 _LARGEST = 2**53
@@ -250,7 +250,7 @@ class _Use:
 class _Scanner(ast.NodeVisitor):
     def __init__(self, file: str, scope: Scope) -> None:
         self.file, self.scope = file, scope
-        self.local: set[str] = set()  # loop indices, and what update, oracle and noise give
+        self.local: set[str] = set()  # loop indices, and what update, oracle, noise and meta give
         self.ended: set[str] = set()  # indices of loops further up
         self.starting = False  # whether the equation is that of a state before the first step
         self.use = _Use()
@@ -484,7 +484,7 @@ class _Scanner(ast.NodeVisitor):
     def operand(self, node: ast.expr, word: str) -> None:
         """An operand; words in quotes and None have a meaning in few places."""
         quoted = isinstance(node, ast.Constant) and isinstance(node.value, str)
-        if quoted and word in ("equal", "oracle", "noise"):
+        if quoted and word in ("equal", "oracle", "noise", "meta"):
             return
         if isinstance(node, ast.Constant) and node.value is None and word == "equal None":
             return
@@ -493,7 +493,7 @@ class _Scanner(ast.NodeVisitor):
             return
         if word == "oracle" and isinstance(node, ast.Name) and node.id in self.scope.shapes:
             return
-        if word == "oracle" and isinstance(node, ast.Tuple):
+        if word in ("oracle", "meta") and isinstance(node, ast.Tuple):
             for x in node.elts:
                 self.operand(x, word)
         elif word in ("length", "first"):

@@ -222,7 +222,8 @@ def reference(
             pairs = zip(next(made), points, strict=True)
             return [a if a is None else further(a, p, np.where) for a, p in pairs]
 
-        given = {k: _each(v, len(runs)) for k, v in (case.given[step] if case.given else {}).items()}
+        inputs = {**(case.given[step] if case.given else {}), **case.hypers.get("weights", {})}
+        given = {k: _each(v, len(runs)) for k, v in inputs.items()}
         interpret.step(runs, grads, hypers, clock, given, again)
         for r, g in zip(runs, grads, strict=True):
             if g is None and clock is not None and not lowered.shared_states:
@@ -464,13 +465,26 @@ def _given(g: Any, p: Any) -> Any:
 def _extended(case: Case, lowered: Lowered) -> Case:
     """The case with what else the program reads: arrays made of the gradients, in another order."""
     count = sum(x.gradient for x in lowered.given)
-    inputs = [x for x in lowered.given if not x.gradient]
+    inputs = [x for x in lowered.given if x.asked]
+    if once := weights(lowered):
+        case = replace(case, hypers={**case.hypers, "weights": once})
     further, given = [], []
     for step, grads in enumerate(case.grads):
         further.append([_rolled(grads, k + 1) for k in range(count)])
         values = enumerate(inputs, count + 1)
         given.append({x.name: 0.5 + step % 7 if x.scalar else _rolled(grads, k) for k, x in values})
     return replace(case, further=further if count else [], given=given if inputs else [])
+
+
+def weights(lowered: Lowered) -> dict[str, Any]:
+    """Meta-parameters of a program, drawn by name and shape; as large as a network begins with."""
+    made = {}
+    for x in lowered.given:
+        if x.sizes is not None:
+            rng = np.random.default_rng([*x.sizes, *x.name.encode()])
+            size = 1 / math.sqrt(x.sizes[-1] if x.sizes else 1)
+            made[x.name] = np.asarray(size * rng.standard_normal(x.sizes), np.float32)
+    return made
 
 
 def _rolled(grads: Sequence[Any], k: int) -> list[Any]:
@@ -494,11 +508,12 @@ def _from_oracle(
         def again(name: str, point: Any, made: Any = made) -> Any:
             return further(next(made)[0], point, np.where)
 
-        given = {k: _each(v, 1)[0] for k, v in (case.given[step] if case.given else {}).items()}
+        inputs = {**(case.given[step] if case.given else {}), **case.hypers.get("weights", {})}
+        given = {k: _each(v, 1)[0] for k, v in inputs.items()}
         oracle.step(g, hypers, given, again)
     truth = oracle.theta.astype(np.float64)
     run = Run(
-        package, lowered.program.name, case.params, case.grads, hypers,
+        package, lowered.program.name, case.params, case.grads, case.hypers,
         further=case.further, given=case.given,
     )  # fmt: skip
     mode = backends_modes(runner)[0]

@@ -54,6 +54,10 @@ Inputs: `D = oracle("D")` is something shaped like theta that the caller knows (
     `with when(...)` is asked for only in those steps.
 Noise: `xi = noise("xi")` is a standard normal tensor shaped like theta, other numbers for each step,
     parameter and source. The program gets a hyperparameter seed with it.
+Networks: `W = meta("W", (16, 8))` is a meta-parameter, an array that the caller gives once, with the
+    hyperparameters. `x[t] = stack(g[t], m[t], 1 / sqrt(t))` puts tensors and numbers side by side as
+    features, on which everything elementwise works; `dense(W, b, x[t])` is the layer b + W x, added
+    from left to right; `entry(x[t], 1)` is the first feature.
 Loops: `x[0] = start`, then `for k in iterate(count):` with `x[k] = f(x[k-1])`; x[count] is the
     result; over tensors the count is a number. A tuple hyperparameter is read as boundaries[k],
     k = 1, ..., length(boundaries).

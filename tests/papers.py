@@ -36,6 +36,7 @@ Sources of the optimizers:
     storm               Cutkosky & Orabona, NeurIPS 2019, Algorithm 1, arXiv:1905.10018
     sam                 Foret et al., ICLR 2021, Algorithm 1, arXiv:2010.01412
     sophia              Liu et al., ICLR 2024, Algorithm 3, arXiv:2305.14342
+    learned             after Andrychowicz et al., NeurIPS 2016, arXiv:1606.04474
     adahessian          Yao et al., AAAI 2021, Algorithm 1, arXiv:2006.00719
     schedule_free_*     Defazio et al., NeurIPS 2024, equations 3 to 5, Algorithm 1, arXiv:2405.15682
     *_hd, *_hd_beta     Baydin et al., ICLR 2018, section 3, arXiv:1703.04782
@@ -45,7 +46,7 @@ Sources of the schedules and transforms stand beside them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mpmath
@@ -641,6 +642,29 @@ def sophia(
             seen.append(hessian_diagonal[t](theta))
         h = _average(beta2, seen)[-1]
         theta = theta - lr * weight_decay * theta - lr * np.clip(m / np.maximum(gamma * h, eps), -1, 1)
+        path.append(theta)
+    return path
+
+
+def learned(
+    theta: Array, grads: Sequence[Array], *, lr: float, weights: Mapping[str, Array]
+) -> list[Array]:
+    """A network of matrix products on normalized features; the features come last."""
+
+    def normal(x: Array) -> Array:
+        return x / (np.sqrt(np.mean(x * x)) + 1e-16)
+
+    averages = [_average(beta, grads) for beta in (0.5, 0.9, 0.99)]
+    squares = [_average(beta, [g**2 for g in grads]) for beta in (0.99, 0.999)]
+    path: list[Array] = []
+    for t, g in enumerate(grads, 1):
+        over = [g / (np.sqrt(v[t - 1]) + 1e-16) for v in squares]
+        features = [*map(normal, [g, *(m[t - 1] for m in averages), *over, theta]), np.full_like(g, t**-0.5)]
+        h = np.stack(features, -1)
+        for k in (1, 2):
+            h = np.maximum(h @ weights[f"W{k}"].T + weights[f"b{k}"], 0)
+        a, b = np.moveaxis(h @ weights["W3"].T + weights["b3"], -1, 0)
+        theta = theta - lr * a * (1 + b / (1 + np.abs(b)))
         path.append(theta)
     return path
 

@@ -32,6 +32,8 @@ def everything(lr: NonNegative, k: PositiveCount, flag: bool, mode: Choice["a", 
     hessian = oracle("hessian")
     curvature = oracle("curvature", shape=(rows, rows), scope="tensor")
     xi = noise("xi")
+    W = meta("W", (2, 2))
+    c = meta("c", (2,))
     m[0] = v[0] = 0
     q[0] = -1.5
     A[0] = 1
@@ -57,7 +59,7 @@ def everything(lr: NonNegative, k: PositiveCount, flag: bool, mode: Choice["a", 
             x[j] = 2 * x[j-1] - y[j] @ x[j-1] * q[t]
         theta[t] = theta[t-1] - lr * (low[t] + v[t] + m[t]) * (rows / cols) * global_norm(x[5])
     with case(vector):
-        theta[t] = theta[t-1] - lr * m[t]
+        theta[t] = theta[t-1] - lr * entry(maximum(dense(W, c, stack(m[t], 1 / sqrt(t))), 0), 2)
 '''
 
 
@@ -161,6 +163,9 @@ def test_regions_and_inputs_print_as_they_are_read(tmp_path: Path) -> None:
         "q[0] = -1.5",
         "hessian = oracle('hessian')",
         "xi = noise('xi')",
+        "W = meta('W', (2, 2))",
+        "c = meta('c', (2,))",
+        "    theta[t] = theta[t-1] - lr * entry(maximum(dense(W, c, stack(m[t], 1 / sqrt(t))), 0), 2)",
         "loss = oracle('loss', shape=scalar, scope='global')",
         "curvature = oracle('curvature', shape=(rows, rows), scope='tensor')",
         "m[t] = m[t-1] + hessian * g[t] + xi * loss",
@@ -194,6 +199,7 @@ def test_random_text_is_the_program(seed: int, tmp_path: Path) -> None:
 
 
 x, y, z, t = Ref("x"), Ref("y", 1), Hyper("z"), Clock("t")
+W, b = Call("meta", (Number(2), Number(1)), "W"), Call("meta", (Number(2),), "b")
 
 
 @pytest.mark.parametrize(
@@ -233,9 +239,11 @@ def test_latex_is_well_formed(name: str) -> None:
     for line in latex_lines(ENTRIES[name].program):
         assert line.count("{") == line.count("}")
         assert line.count(r"\left") == line.count(r"\right")
-        assert line.count("&") == 1 + line.count(r"\begin{cases}") + line.count(r"\\")
+        columns = r"\begin{pmatrix}" in line  # whose rows have nothing to align
+        assert line.count("&") == 1 + line.count(r"\begin{cases}") + (not columns and line.count(r"\\"))
         shown = line.replace("&=", "=").replace(r"\bmod", r"\,\mathrm{mod}\,")  # not in mathtext
         shown = shown.replace(r"\begin{cases}", r"\left\{").replace(r"\end{cases}", r"\right.")
+        shown = shown.replace(r"\begin{pmatrix}", r"\left(").replace(r"\end{pmatrix}", r"\right)")
         parser.parse(f"${shown.replace('&', ',').replace(chr(92) * 2, ';')}$")
 
 
@@ -333,6 +341,10 @@ def test_names(name: str, latex: str) -> None:
         (Call("row_mean", (x,)), r"\mathrm{row\_mean}\left(x_{t}\right)"),
         (Call("matmul", (x, Call("transpose", (y,)))), r"x_{t} \, y_{t-1}^\top"),
         (Call("floordiv", (t, z)), r"\left\lfloor \frac{t}{z} \right\rfloor"),
+        (Call("stack", (x, y)), r"\begin{pmatrix} x_{t} \\ y_{t-1} \end{pmatrix}"),
+        (Call("dense", (W, b, x)), r"b + W \, x_{t}"),
+        (Call("maximum", (Call("dense", (W, b, x)), Number(0))), r"\max\left(b + W \, x_{t}, 0\right)"),
+        (Call("entry", (x, Number(2))), r"x_{t}^{(2)}"),
         (Call("grad", (x,)), r"\nabla f\left(x_{t}\right)"),
         (Call("first", (), "g"), "g_{1}"),
         (Call("oracle", (), "loss"), r"\mathrm{loss}"),

@@ -1,8 +1,8 @@
 """Generated kernels under differentiation, against finite differences of the NumPy kernels.
 
 Three chained steps with gradients theta + g[t], so that each step depends on all before. Derivatives
-are taken with respect to theta, g, the initial states and every hyperparameter, in float64, and the
-differentiated function must have the bits of the NumPy kernels.
+are taken with respect to theta, g, the initial states, every hyperparameter and every meta-parameter, in
+float64, and the differentiated function must have the bits of the NumPy kernels.
 
 The tolerance is derived. A central difference with step h is off by h**2/6 * f''' and by what rounding
 does: where f is a sum whose terms have the size M in all and which K roundings led to, K * 2**-53 * M / h.
@@ -37,9 +37,11 @@ HYPERS: dict[str, dict[str, float]] = {
     "nadam": {"lr": 0.1, "beta1": 0.75, "beta2": 0.875, "eps": 0.125, "psi": 2.0},
     "lion": {"lr": 0.1, "beta1": 0.75, "beta2": 0.875, "weight_decay": 0.25},
     "rmsprop": {"lr": 0.1, "gamma": 0.75, "eps": 0.125},
+    "learned": {"lr": 0.1},
 }
 FIRST = {"radam": 4}
 NAMES = tuple(HYPERS)
+EAGER_AND_COMPILED = [*((n, "eager") for n in NAMES), ("adamw", "compile"), ("learned", "compile")]
 
 
 class Point(NamedTuple):
@@ -49,6 +51,7 @@ class Point(NamedTuple):
     g: Any  # (STEPS, SIZE)
     state: dict[str, Any]
     hypers: dict[str, Any]
+    weights: dict[str, Any]  # meta-parameters
 
 
 class Expected(NamedTuple):
@@ -65,8 +68,7 @@ def method(framework: str, name: str) -> Any:
 
 def flat(p: Point) -> Any:
     """All numbers of a point in one array."""
-    parts = [p.theta, p.g, *p.state.values(), *p.hypers.values()]
-    return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in parts])
+    return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in leaves(p)])
 
 
 def unflat(numbers: Any, like: Point) -> Point:
@@ -74,11 +76,12 @@ def unflat(numbers: Any, like: Point) -> Point:
     parts = iter(np.split(numbers, np.cumsum([np.size(x) for x in leaves(like)])[:-1]))
     theta, g = next(parts), next(parts).reshape(STEPS, SIZE)
     state = {k: next(parts) for k in like.state}
-    return Point(theta, g, state, {k: np.float64(next(parts)[0]) for k in like.hypers})
+    hypers = {k: np.float64(next(parts)[0]) for k in like.hypers}
+    return Point(theta, g, state, hypers, {k: next(parts).reshape(x.shape) for k, x in like.weights.items()})
 
 
 def leaves(p: Point) -> list[Any]:
-    return [p.theta, p.g, *p.state.values(), *p.hypers.values()]
+    return [p.theta, p.g, *p.state.values(), *p.hypers.values(), *p.weights.values()]
 
 
 def start(name: str) -> Point:
@@ -91,7 +94,9 @@ def start(name: str) -> Point:
     fields = method("numpy", name).state._fields
     state = {k: rng.uniform(0.5, 1.5, SIZE) for k in fields}
     hypers = dict(sorted(HYPERS[name].items()))  # as JAX sorts them
-    return Point(away(SIZE), away(STEPS, SIZE), state, hypers)
+    shapes = sorted(method("numpy", name).weights.items())
+    once = {k: away(*shape) / np.sqrt(shape[-1]) for k, shape in shapes}
+    return Point(away(SIZE), away(STEPS, SIZE), state, hypers, once)
 
 
 def weights(count: int) -> Any:
@@ -105,8 +110,13 @@ def chain(m: Any, name: str, p: Point, scalars: Callable[..., Any]) -> tuple[Any
     for i in range(STEPS):
         s = scalars(FIRST.get(name, 1) + i, kept, p.hypers)
         kept = {k: getattr(s, k) for k in kept}
-        theta, state = m.step(theta, theta + p.g[i], state, s)
+        theta, state = m.step(theta, theta + p.g[i], state, s, *once(m, p))
     return theta, state
+
+
+def once(m: Any, p: Point) -> list[Any]:
+    """What a step is given besides: meta-parameters, where there are any."""
+    return [m.given(**p.weights)] if p.weights else []
 
 
 def summed(theta: Any, state: Any) -> Any:
@@ -166,7 +176,7 @@ def test_differences_are_sharp(name: str) -> None:
     """The tolerance is 1e-7 at most, and hardly anything that is differentiated has no effect."""
     want = expected(name)
     assert want.tolerance.max() < 1e-7
-    assert (abs(want.slope) > 1e-3).mean() > (0.5 if name == "lion" else 0.9)
+    assert (abs(want.slope) > 1e-3).mean() > {"lion": 0.5, "learned": 0.5}.get(name, 0.9)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -195,10 +205,11 @@ def torch_point(p: Point) -> Point:
         return torch.tensor(x, dtype=torch.float64, requires_grad=True)
 
     state = {k: leaf(v) for k, v in p.state.items()}
-    return Point(leaf(p.theta), leaf(p.g), state, {k: leaf(v) for k, v in p.hypers.items()})
+    hypers, once = ({k: leaf(v) for k, v in d.items()} for d in (p.hypers, p.weights))
+    return Point(leaf(p.theta), leaf(p.g), state, hypers, once)
 
 
-@pytest.mark.parametrize(("name", "mode"), [*((n, "eager") for n in NAMES), ("adamw", "compile")])
+@pytest.mark.parametrize(("name", "mode"), EAGER_AND_COMPILED)
 def test_torch(name: str, mode: str) -> None:
     torch = pytest.importorskip("torch")
     p, function = torch_point(start(name)), torch_chain(name)
@@ -331,7 +342,7 @@ def jax_scan(name: str, p: Point) -> tuple[Any, Any]:
         theta, state, kept = carry
         t, g = given
         s = jax_scalars(m, t, kept, p.hypers)
-        theta, state = m.step(theta, theta + g, state, s)
+        theta, state = m.step(theta, theta + g, state, s, *once(m, p))
         return (theta, state, {k: getattr(s, k) for k in kept}), None
 
     kept = {k: jnp.asarray(v, jnp.float64) for k, v in m.scalar_states.items()}
@@ -365,7 +376,7 @@ def test_jax_vmap() -> None:
     jax = pytest.importorskip("jax")
     rates = (0.05, 0.1)
     p = start("adamw")
-    axes = Point(None, None, None, {k: 0 if k == "lr" else None for k in p.hypers})
+    axes = Point(None, None, None, {k: 0 if k == "lr" else None for k in p.hypers}, None)
     with jax.enable_x64(True):
         given = jax_point(p._replace(hypers={**p.hypers, "lr": np.array(rates)}))
         differentiated = jax.value_and_grad(functools.partial(jax_chain, "adamw"), has_aux=True)

@@ -14,7 +14,7 @@ import numpy as np
 import papers
 import pytest
 
-from generator import catalogue, interpret
+from generator import catalogue, interpret, verify
 from generator.interpret import Exact, schedule_value
 from generator.verify import schedule_hypers
 
@@ -73,13 +73,14 @@ def test_optimizer(name, shape, ordinary):
         "full_gradient": lambda step, point: slope * point,
         "hessian_diagonal": lambda step, point: slope + 0.3 * noise[step],
     }
-    inputs = {x.name: inputs[x.name] for x in entry.lowered.given if not x.gradient}
+    inputs = {x.name: inputs[x.name] for x in entry.lowered.given if x.asked}
+    weights = verify.weights(entry.lowered)
     run = Exact(entry.lowered, theta.copy(), dtype=np.float64)
     points = []
     run.start(hypers)
     for step in range(STEPS):
         points.append(np.array(run.theta))
-        given = {k: [f(step, run.theta)] for k, f in inputs.items()}
+        given = {k: [f(step, run.theta)] for k, f in inputs.items()} | {k: [w] for k, w in weights.items()}
         again = lambda _, at, s=step: [gradient(s, at[0])]  # noqa: E731
         interpret.step([run], [gradient(step, run.theta)], hypers, None, given, again)
     if entry.checked.gradients:  # the paper's function is called at the point it chooses itself
@@ -89,6 +90,7 @@ def test_optimizer(name, shape, ordinary):
         grads = [gradient(s, p) for s, p in enumerate(points)]
         ours = run.theta
     known = {k: [lambda at, s=s, f=f: f(s, at) for s in range(STEPS)] for k, f in inputs.items()}
+    known |= {"weights": weights} if weights else {}
     want = paper(name)(theta.copy(), grads, **hypers, **known)[-1]
     scale = np.maximum(np.abs(want), 1.0)
     assert (np.abs(ours - want) / scale).max() <= TOLERANCE

@@ -119,6 +119,8 @@ class Reader:
                 return (self.words[whole],) if whole in self.words else ("name", whole)
             case ast.Subscript(ast.Attribute(x, "shape"), ast.UnaryOp(_, ast.Constant(axis))):
                 return ({1: "cols", 2: "rows"}[axis], self.expr(x))
+            case ast.Subscript(x, ast.Constant(k)):
+                return ("entry", self.expr(x), ("number", float(k)))
             case ast.Constant(None):
                 return ("none",)
             case ast.Constant(value):

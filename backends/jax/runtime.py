@@ -24,9 +24,10 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from backends.domains import Domain, check_all, check_relations, check_shape
+from backends.domains import Domain, check_all, check_relations, check_shape, check_weights
 from backends.rules import Assignment, Rule, Rules, Setting, Times
 from generator.elementary import cos, exp, log, real_power
+from generator.network import dense as dense
 from generator.normal import normal as normal
 from generator.storage import Storage, decoded, encoded, nearest
 from generator.summation import sized, tree_sum
@@ -251,6 +252,11 @@ def matmul(a: Any, b: Any) -> Any:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
+def stack(*features: Any) -> Any:
+    """Arrays and numbers side by side along a new first axis."""
+    return jnp.stack(jnp.broadcast_arrays(*features))
+
+
 def rounded_size(x: float, like: Any) -> Any:
     """A double that follows from rows and columns, rounded once to the dtype of an array."""
     return _literal(x, like)
@@ -386,7 +392,9 @@ class Method:
     # and (totals, s[, shared]) -> shared; or where one more gradient is taken, and its name.
     passes: tuple[tuple[Callable[..., Any], Any], ...] = ()
     given: Any = None  # the NamedTuple of what the caller gives beside the gradient
-    inputs: Mapping[str, str] = field(default_factory=dict)  # what of it is no gradient: name, when read
+    # What of it is given once, when the optimizer is made: names and shapes.
+    weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)  # what a step is asked for: name, when read
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
@@ -433,6 +441,11 @@ def _kept(method: Method, name: str, value: Any) -> Any:
             f"{value.shape} and dtype {value.dtype}. Pass an array without axes."
         )
     return value.astype(jnp.float32) if whole and domain.kind != "int" else value
+
+
+def _copied(weight: Any) -> Any:
+    """A meta-parameter, which changes no more; one that is traced stays traced."""
+    return np.array(weight) if isinstance(weight, np.ndarray) else weight
 
 
 def _described(method: Method, hypers: Mapping[str, Any], rules: Sequence[Rule] = ()) -> str:
@@ -858,6 +871,7 @@ class Optimizer(GradientTransformationExtraArgs):  # type: ignore[misc]
         store: str = "nearest",
         states: str = "float32",
         seed: Any = 0,
+        weights: Mapping[str, Any] | None = None,
         **hypers: Any,
     ) -> Optimizer:
         """A method with its hyperparameters, given by the spec's names, and options, all checked."""
@@ -865,7 +879,8 @@ class Optimizer(GradientTransformationExtraArgs):  # type: ignore[misc]
             hypers["seed"] = seed
         if not _is_array(seed):  # optax.inject_hyperparams makes arrays of numbers
             seed = int(Storage(seed=seed).check(method.name).seed)
-        shell = _Shell(method, hypers, Storage(store, states).check(method.name), seed, rules)
+        storage = Storage(store, states).check(method.name)
+        shell = _Shell(method, hypers, storage, seed, rules, weights)
         self = cls(shell.init, shell.update)
         self.shell = shell
         return self
@@ -1072,10 +1087,13 @@ class _Shell:
         storage: Storage = _PLAIN,
         seed: Any = 0,
         rules: Sequence[Rule] = (),
+        weights: Mapping[str, Any] | None = None,
     ) -> None:
         self.method = method
         self.hypers = _hypers(method, hypers)
         self.storage, self.seed = storage, seed
+        known = check_weights(method.name, method.weights, weights)
+        self.weights = {k: _copied(x) for k, x in known.items()}
         self.rules = Rules(
             method.name,
             rules,
@@ -1237,9 +1255,12 @@ class _Shell:
             first = next(iter(scalars.values()))[0]
             asked = getattr(first, when) if when and callable(value) else None
             columns[name] = read() if asked is None else branch(asked, read, nothing)
+        dtypes = {compute_dtype(x.dtype) for x in arrays}
+        once = {d: {k: jnp.asarray(w, d) for k, w in self.weights.items()} for d in dtypes}
 
         def one(i: int, seen: Setting) -> Any:
-            return method.given(**{k: _shaped(x[i], seen.seen(x[i].shape)) for k, x in columns.items()})
+            inputs = {k: _shaped(x[i], seen.seen(x[i].shape)) for k, x in columns.items()}
+            return method.given(**once[compute_dtype(arrays[i].dtype)], **inputs)
 
         return [one(i, kind.setting) for i, kind in trained.items()]
 

@@ -19,9 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.domains import Domain, PositiveCount, check_all, check_relations, check_shape
+from backends.domains import (
+    Domain,
+    PositiveCount,
+    check_all,
+    check_relations,
+    check_shape,
+    check_weights,
+)
 from backends.rules import Assignment, Rule, Rules, Setting, Times
 from generator.elementary import cos, exp, log, real_power
+from generator.network import dense as dense
 from generator.normal import normal as normal
 from generator.storage import Storage, entries, opened
 from generator.summation import sized, tree_sum
@@ -97,6 +105,11 @@ def zeros(shape: Sequence[int], like: Any) -> Array:
 def transposed(x: Array) -> Array:
     """The last two axes exchanged."""
     return np.swapaxes(x, -1, -2)
+
+
+def stack(*features: Any) -> Array:
+    """Arrays and numbers side by side along a new first axis."""
+    return np.stack(np.broadcast_arrays(*features))
 
 
 def rounded_size(x: Any, like: Any) -> Any:
@@ -236,7 +249,8 @@ class Method(NamedTuple):
     # and (totals, s[, shared]) -> shared; or where one more gradient is taken, and its name.
     passes: tuple[tuple[Callable[..., Any], Any], ...] = ()
     given: Any = None  # the NamedTuple of what the caller gives beside the gradient
-    inputs: Mapping[str, str] = {}  # what of it is no gradient: the scalar that says whether it is read
+    weights: Mapping[str, tuple[int, ...]] = {}  # what of it is given at construction: names, shapes
+    inputs: Mapping[str, str] = {}  # what a step is asked for: the scalar that says whether it is read
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
@@ -439,6 +453,8 @@ class Optimizer:
     method: Method
     domains: Mapping[str, Domain]
 
+    weights: Mapping[str, Array]  # meta-parameters, where the method has any
+
     def __init__(
         self,
         params: Tree,
@@ -446,12 +462,14 @@ class Optimizer:
         *,
         store: str = "nearest",
         states: str = "float32",
+        weights: Any = None,
         **hypers: Any,
     ) -> None:
         self.name = type(self).__name__
         seed = hypers["seed"] if "seed" in self.domains else hypers.pop("seed", 0)
         self._check(hypers)
         self.storage = Storage(store, states, seed).check(self.name)
+        self.weights = weights
         self.__dict__.update(hypers)
         whole = self.method.shared_states, self.method.elementwise
         self._rules = Rules(self.name, rules, self.domains, {}, hypers, self._scheduled, *whole)
@@ -482,6 +500,9 @@ class Optimizer:
         self.state: dict[str, dict[str, Any]] = {path: {} for path in self._arrays}
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weights":
+            known = check_weights(self.name, self.method.weights, value)
+            value = {k: np.array(x) for k, x in known.items()}
         if name in self.domains:
             hypers = {**self.hypers, name: value}
             for setting in self._rules.settings.values():
@@ -609,7 +630,9 @@ class Optimizer:
         method = self.method
         if method.given is None or not ready:
             return []
-        made: list[dict[str, Any]] = [{} for _ in ready]
+        made: list[dict[str, Any]] = [
+            {k: w.astype(x.arguments[0].dtype, copy=False) for k, w in self.weights.items()} for x in ready
+        ]
         for name, when in method.inputs.items():
             asked = not when or any(bool(getattr(x.arguments[3], when)) for x in ready)
             value = given[name](self.params) if asked and callable(given[name]) else given[name]

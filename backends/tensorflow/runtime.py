@@ -25,9 +25,17 @@ from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 import keras
 import tensorflow as tf
 
-from backends.domains import Domain, PositiveCount, check_all, check_relations, check_shape
+from backends.domains import (
+    Domain,
+    PositiveCount,
+    check_all,
+    check_relations,
+    check_shape,
+    check_weights,
+)
 from backends.rules import Assignment, Rule, Rules, Setting, Times
 from generator.elementary import cos, exp, log, real_power
+from generator.network import dense as dense
 from generator.normal import normal as normal
 from generator.storage import Storage, decoded, encoded, nearest, pieces
 from generator.summation import sized, tree_sum
@@ -315,6 +323,12 @@ def transposed(x: Tensor) -> Tensor:
     return tf.linalg.matrix_transpose(x)
 
 
+def stack(*features: Tensor) -> Tensor:
+    """Tensors and numbers side by side along a new first axis."""
+    shape = functools.reduce(tf.broadcast_static_shape, (x.shape for x in features))
+    return tf.stack([tf.broadcast_to(x, shape) for x in features])
+
+
 def rounded_size(x: float, like: Tensor) -> Tensor:
     """A double that follows from rows and columns, rounded once to the dtype of a tensor."""
     return rounded(like)(tf.constant(x, like.dtype))
@@ -475,7 +489,9 @@ class Method:
     # and (totals, s[, shared]) -> shared; or where one more gradient is taken, and its name.
     passes: tuple[tuple[Function, Any], ...] = ()
     given: Any = None  # the NamedTuple of what the caller gives beside the gradient
-    inputs: Mapping[str, str] = field(default_factory=dict)  # what of it is no gradient: name, when read
+    # What of it is given once, when the optimizer is made: names and shapes.
+    weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)  # what a step is asked for: name, when read
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
@@ -491,6 +507,11 @@ class Method:
     def takes_several(self) -> bool:
         """Whether a step takes several gradients."""
         return any(isinstance(then, str) for _, then in self.passes)
+
+    @property
+    def asks(self) -> bool:
+        """Whether a step asks for more than one gradient."""
+        return self.takes_several or bool(self.inputs)
 
 
 @_as_written
@@ -847,6 +868,7 @@ def _step_each(
     grads: Any,
     slots: Any,
     places: Any,
+    weights: Mapping[str, Tensor],
     taking: _Taking | None = None,
 ) -> list[dict[str, Tensor]]:
     """As `_step`, for several groups of variables, one after the other; slots may be None.
@@ -872,7 +894,7 @@ def _step_each(
         [_Kept(record(*map(_read, slot)), _read(beside)) for *slot, beside in group] for group in slots
     ]
     here = None if taking is None else functools.partial(taking.here, variables, seen)
-    arguments = t, numbers, kept, thetas, given, read, places, here
+    arguments = t, numbers, kept, thetas, given, read, places, weights, here
     new_thetas, new_states, new_kept = _each_step(kernels, *arguments)
     targets = variables, slots
     for target, value in zip(_flat(targets), _flat((new_thetas, new_states)), strict=True):
@@ -897,7 +919,9 @@ class _Taking:
         elsewhere = functools.partial(self.elsewhere, variables, seen)
         return self.inputs(variables, seen, scalars), elsewhere
 
-    def inputs(self, variables: Any, seen: Any, scalars: Sequence[Any]) -> list[list[Any]]:
+    def inputs(
+        self, variables: Any, seen: Any, scalars: Sequence[Any]
+    ) -> list[list[dict[str, Tensor]]]:
         """What the caller gives, in the compute dtypes; zeros where it is not read."""
         columns: dict[str, list[Tensor]] = {}
         every = [v for group in variables for v in group]
@@ -920,7 +944,7 @@ class _Taking:
             columns[name] = read() if asked is None else branch(asked, read, nothing)
         rows = iter(range(len(every)))
         return [
-            [self.method.given(**{k: column[i] for k, column in columns.items()}) for i in _next(rows, group)]
+            [{k: column[i] for k, column in columns.items()} for i in _next(rows, group)]
             for group in variables
         ]
 
@@ -967,8 +991,8 @@ def _each_step(kernels: Sequence[_Kernel], *arguments: Any) -> Any:
     each = functools.partial(_each, _as_it_is, kernels)
     if tf.executing_eagerly():
         return each(*arguments)
-    kept, thetas, _, states, _, *taking = arguments[2:]
-    if taking and taking[0] is not None:
+    kept, thetas, _, states, _, *more = arguments[2:]
+    if more and more[-1] is not None:
         raise NotImplementedError(
             f"{kernels[0].method.name}: without XLA a tf.function cannot take further gradients in a step. "
             "Leave use_xla(False) out, or call step outside of a tf.function."
@@ -986,6 +1010,7 @@ def _each(
     grads: Any,
     states: Any,
     places: Any,
+    weights: Mapping[str, Tensor] | None = None,
     taking: Function | None = None,
 ) -> tuple[list[list[Tensor]], list[list[Any]], list[dict[str, Tensor]]]:
     """The parts of the kernels, in their order; `run` says how each is called.
@@ -1002,12 +1027,14 @@ def _each(
         ]
         for i, group in enumerate(zip(places, thetas, grads, states, strict=True))
     ]
-    inputs, elsewhere = taking(s) if taking is not None else (None, None)
+    nothing: list[list[dict[str, Tensor]]] = [[{} for _ in group] for group in calls]
+    inputs, elsewhere = taking(s) if taking is not None else (nothing, None)
     shared = [k.begun(p) for k, p in zip(kernels, kept, strict=True)]
-    besides: list[list[dict[str, Any]]] = [
-        [{} if inputs is None else {"given": inputs[i][j]} for j, _ in enumerate(group)]
-        for i, group in enumerate(calls)
-    ]
+    besides: list[list[dict[str, Any]]] = []
+    for kernel, group in zip(kernels, inputs, strict=True):
+        once = {k: tf.cast(w, compute_dtype(kernel.dtype)) for k, w in (weights or {}).items()}
+        record = kernel.method.given
+        besides.append([{"given": record(**once, **x)} if record is not None else {} for x in group])
     for old, bs in zip(shared, besides, strict=True):
         for b in bs if old is not None else ():
             b["shared"] = old
@@ -1243,6 +1270,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     ) -> None:
         if "weight_decay" not in self.domains and arguments.pop("weight_decay", None) is not None:
             raise TypeError(self._no_decay())
+        weights = arguments.pop("weights", None)
         hypers = {k: arguments.pop(k) for k in self.domains if k in arguments}
         hypers = self._accepted(hypers)
         checked = Rules(
@@ -1276,6 +1304,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             setattr(self, key, value)
         self._rules = checked
         self._checks = True
+        self.__setattr__("weights", weights)
         self._parked: _Parked | None = None
         self._taking: _Taking | None = None
         self._evaluating = False
@@ -1283,6 +1312,10 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         self.storage = storage
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weights":  # before Keras can track them
+            known = check_weights(type(self).__name__, self.method.weights, value)
+            with tf.init_scope():
+                name, value = "_once", _Once({k: tf.identity(x) for k, x in known.items()})
         if name in self.domains and name != "learning_rate" and getattr(self, "_checks", False):
             self._not_begun(name)
             now = {k: getattr(self, k) for k in self.domains if k != "learning_rate"}
@@ -1292,6 +1325,12 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         if name == "weight_decay" and name not in self.domains and value is not None:
             raise TypeError(self._no_decay())
         super().__setattr__(name, value)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The meta-parameters by their names; a traced function keeps those that it was traced with."""
+        values: dict[str, Tensor] = self._once.values
+        return values
 
     @classmethod
     def _no_decay(cls) -> str:
@@ -1508,7 +1547,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             raise RuntimeError(
                 f"{owner}: a step inside `with optimizer.evaluation()`. Leave the block first."
             )
-        if self.method.given is not None and self._taking is None:
+        if self.method.asks and self._taking is None:
             raise TypeError(self._takes_more())
         if self._resumed and self.built:
             self._check_point()
@@ -1567,7 +1606,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         if lacking := [k for k in method.inputs if given.get(k) is None]:
             what = ", ".join(f"{k}=..." for k in lacking)
             raise TypeError(f"{owner}: step reads {', '.join(lacking)}. Pass {what}.")
-        if tf.distribute.has_strategy() and method.given is not None:
+        if tf.distribute.has_strategy() and method.asks:
             raise NotImplementedError(f"{owner}: not under a distribution strategy. Use one device.")
         if self.gradient_accumulation_steps and method.takes_several:
             raise NotImplementedError(
@@ -1707,14 +1746,12 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         variables = [[_native(v) for _, v in pairs] for pairs in groups]
         slots = [[self._entries(v) for _, v in pairs] for pairs in groups]
         shapes = tuple(tuple(tuple(v.shape) for v in group) for group in variables)
-        places = self._places(groups)
         seen = tuple(tuple(self._setting(v).seen(_native(v).shape) for _, v in pairs) for pairs in groups)
         plan = kernels, seen
-        if self._taking is not None and self.method.given is not None:
-            given = variables, grads, slots, places, self._taking
-            return _step_each(plan, t, numbers, kept, *given)
-        step = self._called(_step_each, plan, shapes)
-        return step(t, numbers, kept, variables, grads, slots, places)
+        arguments = t, numbers, kept, variables, grads, slots, self._places(groups), self.weights
+        if self._taking is not None and self.method.asks:
+            return _step_each(plan, *arguments, self._taking)
+        return self._called(_step_each, plan, shapes)(*arguments)
 
     def _places(self, groups: Any) -> list[list[Tensor | None]]:
         """The variables' places in the optimizer, which only what draws needs."""
@@ -1847,7 +1884,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         own = {key: getattr(self, key) for key in self.domains if key != "learning_rate"}
         own |= vars(self.storage)
         own["rules"] = [rule.config() for rule in self._rules.given]
-        return {**config, **{key: _serialized(value) for key, value in own.items()}}
+        once = {"weights": {k: _listed(w) for k, w in self.weights.items()}} if self.weights else {}
+        return {**config, **{key: _serialized(value) for key, value in own.items()}, **once}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Optimizer:
@@ -1856,9 +1894,29 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             Rule.from_config({key: _deserialized(value, custom_objects) for key, value in rule.items()})
             for rule in config.get("rules", ())
         ]
-        rest = {key: value for key, value in config.items() if key != "rules"}
+        once: dict[str, Any] = {}
+        if isinstance(config.get("weights"), Mapping):
+            once["weights"] = {k: _unlisted(w) for k, w in config["weights"].items()}
+        rest = {key: value for key, value in config.items() if key not in ("rules", *once)}
         made = {key: _deserialized(value, custom_objects) for key, value in rest.items()}
-        return cls(rules=rules, **made)
+        return cls(rules=rules, **made, **once)
+
+
+def _listed(weight: Tensor) -> dict[str, Any]:
+    """A meta-parameter as JSON, to the last bit."""
+    return {"dtype": weight.dtype.name, "values": tf.cast(weight, tf.float64).numpy().tolist()}
+
+
+def _unlisted(weight: Any) -> Any:
+    """The reverse of `_listed`; arrays as they are."""
+    return tf.constant(weight["values"], weight["dtype"]) if isinstance(weight, Mapping) else weight
+
+
+@dataclass(frozen=True)
+class _Once:
+    """Meta-parameters: no variables, so that Keras neither trains nor saves them."""
+
+    values: dict[str, Tensor]
 
 
 @dataclass

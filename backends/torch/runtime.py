@@ -27,9 +27,17 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
-from backends.domains import Domain, Flag, PositiveCount, check_relations, check_shape
+from backends.domains import (
+    Domain,
+    Flag,
+    PositiveCount,
+    check_relations,
+    check_shape,
+    check_weights,
+)
 from backends.rules import Assignment, Rule, Rules, Setting, Times
 from generator.elementary import cos, exp, log, real_power
+from generator.network import dense as dense
 from generator.normal import normal
 from generator.storage import Storage, entries, opened, pieces, placed
 from generator.summation import (
@@ -311,6 +319,12 @@ def zeros(shape: Sequence[int], like: Any) -> Any:
 def transposed(x: Any) -> Any:
     """The last two axes exchanged."""
     return x.transpose(-1, -2) if isinstance(x, Tensor) else np.swapaxes(x, -1, -2)
+
+
+def stack(*features: Any) -> Tensor:
+    """Tensors and numbers side by side along a new first axis."""
+    like = next(x for x in features if isinstance(x, Tensor))
+    return torch.stack(torch.broadcast_tensors(*(torch.as_tensor(x).to(like) for x in features)))
 
 
 # A compiled kernel serves all sizes: what depends on a size is one operation to torch.compile.
@@ -806,7 +820,8 @@ class Method(NamedTuple):
     # and (totals, s[, shared]) -> shared; or where one more gradient is taken, and its name.
     passes: tuple[tuple[Callable[..., Any], Any], ...] = ()
     given: Any = None  # the NamedTuple of what the caller gives beside the gradient
-    inputs: Mapping[str, str] = {}  # what of it is no gradient: the scalar that says whether it is read
+    weights: Mapping[str, tuple[int, ...]] = {}  # what of it is given at construction: names, shapes
+    inputs: Mapping[str, str] = {}  # what a step is asked for: the scalar that says whether it is read
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
@@ -917,6 +932,11 @@ def _shapes(
     return {name: x.shape for name, x in _there(begun).items()}
 
 
+def _as_tensor(x: Any) -> Tensor:
+    """A copy of a meta-parameter, which may be an array of NumPy's."""
+    return (x.detach() if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))).clone()
+
+
 def _as_tensors(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Conditions among the scalars as tensors, so that a kernel is not compiled for their values."""
     theta, g, state, s, *w = arguments
@@ -959,8 +979,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
+        weights: Mapping[str, Any] | None = None,
     ) -> None:
         """Check the hyperparameters and take the parameters, as `torch.optim.Optimizer` does."""
+        self.weights = weights
         Flag.check(self._name, "compile", compile)
         self._compile = compile
         seed = hypers.get("seed", seed)  # where the algorithm has one, it is that
@@ -982,6 +1004,16 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The meta-parameters by their names; they are not saved, set them where they are to change."""
+        return self._weights
+
+    @weights.setter
+    def weights(self, values: Any) -> None:
+        known = check_weights(self._name, self.method.weights, values)
+        self._weights = {name: _as_tensor(x) for name, x in known.items()}
 
     def _in_domains(self, hypers: Mapping[str, Any], place: str = "") -> dict[str, Any]:
         """The hyperparameters, checked, under the shell's names."""
@@ -1299,7 +1331,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         if method.given is None:
             return []
         every = self._in_order()
-        made: dict[Tensor, dict[str, Any]] = {p: {} for job in jobs for p in job.params}
+        made: dict[Tensor, dict[str, Any]] = {
+            p: {k: x.to(p.device, compute_dtype(p.dtype)) for k, x in self._weights.items()}
+            for job in jobs
+            for p in job.params
+        }
         seen = {p: job.setting.seen(p.shape) for job in jobs for p in job.params}
         for name, when in method.inputs.items():
             asked = not when or any(bool(getattr(job.exact, when)) for job in jobs)
@@ -1725,8 +1761,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         return common
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickling and copying take: torch's three entries, the modes, the storage and the rules."""
-        kept = ("_compile", "_evaluating", "_resumed", "storage", "_rules", "_order")
+        """What pickling and copying take: torch's three entries, the modes, and what is given once."""
+        kept = ("_compile", "_evaluating", "_resumed", "storage", "_rules", "_order", "_weights")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -39,6 +39,7 @@ _WHERE = {
     "heavy_ball": "optimizers.heavy_ball",
     "lamb": "optimizers.lamb",
     "lars": "optimizers.lars",
+    "learned": "optimizers.learned",
     "lion": "optimizers.lion",
     "lion_hd": "optimizers.lion_hd",
     "momentum": "optimizers.momentum",
@@ -104,6 +105,7 @@ _BY_NAME = {
     "heavy_ball": "heavy_ball",
     "lamb": "lamb",
     "lars": "lars",
+    "learned": "learned",
     "lion": "lion",
     "lion_hd": "lion_hd",
     "momentum": "momentum",
@@ -222,6 +224,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "b2": "beta2",
     },
     "lars": {
+        "learning_rate": "lr",
+    },
+    "learned": {
         "learning_rate": "lr",
     },
     "lion": {

@@ -17,6 +17,7 @@ from .optimizers.amsgrad import amsgrad as amsgrad
 from .optimizers.heavy_ball import heavy_ball as heavy_ball
 from .optimizers.lamb import lamb as lamb
 from .optimizers.lars import lars as lars
+from .optimizers.learned import learned as learned
 from .optimizers.lion import lion as lion
 from .optimizers.lion_hd import lion_hd as lion_hd
 from .optimizers.momentum import momentum as momentum

@@ -130,6 +130,29 @@ def check_all(
             domain.check(owner, name, value)
 
 
+def check_weights(owner: str, shapes: Mapping[str, tuple[int, ...]], weights: Any) -> dict[str, Any]:
+    """The meta-parameters; refuses missing, superfluous, misshapen ones, and other than floats."""
+    if not shapes:
+        return {}
+    wanted = f"It has the entries {', '.join(f'{name} {shape}' for name, shape in shapes.items())}."
+    if not isinstance(weights, Mapping):
+        what = f"weights must be a mapping from names to arrays, got {type(weights).__name__}."
+        raise TypeError(f"{owner}: {what} {wanted}")
+    lacking, odd = shapes.keys() - weights.keys(), weights.keys() - shapes.keys()
+    for names, verb in ((lacking, "lacks"), (odd, "also has")):
+        if names:
+            raise ValueError(f"{owner}: weights {verb} {', '.join(sorted(map(str, names)))}. {wanted}")
+    for name, shape in shapes.items():
+        x, called = weights[name], f"weights[{name!r}]"
+        if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+            raise TypeError(f"{owner}: {called} must be an array of shape {shape}, got {type(x).__name__}.")
+        if tuple(x.shape) != shape:
+            raise ValueError(f"{owner}: {called} has shape {tuple(x.shape)}; expected is {shape}.")
+        if "float" not in str(x.dtype):
+            raise TypeError(f"{owner}: {called} has dtype {x.dtype}. Convert it, for example to float32.")
+    return {name: weights[name] for name in shapes}
+
+
 def check_shape(owner: str, only: str, called: str, shape: Sequence[int]) -> None:
     """Refuse a parameter that an algorithm is not for: `only` is matrix, vector or empty."""
     if only and (len(shape) >= 2) != (only == "matrix"):
@@ -798,6 +821,15 @@ def real_power(x: Any, y: Any) -> Any:
     n = jnp.where(h == jnp.floor(h), r, -r)  # even or odd y
     n = jnp.where(y == jnp.floor(y), n, math.nan)
     return jnp.where(x < 0.0, n, r)
+
+
+def dense(weights: Any, bias: Any, x: Any) -> Any:
+    """The layer bias + weights[:, 0] * x[0] + weights[:, 1] * x[1] + ..., from left to right."""
+    fl, ones = guard(x), [1] * (len(x.shape) - 1)
+    total = reshape(bias, [-1, *ones])
+    for k in range(int(weights.shape[1])):
+        total = total + fl(reshape(weights[:, k], [-1, *ones]) * x[k])
+    return total
 
 
 # Wichura's coefficients, highest power first.
@@ -1500,6 +1532,11 @@ def matmul(a: Any, b: Any) -> Any:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
+def stack(*features: Any) -> Any:
+    """Arrays and numbers side by side along a new first axis."""
+    return jnp.stack(jnp.broadcast_arrays(*features))
+
+
 def rounded_size(x: float, like: Any) -> Any:
     """A double that follows from rows and columns, rounded once to the dtype of an array."""
     return _literal(x, like)
@@ -1635,7 +1672,9 @@ class Method:
     # and (totals, s[, shared]) -> shared; or where one more gradient is taken, and its name.
     passes: tuple[tuple[Callable[..., Any], Any], ...] = ()
     given: Any = None  # the NamedTuple of what the caller gives beside the gradient
-    inputs: Mapping[str, str] = field(default_factory=dict)  # what of it is no gradient: name, when read
+    # What of it is given once, when the optimizer is made: names and shapes.
+    weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)  # what a step is asked for: name, when read
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
@@ -1682,6 +1721,11 @@ def _kept(method: Method, name: str, value: Any) -> Any:
             f"{value.shape} and dtype {value.dtype}. Pass an array without axes."
         )
     return value.astype(jnp.float32) if whole and domain.kind != "int" else value
+
+
+def _copied(weight: Any) -> Any:
+    """A meta-parameter, which changes no more; one that is traced stays traced."""
+    return np.array(weight) if isinstance(weight, np.ndarray) else weight
 
 
 def _described(method: Method, hypers: Mapping[str, Any], rules: Sequence[Rule] = ()) -> str:
@@ -2107,6 +2151,7 @@ class Optimizer(GradientTransformationExtraArgs):  # type: ignore[misc]
         store: str = "nearest",
         states: str = "float32",
         seed: Any = 0,
+        weights: Mapping[str, Any] | None = None,
         **hypers: Any,
     ) -> Optimizer:
         """A method with its hyperparameters, given by the spec's names, and options, all checked."""
@@ -2114,7 +2159,8 @@ class Optimizer(GradientTransformationExtraArgs):  # type: ignore[misc]
             hypers["seed"] = seed
         if not _is_array(seed):  # optax.inject_hyperparams makes arrays of numbers
             seed = int(Storage(seed=seed).check(method.name).seed)
-        shell = _Shell(method, hypers, Storage(store, states).check(method.name), seed, rules)
+        storage = Storage(store, states).check(method.name)
+        shell = _Shell(method, hypers, storage, seed, rules, weights)
         self = cls(shell.init, shell.update)
         self.shell = shell
         return self
@@ -2321,10 +2367,13 @@ class _Shell:
         storage: Storage = _PLAIN,
         seed: Any = 0,
         rules: Sequence[Rule] = (),
+        weights: Mapping[str, Any] | None = None,
     ) -> None:
         self.method = method
         self.hypers = _hypers(method, hypers)
         self.storage, self.seed = storage, seed
+        known = check_weights(method.name, method.weights, weights)
+        self.weights = {k: _copied(x) for k, x in known.items()}
         self.rules = Rules(
             method.name,
             rules,
@@ -2486,9 +2535,12 @@ class _Shell:
             first = next(iter(scalars.values()))[0]
             asked = getattr(first, when) if when and callable(value) else None
             columns[name] = read() if asked is None else branch(asked, read, nothing)
+        dtypes = {compute_dtype(x.dtype) for x in arrays}
+        once = {d: {k: jnp.asarray(w, d) for k, w in self.weights.items()} for d in dtypes}
 
         def one(i: int, seen: Setting) -> Any:
-            return method.given(**{k: _shaped(x[i], seen.seen(x[i].shape)) for k, x in columns.items()})
+            inputs = {k: _shaped(x[i], seen.seen(x[i].shape)) for k, x in columns.items()}
+            return method.given(**once[compute_dtype(arrays[i].dtype)], **inputs)
 
         return [one(i, kind.setting) for i, kind in trained.items()]
 

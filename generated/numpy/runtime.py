@@ -125,6 +125,29 @@ def check_all(
             domain.check(owner, name, value)
 
 
+def check_weights(owner: str, shapes: Mapping[str, tuple[int, ...]], weights: Any) -> dict[str, Any]:
+    """The meta-parameters; refuses missing, superfluous, misshapen ones, and other than floats."""
+    if not shapes:
+        return {}
+    wanted = f"It has the entries {', '.join(f'{name} {shape}' for name, shape in shapes.items())}."
+    if not isinstance(weights, Mapping):
+        what = f"weights must be a mapping from names to arrays, got {type(weights).__name__}."
+        raise TypeError(f"{owner}: {what} {wanted}")
+    lacking, odd = shapes.keys() - weights.keys(), weights.keys() - shapes.keys()
+    for names, verb in ((lacking, "lacks"), (odd, "also has")):
+        if names:
+            raise ValueError(f"{owner}: weights {verb} {', '.join(sorted(map(str, names)))}. {wanted}")
+    for name, shape in shapes.items():
+        x, called = weights[name], f"weights[{name!r}]"
+        if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+            raise TypeError(f"{owner}: {called} must be an array of shape {shape}, got {type(x).__name__}.")
+        if tuple(x.shape) != shape:
+            raise ValueError(f"{owner}: {called} has shape {tuple(x.shape)}; expected is {shape}.")
+        if "float" not in str(x.dtype):
+            raise TypeError(f"{owner}: {called} has dtype {x.dtype}. Convert it, for example to float32.")
+    return {name: weights[name] for name in shapes}
+
+
 def check_shape(owner: str, only: str, called: str, shape: Sequence[int]) -> None:
     """Refuse a parameter that an algorithm is not for: `only` is matrix, vector or empty."""
     if only and (len(shape) >= 2) != (only == "matrix"):
@@ -779,6 +802,15 @@ def real_power(x: Any, y: Any) -> Any:
     return where(x < 0.0, n, r)
 
 
+def dense(weights: Any, bias: Any, x: Any) -> Any:
+    """The layer bias + weights[:, 0] * x[0] + weights[:, 1] * x[1] + ..., from left to right."""
+    fl, ones = guard(x), [1] * (len(x.shape) - 1)
+    total = reshape(bias, [-1, *ones])
+    for k in range(int(weights.shape[1])):
+        total = total + fl(reshape(weights[:, k], [-1, *ones]) * x[k])
+    return total
+
+
 # Wichura's coefficients, highest power first.
 CENTRE = (
     (
@@ -1332,6 +1364,11 @@ def transposed(x: Array) -> Array:
     return np.swapaxes(x, -1, -2)
 
 
+def stack(*features: Any) -> Array:
+    """Arrays and numbers side by side along a new first axis."""
+    return np.stack(np.broadcast_arrays(*features))
+
+
 def rounded_size(x: Any, like: Any) -> Any:
     """A double that follows from rows and columns, rounded once to the dtype of an array."""
     return like.dtype.type(x)
@@ -1469,7 +1506,8 @@ class Method(NamedTuple):
     # and (totals, s[, shared]) -> shared; or where one more gradient is taken, and its name.
     passes: tuple[tuple[Callable[..., Any], Any], ...] = ()
     given: Any = None  # the NamedTuple of what the caller gives beside the gradient
-    inputs: Mapping[str, str] = {}  # what of it is no gradient: the scalar that says whether it is read
+    weights: Mapping[str, tuple[int, ...]] = {}  # what of it is given at construction: names, shapes
+    inputs: Mapping[str, str] = {}  # what a step is asked for: the scalar that says whether it is read
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
@@ -1672,6 +1710,8 @@ class Optimizer:
     method: Method
     domains: Mapping[str, Domain]
 
+    weights: Mapping[str, Array]  # meta-parameters, where the method has any
+
     def __init__(
         self,
         params: Tree,
@@ -1679,12 +1719,14 @@ class Optimizer:
         *,
         store: str = "nearest",
         states: str = "float32",
+        weights: Any = None,
         **hypers: Any,
     ) -> None:
         self.name = type(self).__name__
         seed = hypers["seed"] if "seed" in self.domains else hypers.pop("seed", 0)
         self._check(hypers)
         self.storage = Storage(store, states, seed).check(self.name)
+        self.weights = weights
         self.__dict__.update(hypers)
         whole = self.method.shared_states, self.method.elementwise
         self._rules = Rules(self.name, rules, self.domains, {}, hypers, self._scheduled, *whole)
@@ -1715,6 +1757,9 @@ class Optimizer:
         self.state: dict[str, dict[str, Any]] = {path: {} for path in self._arrays}
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weights":
+            known = check_weights(self.name, self.method.weights, value)
+            value = {k: np.array(x) for k, x in known.items()}
         if name in self.domains:
             hypers = {**self.hypers, name: value}
             for setting in self._rules.settings.values():
@@ -1842,7 +1887,9 @@ class Optimizer:
         method = self.method
         if method.given is None or not ready:
             return []
-        made: list[dict[str, Any]] = [{} for _ in ready]
+        made: list[dict[str, Any]] = [
+            {k: w.astype(x.arguments[0].dtype, copy=False) for k, w in self.weights.items()} for x in ready
+        ]
         for name, when in method.inputs.items():
             asked = not when or any(bool(getattr(x.arguments[3], when)) for x in ready)
             value = given[name](self.params) if asked and callable(given[name]) else given[name]

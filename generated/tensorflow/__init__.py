@@ -37,6 +37,7 @@ _WHERE = {
     "HeavyBall": "optimizers.heavy_ball",
     "LAMB": "optimizers.lamb",
     "LARS": "optimizers.lars",
+    "Learned": "optimizers.learned",
     "Lion": "optimizers.lion",
     "LionHD": "optimizers.lion_hd",
     "Momentum": "optimizers.momentum",
@@ -102,6 +103,7 @@ _BY_NAME = {
     "heavy_ball": "HeavyBall",
     "lamb": "LAMB",
     "lars": "LARS",
+    "learned": "Learned",
     "lion": "Lion",
     "lion_hd": "LionHD",
     "momentum": "Momentum",
@@ -233,6 +235,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "epsilon": "eps",
     },
     "lars": {
+        "learning_rate": "lr",
+    },
+    "learned": {
         "learning_rate": "lr",
     },
     "lion": {

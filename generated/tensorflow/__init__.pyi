@@ -17,6 +17,7 @@ from .optimizers.amsgrad import AMSGrad as AMSGrad
 from .optimizers.heavy_ball import HeavyBall as HeavyBall
 from .optimizers.lamb import LAMB as LAMB
 from .optimizers.lars import LARS as LARS
+from .optimizers.learned import Learned as Learned
 from .optimizers.lion import Lion as Lion
 from .optimizers.lion_hd import LionHD as LionHD
 from .optimizers.momentum import Momentum as Momentum

@@ -132,6 +132,29 @@ def check_all(
             domain.check(owner, name, value)
 
 
+def check_weights(owner: str, shapes: Mapping[str, tuple[int, ...]], weights: Any) -> dict[str, Any]:
+    """The meta-parameters; refuses missing, superfluous, misshapen ones, and other than floats."""
+    if not shapes:
+        return {}
+    wanted = f"It has the entries {', '.join(f'{name} {shape}' for name, shape in shapes.items())}."
+    if not isinstance(weights, Mapping):
+        what = f"weights must be a mapping from names to arrays, got {type(weights).__name__}."
+        raise TypeError(f"{owner}: {what} {wanted}")
+    lacking, odd = shapes.keys() - weights.keys(), weights.keys() - shapes.keys()
+    for names, verb in ((lacking, "lacks"), (odd, "also has")):
+        if names:
+            raise ValueError(f"{owner}: weights {verb} {', '.join(sorted(map(str, names)))}. {wanted}")
+    for name, shape in shapes.items():
+        x, called = weights[name], f"weights[{name!r}]"
+        if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+            raise TypeError(f"{owner}: {called} must be an array of shape {shape}, got {type(x).__name__}.")
+        if tuple(x.shape) != shape:
+            raise ValueError(f"{owner}: {called} has shape {tuple(x.shape)}; expected is {shape}.")
+        if "float" not in str(x.dtype):
+            raise TypeError(f"{owner}: {called} has dtype {x.dtype}. Convert it, for example to float32.")
+    return {name: weights[name] for name in shapes}
+
+
 def check_shape(owner: str, only: str, called: str, shape: Sequence[int]) -> None:
     """Refuse a parameter that an algorithm is not for: `only` is matrix, vector or empty."""
     if only and (len(shape) >= 2) != (only == "matrix"):
@@ -784,6 +807,15 @@ def real_power(x: Any, y: Any) -> Any:
     n = where(h == floor(h), r, -r)  # even or odd y
     n = where(y == floor(y), n, math.nan)
     return where(x < 0.0, n, r)
+
+
+def dense(weights: Any, bias: Any, x: Any) -> Any:
+    """The layer bias + weights[:, 0] * x[0] + weights[:, 1] * x[1] + ..., from left to right."""
+    fl, ones = guard(x), [1] * (len(x.shape) - 1)
+    total = reshape(bias, [-1, *ones])
+    for k in range(int(weights.shape[1])):
+        total = total + fl(reshape(weights[:, k], [-1, *ones]) * x[k])
+    return total
 
 
 # Wichura's coefficients, highest power first.
@@ -1533,6 +1565,12 @@ def transposed(x: Any) -> Any:
     return x.transpose(-1, -2) if isinstance(x, Tensor) else np.swapaxes(x, -1, -2)
 
 
+def stack(*features: Any) -> Tensor:
+    """Tensors and numbers side by side along a new first axis."""
+    like = next(x for x in features if isinstance(x, Tensor))
+    return torch.stack(torch.broadcast_tensors(*(torch.as_tensor(x).to(like) for x in features)))
+
+
 # A compiled kernel serves all sizes: what depends on a size is one operation to torch.compile.
 
 
@@ -2026,7 +2064,8 @@ class Method(NamedTuple):
     # and (totals, s[, shared]) -> shared; or where one more gradient is taken, and its name.
     passes: tuple[tuple[Callable[..., Any], Any], ...] = ()
     given: Any = None  # the NamedTuple of what the caller gives beside the gradient
-    inputs: Mapping[str, str] = {}  # what of it is no gradient: the scalar that says whether it is read
+    weights: Mapping[str, tuple[int, ...]] = {}  # what of it is given at construction: names, shapes
+    inputs: Mapping[str, str] = {}  # what a step is asked for: the scalar that says whether it is read
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
@@ -2137,6 +2176,11 @@ def _shapes(
     return {name: x.shape for name, x in _there(begun).items()}
 
 
+def _as_tensor(x: Any) -> Tensor:
+    """A copy of a meta-parameter, which may be an array of NumPy's."""
+    return (x.detach() if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))).clone()
+
+
 def _as_tensors(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Conditions among the scalars as tensors, so that a kernel is not compiled for their values."""
     theta, g, state, s, *w = arguments
@@ -2179,8 +2223,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
+        weights: Mapping[str, Any] | None = None,
     ) -> None:
         """Check the hyperparameters and take the parameters, as `torch.optim.Optimizer` does."""
+        self.weights = weights
         Flag.check(self._name, "compile", compile)
         self._compile = compile
         seed = hypers.get("seed", seed)  # where the algorithm has one, it is that
@@ -2202,6 +2248,16 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The meta-parameters by their names; they are not saved, set them where they are to change."""
+        return self._weights
+
+    @weights.setter
+    def weights(self, values: Any) -> None:
+        known = check_weights(self._name, self.method.weights, values)
+        self._weights = {name: _as_tensor(x) for name, x in known.items()}
 
     def _in_domains(self, hypers: Mapping[str, Any], place: str = "") -> dict[str, Any]:
         """The hyperparameters, checked, under the shell's names."""
@@ -2519,7 +2575,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         if method.given is None:
             return []
         every = self._in_order()
-        made: dict[Tensor, dict[str, Any]] = {p: {} for job in jobs for p in job.params}
+        made: dict[Tensor, dict[str, Any]] = {
+            p: {k: x.to(p.device, compute_dtype(p.dtype)) for k, x in self._weights.items()}
+            for job in jobs
+            for p in job.params
+        }
         seen = {p: job.setting.seen(p.shape) for job in jobs for p in job.params}
         for name, when in method.inputs.items():
             asked = not when or any(bool(getattr(job.exact, when)) for job in jobs)
@@ -2945,8 +3005,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         return common
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickling and copying take: torch's three entries, the modes, the storage and the rules."""
-        kept = ("_compile", "_evaluating", "_resumed", "storage", "_rules", "_order")
+        """What pickling and copying take: torch's three entries, the modes, and what is given once."""
+        kept = ("_compile", "_evaluating", "_resumed", "storage", "_rules", "_order", "_weights")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
