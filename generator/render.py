@@ -132,6 +132,7 @@ class View:
     related: tuple[str, ...]  # the hyperparameters among which it must hold
     uses_theta: bool  # whether anything reads the parameter but the sum that ends the step
     elementwise: bool
+    products: bool  # whether matrices are multiplied
     only: str  # the parameters that it is for, matrix or vector; empty: all
     passes: tuple[emit.PassText | emit.PointText, ...]
     shared: tuple[str, ...]  # what the passes leave to the step: fields
@@ -238,6 +239,7 @@ def view(lowered: Lowered, backend: Backend) -> View:
             if lowered.delta is None or v.name != lowered.result
         ),
         elementwise=lowered.elementwise,
+        products=any(v.op == "matmul" for v in _all_values(lowered)),
         only=program.only,
         passes=passes,
         shared=tuple(e for p in lowered.passes if isinstance(p, ir.Pass) for e, _ in p.exports),

@@ -2068,6 +2068,7 @@ class Method(NamedTuple):
     inputs: Mapping[str, str] = {}  # what a step is asked for: the scalar that says whether it is read
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     sources: tuple[str, ...] = ()  # the scalars that are keys of noise
+    products: bool = False  # whether matrices are multiplied: how many at once tells in their last bits
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
@@ -2107,6 +2108,66 @@ class _Job:
     shared: Any = None  # what the passes have left of it so far
 
 
+# Small tensors of one shape go through a kernel together: a call costs more than their numbers do. Larger
+# ones cost more to copy.
+_SMALL = 2**13
+
+
+def batches(method: Method, thetas: Sequence[Tensor], scalars: Sequence[Any]) -> list[list[int]]:
+    """Which tensors go through a kernel together: small ones of a shape and with the same scalars."""
+    groups: dict[Any, list[int]] = {}
+    for i, (theta, s) in enumerate(zip(thetas, scalars, strict=True)):
+        plain = type(theta) in (Tensor, torch.nn.Parameter) and 0 < theta.numel() <= _SMALL
+        alone = method.sources or method.products or not plain
+        key = i if alone else (theta.shape, theta.dtype, theta.device, id(s))
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())
+
+
+def called(method: Method, function: Callable[..., Any], calls: Sequence[Any]) -> list[Any]:
+    """A part of a kernel on each of several calls, (theta, g, state, s[, given][, shared])."""
+    results: list[Any] = [None] * len(calls)
+    for members in batches(method, [x[0] for x in calls], [x[3] for x in calls]):
+        found = together(method, function, [calls[i] for i in members])
+        for i, x in zip(members, found, strict=True):
+            results[i] = x
+    return results
+
+
+def together(method: Method, function: Callable[..., Any], calls: Sequence[Any]) -> list[Any]:
+    """The same on calls of one shape with common scalars; several are one call, with the same bits."""
+    if len(calls) == 1:
+        return [function(*calls[0])]
+    _, _, _, s, *rest = calls[0]
+    shared = rest[method.given is not None :]
+    own = [(*x[:3], *x[4 : 4 + (method.given is not None)]) for x in calls]  # theta, g, state[, given]
+    made: list[Any] = []
+
+    def one(*tensors: Tensor) -> tuple[Tensor, ...]:
+        theta, g, state, *given = _filled(own[0], iter(tensors))
+        made.append(function(theta, g, state, s, *given, *shared))
+        return tuple(_tensors(made[-1]))
+
+    stacked = [torch.stack(x) for x in zip(*map(_tensors, own), strict=True)]
+    columns = [x.unbind() for x in torch.vmap(one)(*stacked)]
+    return [_filled(made[-1], iter(row)) for row in zip(*columns, strict=True)]
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    """The tensors of nested tuples, without None."""
+    if isinstance(tree, tuple):
+        return [x for part in tree for x in _tensors(part)]
+    return [] if tree is None else [tree]
+
+
+def _filled(tree: Any, tensors: Iterator[Tensor]) -> Any:
+    """The same nested tuples with other tensors."""
+    if isinstance(tree, tuple):
+        parts = [_filled(part, tensors) for part in tree]
+        return getattr(type(tree), "_make", tuple)(parts)
+    return None if tree is None else next(tensors)
+
+
 def over_all(
     method: Method,
     groups: Sequence[Sequence[Any]],
@@ -2131,7 +2192,7 @@ def over_all(
         for b in here:
             b["shared"] = job.shared
     for first, then in method.passes if calls else ():
-        found = [first(*a, *b.values()) for a, b in zip(calls, besides, strict=True)]
+        found = called(method, first, [(*a, *b.values()) for a, b in zip(calls, besides, strict=True)])
         if isinstance(then, str):
             assert elsewhere is not None, f"{method.name} takes gradients of its own"
             for b, g in zip(besides, elsewhere(found), strict=True):
@@ -2761,23 +2822,27 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 slot[name] = getattr(job.exact, name)
 
     def _run_each(self, job: _Job, besides: Sequence[tuple[Any, ...]]) -> None:
-        """The kernel on one parameter after the other."""
-        for p, w in zip(job.params, besides, strict=True):
-            slot = self.state[p]
-            theta, g, *rest = self._arguments(p, job)
+        """The kernel on one parameter after the other, or on several small ones."""
+        params = [self._loaded(p, job.setting) for p in job.params]
+        for members in batches(self.method, params, [job.s] * len(params)):
+            calls = [(*self._arguments(job.params[i], job), *besides[i]) for i in members]
             # What is compiled for one shape serves all of as many axes, but for sizes 0 and 1.
-            compiled = self._compile and min(theta.shape, default=0) > 1
-            result, state = self._called_kernel(compiled, theta, g, *rest, *w)
-            users = {id(theta), id(g)}  # memory of the user's, which changes outside, is not kept
-            for name, x in entries(_there(state), self._codes(p)).items():
-                slot[name] = x.clone() if id(x) in users else x
-            self._store(p, result, job.t)
+            compiled = self._compile and min(calls[0][0].shape, default=0) > 1
+            if compiled:
+                results = [self._called_kernel(*x) for x in calls]
+            else:
+                results = together(self.method, self.method.step, calls)
+            for i, (theta, g, *_), (result, state) in zip(members, calls, results, strict=True):
+                p = job.params[i]
+                users = {id(theta), id(g)}  # memory of the user's, which changes outside, is not kept
+                for name, x in entries(_there(state), self._codes(p)).items():
+                    # Nor is a part of what belongs to several.
+                    self.state[p][name] = x.clone() if id(x) in users or len(members) > 1 else x
+                self._store(p, result, job.t)
 
-    def _called_kernel(self, compiled: bool, *arguments: Any) -> Any:
-        """The step of a kernel, compiled where that is wanted and possible."""
+    def _called_kernel(self, *arguments: Any) -> Any:
+        """The step of a kernel, compiled where that is possible."""
         step = self.method.step
-        if not compiled:
-            return step(*arguments)
         try:
             return _compiled(step)(*_as_tensors(arguments))
         except Exception as error:

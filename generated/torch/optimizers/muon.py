@@ -142,6 +142,7 @@ METHOD = Method(
     step=muon_step,
     elementwise=False,
     only="matrix",
+    products=True,
     coded={"M": "signed"},
 )
 

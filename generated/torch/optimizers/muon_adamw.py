@@ -201,6 +201,7 @@ METHOD = Method(
     scalars=muon_adamw_scalars,
     step=muon_adamw_step,
     elementwise=False,
+    products=True,
     coded={"M": "signed", "m": "signed", "v": "unsigned"},
 )
 
