@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import os
+import runpy
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -206,3 +209,40 @@ def scaled(lr: NonNegative = 0.5):
     c = meta("c", ())
     theta[t] = theta[t-1] - lr * (c * g[t])
 '''
+
+
+def test_the_example_beats_tuned_sgd() -> None:
+    """The weights that are checked in, on new digits; SGD is tuned on these very tasks."""
+    pytest.importorskip("sklearn")
+    from generated.numpy import SGD
+
+    example = vars_of("learned.py")
+    tasks = example["tasks"](example["UNSEEN"], 16, seed=5)
+    ours = example["curves"](example["learnt"](example["saved_weights"]()), tasks)
+    rates = np.geomspace(0.05, 2, 12)
+    found = [example["curves"](lambda p, lr=lr: SGD(p, lr=float(lr)), tasks) for lr in rates]
+    assert ours[:, -1].mean() < 0.8 * min(x[:, -1].mean() for x in found)
+    assert ours.mean() < 0.8 * min(x.mean() for x in found)
+
+
+def test_the_example_has_the_same_bits_everywhere() -> None:
+    pytest.importorskip("sklearn")
+    there = [x for x in ("numpy", "torch", "jax", "tensorflow") if importlib.util.find_spec(x)]
+    example = vars_of("learned.py")
+    differ = example["same_bits"](example["saved_weights"](), there)
+    assert differ == dict.fromkeys(there, 0)
+
+
+def test_the_example_learns() -> None:
+    """A few meta-steps in JAX: the loss falls."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("jax")
+    said: list[str] = []
+    vars_of("learned.py")["trained"](8, at_a_time=2, report=said.append)
+    losses = [float(line.split("loss ")[1].split(",")[0]) for line in said]
+    assert losses[1] < losses[0]
+
+
+def vars_of(name: str) -> dict[str, Any]:
+    """An example as a module."""
+    return runpy.run_path(str(Path(__file__).parents[1] / "examples" / name))
