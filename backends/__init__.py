@@ -76,6 +76,7 @@ WIDEST: Table = {
     **OPERATORS,
     **{op: f"torch.{op}" for op in ("sqrt", "abs", "floor", "where")},
     **{op: op for op in ("sign", "minimum", "maximum")},
+    "finite": "tf.math.is_finite",
     "not": "torch.logical_not",
     "matmul": "matmul",
     "fill": "full_like",

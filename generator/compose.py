@@ -330,8 +330,22 @@ def _wrapped(wrapper: ir.Program, program: ir.Program) -> ir.Program:
             wrapper.line,
             f"{wrapper.name} and {program.name} both say what to evaluate with. Leave one of them out.",
         )
+    held = next((s for s in wrapper.body if isinstance(s, ir.When) and _held(wrapper, s)), None)
+    clocks = any(
+        e == ir.Clock("t") for s in ir.statements(wrapper.body) for x in ir.expressions(s) for e in ir.walk(x)
+    )
+    if clocks and (held is not None or program.held is not None):
+        what = f"{wrapper.name} counts steps that {program.name} does not. Put it inside of what skips steps."
+        raise SpecError(wrapper.file, wrapper.line, what)
+    if held is not None:
+        kept = {s.target for s in ir.statements(program.body) if isinstance(s, ir.Start | ir.Assign)}
+        if program.held is not None or "g" in kept:
+            does = "skips steps already" if program.held is not None else "has its own say about the gradient"
+            what = f"{program.name} {does}, inside of {wrapper.name}. Wrap another optimizer."
+            raise SpecError(wrapper.file, wrapper.line, what)
     return replace(
         program,
+        held=program.held if held is None else held.condition,
         parameters=(*program.parameters, *wrapper.parameters),
         body=_spliced(wrapper, wrapper.body, program, None),
         requires=(*program.requires, *wrapper.requires),
@@ -349,7 +363,8 @@ def _spliced(
     made: list[ir.Statement] = []
     for s in body:
         if isinstance(s, ir.When):
-            inside = _spliced(wrapper, s.body, program, _times(s.condition))
+            clock = ir.Clock("t") if _held(wrapper, s) else _times(s.condition)
+            inside = _spliced(wrapper, s.body, program, clock)
             made.append(replace(s, body=inside))
         elif isinstance(s, ir.Assign) and isinstance(s.value, ir.Call) and s.value.op == "update":
             names = {"theta": s.target}
@@ -377,6 +392,19 @@ def _spliced(
 
 def _is_inside(wrapper: ir.Program, s: ir.Statement) -> bool:
     return all(x is not s for x in wrapper.body)
+
+
+def _held(wrapper: ir.Program, s: ir.When) -> bool:
+    """Whether sums over all parameters decide on the update: then t counts the updates alone."""
+    updates = [x for x in s.body if isinstance(x, ir.Assign) and isinstance(x.value, ir.Call)]
+    if not any(x.value.op == "update" for x in updates if isinstance(x.value, ir.Call)):
+        return False
+    read = {s.condition}
+    for x in reversed(wrapper.body):  # what the condition follows from
+        if isinstance(x, ir.Assign) and ir.Ref(x.target) in {e for r in read for e in ir.walk(r)}:
+            read |= {x.value}
+    nodes = (e for r in read for e in ir.walk(r))
+    return any(isinstance(e, ir.Call) and e.op in ir.GLOBAL for e in nodes)
 
 
 def _times(condition: ir.Expr) -> ir.Expr | None:

@@ -61,6 +61,7 @@ _COMMON: dict[str, Callable[..., Any]] = {
     "ge": lambda a, b: a >= b,
     "eq": lambda a, b: a == b,
     "ne": lambda a, b: a != b,
+    "finite": lambda x: x - x == 0,
     "and": lambda a, b: a & b,
     "or": lambda a, b: a | b,
     "floordiv": lambda a, b: a // b,
@@ -403,6 +404,8 @@ def step(
     name, where the parameters hold these values.
     """
     moving = [i for i, g in enumerate(grads) if g is not None]
+    held = runs[0].lowered.held if runs else None
+    t = None if held else t
     with np.errstate(all="ignore"):
         known = []
         for i in moving:
@@ -427,6 +430,8 @@ def step(
                 r.follow(p, totals, names)
         for r, names in known:
             r.finish(names)
+        for r, names in (*known, *waiting) if held else ():
+            r.t -= not names[f"shared.{held}"]
 
 
 def _elsewhere(

@@ -230,6 +230,7 @@ class Program:
     body: tuple[Statement, ...]
     requires: tuple[tuple[Expr, int], ...] = ()
     evaluate: Expr | None = None
+    held: Expr | None = None  # steps in which this does not hold are not counted
     file: str = ""
     line: int = 0
     doc: tuple[str, ...] = ()  # docstring paragraphs that are neither source nor note
@@ -338,6 +339,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "ge": Operation(2, "bool", "elementwise", "x >= y; false for NaN"),
     "eq": Operation(2, "bool", "elementwise", "x = y; -0 equals +0, NaN equals nothing"),
     "ne": Operation(2, "bool", "elementwise", "not x = y"),
+    "finite": Operation(1, "bool", "elementwise", "neither infinite nor NaN"),
     "and": Operation(2, "bool", "elementwise", "both"),
     "or": Operation(2, "bool", "elementwise", "either"),
     "not": Operation(1, "bool", "elementwise", "the other"),
@@ -598,6 +600,7 @@ class Lowered:
     further gradients, meta-parameters and what else the caller gives as `given.name`.
 
     A program with shared states has one clock for all its parameters, those without a gradient included.
+    Where `shared.held` does not hold, a step is not counted, and t stays as it was.
     """
 
     program: Program
@@ -612,6 +615,7 @@ class Lowered:
     delta: tuple[str, Operand] | None = None  # ("add" | "sub", value): parameter ± value is result
     evaluate: str | None = None  # the state to evaluate with; None: the parameters themselves
     passes: tuple[Pass | Point, ...] = ()  # what comes before the step, in this order
+    held: str | None = None  # what follows from sums and says whether the step counts
     given: tuple[Given, ...] = ()  # what the caller gives, then the further gradients
 
     @property

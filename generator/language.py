@@ -33,7 +33,7 @@ from generator.operators import as_written
 from generator.syntax import Scope, Source, find, scan
 
 _FUNCTIONS = (
-    *"sqrt abs sign minimum maximum floor where equal exp log cos sum mean norm rms".split(),
+    *"sqrt abs sign minimum maximum floor where equal finite exp log cos sum mean norm rms".split(),
     *"row_mean col_mean row_sum col_sum row_norm col_norm row_rms col_rms".split(),
     *"mean_but_first mean_but_last global_sum global_norm grad update oracle noise".split(),
     *"meta stack dense entry".split(),
@@ -345,7 +345,7 @@ def _counted(name: str, arity: int, operands: tuple[Any, ...]) -> tuple[Any, ...
 
 sqrt, abs, sign = _function("sqrt"), _function("abs"), _function("sign")
 minimum, maximum = _function("minimum"), _function("maximum")
-floor, where = _function("floor"), _function("where")
+floor, where, finite = _function("floor"), _function("where"), _function("finite")
 exp, log, cos = _function("exp"), _function("log"), _function("cos")
 sum, mean = _function("sum"), _function("mean")
 norm, rms = _function("norm"), _function("rms")

@@ -58,6 +58,8 @@ class _Lowerer:
         self.scalars: list[Value | Repeat] = []
         self.step: list[Step] = []  # where values of tensors go: the program, or a region
         self.region: Region = EVERYWHERE
+        self.choosing = False  # whether sums over parameters decide on what the statement leaves
+        self.holding: str | None = None  # what decides on whether the step counts
         self.deciding = False  # whether a scalar decides on whether the statement happens
         self.parameter = "theta"
         self.into = self.scalars  # where step-scope values go: the program, or a loop's body
@@ -136,6 +138,7 @@ class _Lowerer:
             new_states=tuple(new_states),
             types=self.types,
             delta=self.delta(result) if program.kind == "optimizer" and point is None else None,
+            held=self.holding,
             evaluate=self.evaluated() if point is not None or program.evaluate else None,
             given=tuple(sorted(self.given.values(), key=lambda x: (x.gradient, x.sizes is None))),
         )
@@ -235,13 +238,39 @@ class _Lowerer:
         """What happens where a scalar says so, and what instead."""
         condition = self.expr(s.condition)
         if condition.tensor:
-            raise self.missing("a region that sums over parameters decide on")
+            self.held(s, condition)
+            return
         if isinstance(s.condition, ir.Call) and any(
             isinstance(e, ir.Call) and e.op == "word" for e in ir.walk(s.condition)
         ):
             raise self.missing("choices")
         condition = self.rename(condition, "happens")
         self.ways(regions.fact("when", s.condition), s.body, s.otherwise, condition)
+
+    def held(self, s: ir.When, condition: Typed) -> None:
+        """What happens where sums over all parameters say so: both ways are computed, and one is chosen."""
+        condition = self.rename(condition, "happens")
+        if self.program.held == s.condition:
+            self.holding = str(condition.operand)
+        fact = regions.fact("when", s.condition)
+        around, before, choosing = self.region, self.now, self.choosing
+        self.choosing = True
+        ways = []
+        for f, body in ((fact, s.body), (regions.opposite(fact), s.otherwise)):
+            self.region, self.now = around | {f}, dict(before)
+            self.block(body)
+            ways.append((self.region, self.now))
+        self.region, self.now, self.choosing = around, before, choosing
+        for name in {n: None for _, now in ways for n in now if now[n] != before.get(n)}:
+            one, other = (self.left(name, region, now) for region, now in ways)
+            if one is None or other is None:
+                continue  # of use inside its region only
+            if any(x.name == name and x.home for x in self.checked.states):
+                what = f"{name}, which only some parameters have, in a region that sums decide on"
+                raise self.missing(what)
+            values = [self.scalar(self.as_float(x)) for x in (one, other)]
+            self.target = name
+            self.now[name] = self.rename(self.make("where", [condition, *values], "float"), name)
 
     def ways(
         self,
@@ -722,7 +751,9 @@ class _Lowerer:
         if not isinstance(last, Value) or last.name != x.operand or last.spec:
             return x  # another name for what is there already
         state = any(s.name == wanted for s in self.checked.states)
-        if wanted in ("theta", "point"):
+        if self.choosing and (state or wanted == "theta"):
+            name = self.fresh(f"{wanted}_new")  # the name is for what is chosen
+        elif wanted in ("theta", "point"):
             name = f"{wanted}_next"
         elif state and f"{wanted}*" not in self.taken:
             name = wanted

@@ -47,7 +47,7 @@ def split(lowered: Lowered) -> Lowered:
                 early |= {v.name} if level[v.name] == 0 else set()
     kept = _kept(lowered, shared)
     states = [(s, o) for s, o in lowered.new_states if s not in kept]
-    results = {str(lowered.result), *(str(o) for _, o in states)}
+    results = {str(lowered.result), *(str(o) for _, o in states), str(lowered.held)}
     own = [v for v in lowered.step if not isinstance(v, Value) or v.name not in {**shared, **points}]
     seen = {name: f"shared.{name}" for name in shared} | {name: f"given.{name}" for name in points}
     made: list[Pass | Point] = []

@@ -105,6 +105,7 @@ class View:
     states: tuple[str, ...]
     scalar_states: tuple[tuple[str, str], ...]
     shared_states: tuple[tuple[str, str], ...]
+    held: str
     starts: tuple[Start, ...]  # of tensor states
     init_hypers: tuple[str, ...]
     memory: str
@@ -198,6 +199,7 @@ def view(lowered: Lowered, backend: Backend) -> View:
         states=tuple(s.name for s in lowered.tensor_states),
         scalar_states=tuple((s.name, _scalar_start(s)) for s in lowered.scalar_states),
         shared_states=tuple((s.name, _scalar_start(s)) for s in lowered.shared_states),
+        held=lowered.held or "",
         starts=starts,
         init_hypers=tuple(dict.fromkeys(s.value for s in starts if s.value in _names(program))),
         memory=_memory(lowered),

@@ -30,8 +30,9 @@ Domains of hyperparameters: NonNegative, Positive, Decay (0 <= x < 1), Real; Cou
     ends (low_open=True, high_open=True: without), Annotated[int, Domain(low, high)]; of these
     tuple[Real, ...] and Optional[Real].
 Operations: + - * / ** elementwise; sqrt abs sign minimum maximum; exp log cos floor pi in step
-    scope; where(condition, a, b) chooses, equal(a, b) compares, & | ~ join conditions; // and %
-    on integers. A constant of the file, EPS = 1e-3, is a number like any other.
+    scope; where(condition, a, b) chooses, equal(a, b) compares, finite(x) asks whether x is neither
+    infinite nor NaN, & | ~ join conditions; // and % on integers. A constant of the file,
+    EPS = 1e-3, is a number like any other.
 Reductions: sum mean norm rms of one parameter's tensor; row_sum row_mean row_norm row_rms, and the
     same of columns (col_sum, ...), of a matrix; mean_but_first mean_but_last over all axes but one,
     repeated to the tensor's shape; global_sum global_norm over all parameters. A state that follows
@@ -65,8 +66,10 @@ Composition: `chain(clip_by_norm, adamw, polyak_average)`: transforms, one optim
     what it adds to theta[t-1] (decoupled_weight_decay), wrappers; on the command line
     "clip_by_norm > adamw > polyak_average". A wrapper has theta[t] follow from
     `inner = update(g[t])`, the new parameters of what it wraps; in `with when(equal(t % k, 0)):`
-    that happens, and is counted, every k steps. `route(muon, adamw)`, or "muon | adamw": the
-    first for matrices, the second for other parameters, at the rate lr * adamw_lr_ratio.
+    that happens, and is counted, every k steps. In a region that sums over all parameters decide on
+    (skip_nonfinite), both ways are computed and one is chosen, and t counts the updates alone.
+    `route(muon, adamw)`, or "muon | adamw": the first for matrices, the second for other
+    parameters, at the rate lr * adamw_lr_ratio.
 Learning: `hypergradient(adam, wrt="lr")` is adam with lr learnt by hypergradient descent, from the
     derivatives of its own equations; `kappa` is the step size of that. On the command line
     "hypergradient(adam, lr)".

@@ -704,6 +704,11 @@ def lookahead(fast: Array, slow: Array, *, k: int, alpha: float) -> Array:
     return (1 - alpha) * slow + alpha * fast
 
 
+def skip_nonfinite(grads: Sequence[Sequence[Array]]) -> list[bool]:
+    """Whether each step is done: all of its gradients are finite. arXiv:1710.03740, section 3.2."""
+    return [all(bool(np.all(np.abs(g) < np.inf)) for g in gs) for gs in grads]
+
+
 def accumulate(grads: Sequence[Array], *, k: int) -> list[Array]:
     """The mean of each k gradients."""
     return [np.mean(grads[i : i + k], axis=0) for i in range(0, len(grads) - k + 1, k)]

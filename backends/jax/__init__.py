@@ -10,6 +10,7 @@ _FUNCTIONS = {
     "sqrt": "sqrt",
     "abs": "jnp.abs",
     "floor": "jnp.floor",
+    "finite": "jnp.isfinite",
     "where": "jnp.where",
     "sign": "sign",
     "minimum": "minimum",

@@ -10,6 +10,7 @@ _FUNCTIONS = {
     "sqrt": "np.sqrt",
     "abs": "abs",
     "floor": "np.floor",
+    "finite": "np.isfinite",
     "sign": "sign",
     "minimum": "minimum",
     "maximum": "maximum",

@@ -257,6 +257,7 @@ class Method(NamedTuple):
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
     shared_states: Mapping[str, float | str] = {}  # states of all parameters, likewise
+    held: str | None = None  # what of `shared` says whether the step counts; None: it does
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
     coded: Mapping[str, str] = {}  # states that may be kept in 8 bits, with their codes
     requires: Callable[..., Mapping[str, Any]] | None = None  # relations: text, whether it holds
@@ -390,12 +391,12 @@ def over_all(
         arguments: (theta, g, state, s) for each parameter.
         given: what the caller gives, for each parameter, where the method reads any of it.
         elsewhere: the gradients where the parameters hold other values.
-        together: what parameters have in common, for each s, where they have states together.
+        together: what parameters have in common, for each dtype, where they have states together.
     """
     besides = [{"given": x} for x in given] or [{} for _ in arguments]
-    common = {id(x.s): x for x in together}
-    for (*_, s), b in zip(arguments, besides, strict=True):
-        b |= {"shared": common[id(s)].shared} if together else {}
+    common = {x.dtype: x for x in together}
+    for (theta, *_), b in zip(arguments, besides, strict=True):
+        b |= {"shared": common[theta.dtype].shared} if together else {}
     for first, then in method.passes if arguments else ():
         found = [first(*a, *b.values()) for a, b in zip(arguments, besides, strict=True)]
         if isinstance(then, str):
@@ -406,8 +407,11 @@ def over_all(
         total = type(found[0])(*map(total_of, zip(*found, strict=True)))
         for x in together:
             x.shared = then(type(total)(*map(x.dtype.type, total)), x.s, x.shared)
-        made = {key: x.shared for key, x in common.items()}  # the parameters of a step share their scalars
+        made: dict[int, Any] = {}  # the parameters of a step share their scalars
         for (theta, _, _, s), b in zip(arguments, besides, strict=True):
+            if together:
+                b["shared"] = common[theta.dtype].shared
+                continue
             if id(s) not in made:
                 shared = () if "shared" not in b else (b["shared"],)
                 made[id(s)] = then(type(total)(*map(theta.dtype.type, total)), s, *shared)
@@ -603,7 +607,11 @@ class Optimizer:
                 self._update(x, w)
             for kind, common in together.items():
                 new = {name: getattr(common.shared, name) for name in self.method.shared_states}
+                if self.method.held and not getattr(common.shared, self.method.held):
+                    new["step"] = common.clock["step"] - 1
                 self.shared[kind] = {**common.clock, **new}
+            for x in ready if together else ():
+                x.slot["step"] = self.shared[compute_dtype(x.arguments[0].dtype).name]["step"]
         self.steps += 1
 
     @property
@@ -754,10 +762,7 @@ class Optimizer:
             slot.update(step=0, **self._begun(path, hypers))
             if not together:
                 slot.update(self._starts(method.scalar_states, dtype, hypers))
-        if together:
-            s, slot["step"] = together[dtype.name].s, together[dtype.name].clock["step"]
-        else:
-            s = self._scalars(dtype, slot, hypers, scalars, setting)
+        s = together[dtype.name].s if together else self._scalars(dtype, slot, hypers, scalars, setting)
         s = of_parameter(method.sources, s, place)
         return _Ready(path, slot, (self._loaded(path, slot), g32, self._state_of(p, slot), s))
 

@@ -8,6 +8,7 @@ from backends import OPERATORS, Backend, guarded
 
 _FUNCTIONS = {
     "sign": "sign",
+    "finite": "tf.math.is_finite",
     "minimum": "minimum",
     "maximum": "maximum",
     "not": "logical_not",

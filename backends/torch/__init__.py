@@ -12,6 +12,7 @@ _FUNCTIONS = {
     "sqrt": "sqrt",
     "abs": "abs",
     "sign": "sign",
+    "finite": "isfinite",
     "minimum": "minimum",
     "maximum": "maximum",
     "where": "where",

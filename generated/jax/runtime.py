@@ -1681,6 +1681,7 @@ class Method:
     scalar_states: Mapping[str, Any] = field(default_factory=dict)  # starts: numbers, or a name
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
     shared_states: Mapping[str, Any] = field(default_factory=dict)  # of all parameters, likewise
+    held: str | None = None  # what of `shared` says whether the step counts; None: it does
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
     coded: Mapping[str, str] = field(default_factory=dict)  # states that 8 bits may hold, their codes
     requires: Callable[..., Mapping[str, Any]] | None = None  # what must hold between them
@@ -2227,7 +2228,7 @@ def _tied(tree: Tree, zero: Any) -> Tree:
     A sweep over hyperparameters under vmap may share them. Tied, they have the sweep's axis too: XLA
     divides by what has one axis less in its own way.
     """
-    return jax.tree.map(lambda x: _hidden(x, zero), tree)
+    return jax.tree.map(lambda x: x if x.dtype == bool else _hidden(x, zero), tree)
 
 
 def over_all(
@@ -2631,7 +2632,10 @@ class _Shell:
             }
             for kind in state.scalars
         }
-        count = state.count + (state.count < np.iinfo(np.int32).max)
+        counts = state.count < np.iinfo(np.int32).max
+        if self.method.held and shared:
+            counts &= getattr(next(iter(shared.values())), self.method.held)
+        count = state.count + counts
         tensors = self.gathered(slots, structure)
         after = State(count, tensors, kept, self.beside(beside, structure))
         return jax.tree.unflatten(structure, results), after

@@ -1771,6 +1771,7 @@ class Method:
     scalar_states: Mapping[str, float | str] = field(default_factory=dict)
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
     shared_states: Mapping[str, float | str] = field(default_factory=dict)  # of all parameters, likewise
+    held: str | None = None  # what of `shared` says whether the step counts; None: it does
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
     coded: Mapping[str, str] = field(default_factory=dict)  # states that 8 bits may hold, their codes
     requires: Function | None = None  # relations: text, whether it holds
@@ -1989,6 +1990,10 @@ class _Kernel:
             theta, beside = tf.cast(theta, tf.float32), tf.cast(kept.beside, tf.float32)
             theta = self.storage.loaded(theta, beside, tf.as_dtype(self.dtype).name)
         return theta, self.method.state(**states)
+
+    def counted(self, step: Tensor, shared: Any) -> Tensor:
+        """The steps that count, this one included if it does."""
+        return step + tf.cast(getattr(shared, cast(str, self.method.held)), step.dtype)
 
     def partials(
         self, n: int, t: Tensor, s: Any, theta: Tensor, g: Tensor, kept: _Kept, place: Any, *w: Any
@@ -2334,7 +2339,12 @@ def _each(
         for kernel, group, bs in zip(kernels, calls, besides, strict=True)
     ]
     after = [
-        {name: getattr(x if name in k.method.scalar_states else w, name) for name in p}
+        {
+            name: k.counted(p[name], w)
+            if name == "step"
+            else getattr(x if name in k.method.scalar_states else w, name)
+            for name in p
+        }
         for k, x, p, w in zip(kernels, s, kept, shared, strict=True)
     ]
     return [[x for x, _ in group] for group in made], [[x for _, x in group] for group in made], after
@@ -2734,7 +2744,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def _kept_once(self) -> dict[str, float | str]:
         """What is kept once for each compute dtype, and where it starts."""
-        return {**self.method.scalar_states, **self.method.shared_states}
+        count: dict[str, float | str] = {"step": 0.0} if self.method.held else {}
+        return {**self.method.scalar_states, **self.method.shared_states, **count}
 
     def _check_distinct(self, variables: Sequence[Any]) -> None:
         seen: set[Any] = set()
@@ -2795,8 +2806,9 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             first = float(numbers.get(start, start))
         return self.add_variable(
             shape=(),
-            initializer=lambda shape, dtype: tf.constant(first, dtype, shape),  # Keras' own: by float32
-            dtype=kind.dtype,
+            # Keras' own Constant goes by float32.
+            initializer=lambda shape, dtype: tf.cast(tf.constant(first, tf.float64, shape), dtype),
+            dtype="int64" if name == "step" else kind.dtype,
             aggregation="only_first_replica",
             name=f"{name}_{kind}".replace(" ", "_"),
         )
@@ -2975,6 +2987,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         for name in self._kept_once():
             for kind, variable in getattr(self, f"_state_{name}").items():
                 kept_by_kind.setdefault(kind, {})[name] = tf.convert_to_tensor(variable)
+        for old in kept_by_kind.values():
+            t = old["step"] + 1 if "step" in old else t
         present = {str(self._kind(dtype, setting)) for dtype, _, setting in groups}
         for key in kept_by_kind:
             if key not in present:  # the clock moves for these scalars, too

@@ -1431,8 +1431,11 @@ def quotient(a: float, x: Tensor) -> Tensor:
     return x.new_full((), a) / x
 
 
-def power(x: Any, k: int) -> Any:
+def power(x: Any, k: Any) -> Any:
     """x**k by squaring from the lowest bit; the same products on every backend."""
+    if isinstance(k, Tensor) and not k.is_cpu:
+        return _power_there(x, k)
+    k = int(k)  # in the host's memory, where looking does not wait
     if k < 0:
         return div(1.0, power(x, -k))
     result: Any = 1.0
@@ -1443,6 +1446,15 @@ def power(x: Any, k: int) -> Any:
         if k:
             x = x * x
     return result
+
+
+def _power_there(x: Tensor, k: Tensor) -> Tensor:
+    """The same for an exponent on a device, which is not looked at: 63 bits, with or without a product."""
+    left, result = k.abs(), torch.ones_like(x)
+    for _ in range(63):
+        result = torch.where(left & 1 == 1, result * x, result)
+        x, left = torch.where(left > 1, x * x, x), left >> 1
+    return torch.where(k < 0, result.reciprocal(), result)
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
@@ -1456,8 +1468,8 @@ def where(condition: Any, a: Any, b: Any) -> Any:
         if chosen.dim() >= other.dim():
             return chosen
         return chosen.expand(torch.broadcast_shapes(chosen.shape, other.shape)).clone()
-    if not (isinstance(a, Tensor) or isinstance(b, Tensor)):
-        raise TypeError("where: neither branch is a tensor. Make one with full_like(g, value).")
+    if not (isinstance(a, Tensor) or isinstance(b, Tensor)):  # in step scope numbers are doubles
+        a = torch.tensor(a, dtype=torch.float64, device=condition.device)
     return torch.where(condition, a, b)
 
 
@@ -1477,6 +1489,11 @@ def sign(x: Any) -> Any:
         return 1.0 if x > 0 else -1.0 if x < 0 else x
     rest = torch.where(x == 0.0, x.detach(), x) if x.requires_grad else x
     return torch.where(x > 0.0, 1.0, torch.where(x < 0.0, -1.0, rest))
+
+
+def isfinite(x: Any) -> Any:
+    """Whether it is neither infinite nor NaN."""
+    return torch.isfinite(x) if isinstance(x, Tensor) else math.isfinite(x)
 
 
 def floor(x: Any) -> Any:
@@ -1675,14 +1692,16 @@ def inverse(x: Tensor, axis: int) -> Any:  # type: ignore[no-redef]
 # Python's integers in step scope, and numpy.uint32 where tensors are taken by their memory.
 
 
-def word(x: int) -> int:
+def word(x: Any) -> Any:
     """A word of an integer, modulo 2**32."""
     return x & 0xFFFFFFFF
 
 
 def packed(words: Sequence[Any]) -> Tensor:
     """Words as one tensor."""
-    return torch.cat([w if isinstance(w, Tensor) else torch.tensor([w], device="cpu") for w in words])
+    place = next((w.device for w in words if isinstance(w, Tensor)), "cpu")
+    given = (w if isinstance(w, Tensor) else torch.tensor(w, device=place) for w in words)
+    return torch.cat([w.reshape(-1) for w in given])
 
 
 def counted(count: int, like: Any) -> Any:
@@ -1911,6 +1930,11 @@ def _double(value: Any) -> Any:
     return value.reshape(()).double() if isinstance(value, Tensor) else value
 
 
+def _beside(t: Tensor, value: Any) -> Any:
+    """A number as a double where the count of steps is."""
+    return torch.tensor(value, dtype=torch.float64, device=t.device) if isinstance(value, float) else value
+
+
 # --------------------------------------------------------------------------------------------------
 # What storage is made of; it runs between kernels, never compiled
 
@@ -2073,6 +2097,7 @@ class Method(NamedTuple):
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
     shared_states: Mapping[str, float | str] = {}  # states of all parameters, likewise
+    held: str | None = None  # what of `shared` says whether the step counts; None: it does
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
     coded: Mapping[str, str] = {}  # states that may be kept in 8 bits, with their codes
     requires: Requires = None
@@ -2101,7 +2126,7 @@ class _Job:
 
     params: list[Tensor]
     setting: Setting  # of it, how the kernel sees them
-    t: int
+    t: Any  # an integer, or a tensor where data decide on which steps count
     exact: Any  # the step's scalars in double
     s: Any  # the same, rounded
     clock: dict[str, Any] | None = None  # what is kept of them together
@@ -2688,7 +2713,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             for p in group["params"]:
                 if _kind(p) not in kept:
                     wide = compute_dtype(p.dtype)
-                    clock = kept[_kind(p)] = {"step": 0, **self._starts(method.scalar_states, wide, hypers)}
+                    clock = kept[_kind(p)] = {"step": self._count(0, p)}
+                    clock |= self._starts(method.scalar_states, wide, hypers)
                     for name, x in self._starts(method.shared_states, wide, hypers).items():
                         clock[name] = _entering(x, wide).detach().to(p.device, copy=True)
             clocks.append(kept)
@@ -2709,7 +2735,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         def job(index: int, dtype: torch.dtype, kept: Any, place: Any, clock: Any) -> list[Tensor]:
             (values, hypers), setting = groups[index], self._setting(self.param_groups[index])
             scalars = tuple(kept[name] for name in self.method.scalar_states)
-            key = (values, dtype, kept["step"] + 1, scalars, place, id(clock), setting.view)
+            t = kept["step"] + 1 if clock is None else 0  # a clock stands for its count
+            key = (values, dtype, t, scalars, place, id(clock), setting.view)
             return jobs.setdefault(key, (setting, hypers, clock, []))[3]
 
         for p, index in ready:
@@ -2723,7 +2750,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 if id(clock) not in begun:
                     job(index, getattr(torch, kind), clock, None, clock)
         return [
-            self._job(params, setting, hypers, dtype, t, kept, clock)
+            self._job(params, setting, hypers, dtype, clock["step"] + 1 if clock else t, kept, clock)
             for (_, dtype, t, kept, *_), (setting, hypers, clock, params) in jobs.items()
         ]
 
@@ -2733,13 +2760,15 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         setting: Setting,
         hypers: Mapping[str, Any],
         dtype: torch.dtype,
-        t: int,
+        t: Any,
         kept: tuple[Any, ...],
         clock: dict[str, Any] | None,
     ) -> _Job:
         """Parameters that share everything but their values, and the scalars of their step."""
         method, wide = self.method, compute_dtype(dtype)
         given = {name: _double(value) for name, value in hypers.items()}
+        if isinstance(t, Tensor):  # then all scalars are
+            given = {name: _beside(t, value) for name, value in given.items()}
         if kept:
             given |= {f"{k}_prev": x for k, x in zip(method.scalar_states, kept, strict=True)}
             given["store"] = storing(wide)
@@ -2792,6 +2821,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 self.state[p][name] = self._beside(p, beside)
         p.copy_(round_to(x, p.dtype).reshape(p.shape))
 
+    def _count(self, step: int, p: Tensor) -> Any:
+        """Counted steps; where data decide on what counts, a tensor where the parameter is."""
+        return step if self.method.held is None else torch.tensor(step, device=p.device)
+
     def _for_init(self, hypers: Mapping[str, Any]) -> dict[str, Any]:
         return {name: _double(hypers[name]) for name in self.method.init_hypers}
 
@@ -2814,7 +2847,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             slot["step"] = job.t
         if job.clock is not None:
             kept = [job.clock]
-            job.clock["step"] = job.t
+            counts = method.held is None or getattr(job.shared, method.held).to(job.t.device)
+            job.clock["step"] = job.t if method.held is None else job.t - 1 + counts
+            for p in job.params:
+                self.state[p]["step"] = job.clock["step"]
             for name in method.shared_states:
                 job.clock[name] = getattr(job.shared, name)
         for slot in kept:
@@ -3064,7 +3100,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         for kind, values in saved.items():
             like = places[kind].new_empty((), dtype=compute_dtype(places[kind].dtype))
             common[kind] = {k: float(x) for k, x in values.items() if k in method.scalar_states}
-            common[kind]["step"] = int(values["step"])
+            common[kind]["step"] = self._count(int(values["step"]), places[kind])
             for name in method.shared_states:
                 common[kind][name] = torch.as_tensor(values[name]).detach().reshape(()).to(like, copy=True)
         return common

@@ -132,7 +132,7 @@ def adam_hd_shared(
     total: AdamHDSums, s: AdamHDScalars, shared: AdamHDShared
 ) -> AdamHDShared:
     """What follows from the sums over all tensors."""
-    fl = rounded(total.sum_g_times_slope)
+    fl = rounded(s.kappa)
     learnt_lr = shared.learnt_lr_prev - fl(s.kappa * total.sum_g_times_slope)
     return shared._replace(learnt_lr=learnt_lr)
 

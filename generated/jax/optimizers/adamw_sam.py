@@ -139,7 +139,7 @@ def adamw_sam_shared(
     total: AdamWSAMSums, s: AdamWSAMScalars
 ) -> AdamWSAMShared:
     """What follows from the sums over all tensors."""
-    fl = rounded(total.sum_g_squared)
+    fl = rounded(s.rho)
     size = fl(sqrt(total.sum_g_squared))
     scale = jnp.where(size > 0.0, fl(s.rho / size), 0.0)
     return AdamWSAMShared(scale=scale)

@@ -91,7 +91,7 @@ def sgd_hd_shared(
     total: SGDHDSums, s: SGDHDScalars, shared: SGDHDShared
 ) -> SGDHDShared:
     """What follows from the sums over all tensors."""
-    fl = rounded(total.sum_g_times_slope)
+    fl = rounded(s.kappa)
     learnt_lr = shared.learnt_lr_prev - fl(s.kappa * total.sum_g_times_slope)
     return shared._replace(learnt_lr=learnt_lr)
 

@@ -82,7 +82,7 @@ def clip_by_global_norm_shared(
     total: ClipByGlobalNormSums, s: ClipByGlobalNormScalars
 ) -> ClipByGlobalNormShared:
     """What follows from the sums over all tensors."""
-    fl = rounded(total.sum_g_squared)
+    fl = rounded(s.max_norm)
     factor = fl(s.max_norm / maximum(s.max_norm, fl(sqrt(total.sum_g_squared))))
     return ClipByGlobalNormShared(factor=factor)
 

@@ -123,7 +123,7 @@ def momentum_hd_beta_shared(
     total: MomentumHDBetaSums, s: MomentumHDBetaScalars, shared: MomentumHDBetaShared
 ) -> MomentumHDBetaShared:
     """What follows from the sums over all tensors."""
-    fl = rounded(total.sum_g_times_slope)
+    fl = rounded(s.kappa)
     learnt_beta = shared.learnt_beta_prev - fl(s.kappa * total.sum_g_times_slope)
     return shared._replace(learnt_beta=learnt_beta, one_minus_learnt_beta=fl(1.0) - learnt_beta)
 
