@@ -722,8 +722,9 @@ def test_a_chain_is_shown_and_built(run: Run, here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["show", "adamw > clip_by_norm"], "Put transforms first, then one optimizer, then wrappers."),
-        (["show", "clip_by_norm > sgd > lion"], "Put transforms first, then one optimizer, then wrappers."),
+        (["show", "adamw > lookahead > clip_by_norm"], "Put transforms first, then one optimizer, then"),
+        (["show", "clip_by_norm > sgd > lion"], "then transforms of its change, then wrappers."),
+        (["show", "adan > clip_by_norm"], "does not end with theta[t] = theta[t-1] plus or minus a change."),
         (["show", "clip_by_norm >"], "lacks a name beside >. Write clip_by_norm > adamw."),
         (["show", "clip_by_norm > adamm"], "no spec is called 'adamm'. Did you mean adam?"),
         (["show", "clip_by_norm > sgd as 3"], "'3' is not a class name. Write one like ClippedAdamW."),
