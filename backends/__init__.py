@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from generator.ir import Lowered, Number, Operand, Repeat, Value
+from generator.ir import Branch, Lowered, Number, Operand, Repeat, Step, Value
 
 if __name__ != "backends":  # pragma: no cover - only when this folder itself is on sys.path
     raise ImportError("put the folder above `backends` on sys.path, not `backends` itself")
@@ -34,6 +34,7 @@ OPERATORS: Table = {
     "ge": ">=",
     "eq": "==",
     "ne": "!=",
+    "is": "==",
     "and": "&",
     "or": "|",
     "floordiv": "//",
@@ -159,11 +160,14 @@ def guarded(lowered: Lowered) -> Lowered:
     return replace(made, scalars=_guarded_block(lowered.scalars))
 
 
-def _guarded_block(values: tuple[Value | Repeat, ...]) -> tuple[Value | Repeat, ...]:
-    made: list[Value | Repeat] = []
+def _guarded_block(values: tuple[Step, ...]) -> tuple[Step, ...]:
+    made: list[Step] = []
     for v in values:
         if isinstance(v, Repeat):
             made.append(replace(v, body=_guarded_block(v.body)))
+        elif isinstance(v, Branch):
+            ways = _guarded_block(v.body), _guarded_block(v.otherwise)
+            made.append(replace(v, body=ways[0], otherwise=ways[1]))
         else:
             made += _guard(v, _SCALAR_GUARDED, tensor=False)
     return tuple(made)

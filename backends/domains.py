@@ -7,8 +7,10 @@ package stands alone.
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -156,3 +158,31 @@ def check_relations(
         if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
+
+
+def told(choices: Mapping[str, str], hypers: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """What kernels are told of choices: themselves, or of a hyperparameter whether it is given."""
+    return tuple(
+        (name, hypers[h] if name == h else hypers[h] is not None) for name, h in choices.items()
+    )
+
+
+@functools.cache
+def settled(kernel: Any, said: tuple[tuple[str, Any], ...]) -> Any:
+    """The kernel that has been told of the choices, a function of its own to every compiler."""
+    code = kernel.__code__.replace()
+    own = types.FunctionType(code, kernel.__globals__, kernel.__name__, kernel.__defaults__)
+    own.__kwdefaults__ = {**(kernel.__kwdefaults__ or {}), **dict(said)}
+    return own
+
+
+def check_states(
+    owner: str, what: str, before: Sequence[Any], after: Sequence[Any], fields: Sequence[str]
+) -> None:
+    """Refuse a choice that changes which states there are, once there are some."""
+    odd = [k for k, a, b in zip(fields, before, after, strict=True) if (a is None) != (b is None)]
+    if odd:
+        raise ValueError(
+            f"{owner}: {what} decides on the states {', '.join(odd)}, and the run has begun. "
+            "Set it back, or make a new optimizer."
+        )

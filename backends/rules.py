@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from backends.domains import Domain
+from backends.domains import Domain, told
 
 
 class Times:
@@ -231,6 +231,7 @@ class Rules:
         unchecked: says which values are tensors or schedules.
         together: states of all parameters together, which the optimizer has.
         elementwise: whether every number goes its own way, so that it does not matter how axes are seen.
+        choices: the hyperparameters that decide, for all parameters, on what a step does.
     """
 
     def __init__(
@@ -243,6 +244,7 @@ class Rules:
         unchecked: Callable[[Domain, Any], bool],
         together: Iterable[str] = (),
         elementwise: bool = False,
+        choices: Mapping[str, str] | None = None,
     ) -> None:
         if isinstance(given, Rule) or not isinstance(given, Iterable):
             raise TypeError(f"{owner}: rules must be a list of rules, got {given!r}. Pass rules=[...].")
@@ -258,7 +260,7 @@ class Rules:
                 f"{owner}: {', '.join(together)} is kept for all parameters together, and rules would part "
                 "them. Leave rules out, or take an optimizer for each part."
             )
-        self.elementwise = elementwise
+        self.elementwise, self.choices = elementwise, choices or {}
         self.domains: dict[str, Domain] = {}  # by the spec's names
         self.words: dict[str, str] = {}  # the spec's names as users write them
         for word, domain in domains.items():
@@ -307,6 +309,13 @@ class Rules:
                     domain.check(self.owner, called, float(base) * value.factor)
             elif not unchecked(domain, value):
                 domain.check(self.owner, called, value)
+        chosen = {k: x for k, x in made.items() if not isinstance(x, Times)}
+        if self.choices and told(self.choices, {**hypers, **chosen}) != told(self.choices, hypers):
+            odd = [self.words[k] for k in chosen if k in self.choices.values()]
+            raise ValueError(
+                f"{self.owner}: {', '.join(odd)} of {place} decides on what a step does, which is the same "
+                "for all parameters here. Leave it out, or take an optimizer for each part."
+            )
         return made
 
     def _unknown(self, word: str) -> str:

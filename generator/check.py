@@ -123,7 +123,7 @@ class _Checker(Inference):
                 self.info[n].scope == "step",
                 s.line,
                 self.info[n].shape,
-                tuple((e, holds) for kind, e, holds in sorted(self.home[n], key=repr) if kind == "case"),
+                self.exists(n),
                 self.info[n].scope == "global",
             )
             for n, s in self.starts.items()
@@ -135,6 +135,11 @@ class _Checker(Inference):
         metas = tuple(name for name, e in self.inputs.items() if is_call(e, "meta"))
         elsewhere = "g" in self.assigned
         return Checked(program, states, self.info, count, elsewhere, tuple(self.inputs), noises, metas)
+
+    def exists(self, name: str) -> tuple[tuple[ir.Expr, bool], ...]:
+        """The conditions on shapes and choices under which a state exists."""
+        facts = sorted(self.home[name], key=lambda f: (f[0], repr(f)))
+        return tuple((e, holds) for kind, e, holds in facts if kind == "case" or regions.static(e))
 
     def documentation(self) -> None:
         p = self.program
@@ -315,6 +320,7 @@ class _Checker(Inference):
             taken |= {"point", "point_next"}
         if self.raises:
             taken.add("power")
+        taken |= {p.told(h.name) for h in p.parameters if h.domain.optional and p.told(h.name) != h.name}
         inner = (e for s in ir.statements(p.body) for x in ir.expressions(s) for e in ir.walk(x))
         if any(is_call(e, *ir.GLOBAL) for e in inner):
             taken |= {"shared", f"{p.class_name}Sums", f"{p.class_name}Shared"}
@@ -364,10 +370,21 @@ class _Checker(Inference):
                 self.loop(s)
             case ir.When(condition, body, otherwise):
                 f = self.condition(condition, "when")
+                self.happens(f, f"when({self.text(condition)})")
+                if otherwise:
+                    where = f"the otherwise() of when({self.text(condition)})"
+                    self.happens(regions.opposite(f), where)
                 self.inside(f, body)
                 self.inside(regions.opposite(f), otherwise)
             case ir.Case(condition, body):
                 self.inside(self.condition(condition, "case"), body)
+
+    def happens(self, f: Fact, where: str) -> None:
+        """Refuse a region for which there are no choices."""
+        if regions.impossible(self.region | {f}, self.choices):
+            raise self.fail(
+                f"{where} never happens here, whatever is chosen. Remove it, or correct its condition."
+            )
 
     def inside(self, f: Fact, body: tuple[ir.Statement, ...]) -> None:
         outer, self.region = self.region, self.region | {f}
@@ -509,7 +526,7 @@ class _Checker(Inference):
         earlier = self.known.setdefault(name, [])
         carried = self.loops and name in self.starts and self.loop_of.get(name) in self.loops
         for d in earlier[1:] if carried else earlier:
-            if not regions.exclude(d.region, self.region) and d.line != line:
+            if not regions.exclude(d.region, self.region, self.choices) and d.line != line:
                 raise self.twice(name, d.line, line)
         earlier.append(Definition(line, self.region, info))
         self.info[name] = self.merged(name, earlier[1:] if carried else earlier)

@@ -9,22 +9,39 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from generator.ir import Branch, Lowered, Number, Operand, Pass, Point, Repeat, Step, Value
-from generator.lower import uses
+from generator import regions
+from generator.ir import (
+    Branch,
+    Call,
+    Expr,
+    Hyper,
+    Lowered,
+    Number,
+    Operand,
+    Pass,
+    Point,
+    Program,
+    Repeat,
+    Step,
+    Value,
+    Word,
+    uses,
+)
 
 WIDTH = 100
 _LEVEL = {
     "or": 2,
     "xor": 3,
     "and": 4,
-    **dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne"), 1),
+    **dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne", "is"), 1),
     **dict.fromkeys(("add", "sub"), 6),
     **dict.fromkeys(("mul", "div", "floordiv", "mod", "matmul"), 7),
     "neg": 8,
     "entry": 9,
 }
+_PYTHON = {"or": -3, "and": -2, "not": -1}  # the words, of conditions on choices
 _ATOM = 10
 Table = Mapping[str, str]
 
@@ -38,12 +55,17 @@ class _Printer:
     apart: frozenset[str] = frozenset()  # values that get a line of their own wherever they fit
     naming: bool = True
     shortened: list[str] = field(default_factory=list)  # values that got one since a line was long
+    absent: frozenset[str] = frozenset()  # names that are None unless a way sets them
     chosen: int = 0  # regions so far that a scalar decides on
+    program: Program | None = None  # whose choices a kernel is told; None in step scope
 
     def operand(self, o: Operand) -> tuple[str, int]:
         if isinstance(o, Number):
             text = repr(o.value)
             return text, _ATOM if not text.startswith("-") else _LEVEL["neg"]
+        if isinstance(o, Word):
+            return _quoted(o.value), _ATOM
+        assert isinstance(o, str)
         if o in self.inline:
             return self.value(self.inline[o])
         return self.names.get(o, o), _ATOM
@@ -53,12 +75,12 @@ class _Printer:
             return self.item(v), _ATOM
         if v.op == "call":
             return f"{self.operand(v.args[0])[0]}({self.operand(v.args[1])[0]})", _ATOM
-        how = self.table[v.op]
+        how = "is" if v.args[1:] == (Word(None),) else self.table[v.op]
         texts = [self.operand(a) for a in v.args]
         if "{0}" in how:
             level = _LEVEL.get(v.op.removeprefix("size_"), _ATOM)
             return how.format(*(_wrap(t, level) if level < _ATOM else t[0] for t in texts)), level
-        if how[0].isalpha() or how[0] == "_":
+        if (how[0].isalpha() or how[0] == "_") and how != "is":
             if not v.args:
                 return how, _ATOM
             return f"{how}({', '.join(t[0] for t in texts)})", _ATOM
@@ -69,7 +91,7 @@ class _Printer:
         name, index = v.args
         if isinstance(index, Number):
             return f"{name}[{int(index.value) - 1}]"
-        added = self.inline.get(index)
+        added = self.inline.get(str(index))
         if added is not None and added.op == "add" and added.args[1] == Number(1):
             return f"{name}[{self.operand(added.args[0])[0]}]"
         return f"{name}[{_wrap(self.operand(index), _LEVEL['sub'])} - 1]"
@@ -121,7 +143,14 @@ class _Printer:
                 found += self.nested(self.inline[a])
         return found
 
-    def block(self, values: Sequence[Value | Repeat | Branch], count: Counter[str]) -> list[str]:
+    def condition(self, b: Branch, holds: bool = True) -> str:
+        """The condition of a branch, or its opposite, as Python."""
+        if isinstance(b.condition, Hyper | Call):
+            return asked(b.condition if holds else Call("not", (b.condition,)), self.program)[0]
+        text = self.operand(b.condition)
+        return text[0] if holds else f"not {_wrap(text, _ATOM)}"
+
+    def block(self, values: Sequence[Step], count: Counter[str]) -> list[str]:
         here = {v.name for v in values if isinstance(v, Value)}
         inner = set(uses([v for v in values if isinstance(v, Repeat)]))
         lines: list[str] = []
@@ -153,8 +182,10 @@ class _Printer:
             if self.chosen > 1:
                 name += f"_{self.chosen}"
             self.indent += 4
-            inside = self.block(values, count)
+            outside, self.absent, inline = self.absent, frozenset(), dict(self.inline)
+            inside = self.block(values, _inside(b, values, count))
             ends = ", ".join(self.operand(c[end])[0] for c in b.carried)  # type: ignore[arg-type]
+            self.absent, self.inline = outside, inline
             self.indent -= 4
             if inside:
                 lines += [f"def {name}() -> Any:", *("    " + x for x in [*inside, f"return {ends}"])]
@@ -162,29 +193,39 @@ class _Printer:
             else:
                 ways.append(f"lambda: {ends}" if len(b.carried) == 1 else f"lambda: ({ends})")
         left = ", ".join(self.names.get(c[0], c[0]) for c in b.carried)
-        call = f"{left} = branch({self.operand(b.condition)[0]}, {', '.join(ways)})"
+        call = f"{left} = branch({self.condition(b)}, {', '.join(ways)})"
         if len(call) + self.indent > WIDTH:
             call = call.replace("branch(", "branch(\n    ").removesuffix(")") + "\n)"
         return [*lines, *call.split("\n")]
 
     def branch(self, b: Branch, count: Counter[str]) -> list[str]:
-        if not b.shape:
+        if not b.known:
             return self.choice(b, count)
-        condition = self.operand(b.condition)
-        lines: list[str] = []
+        absent = [c[0] for c in b.carried if None in c and c[0] not in self.absent]
+        lines, outside = [f"{name} = None" for name in absent], self.absent
+        if len(together := " = ".join([*absent, "None"])) + self.indent <= WIDTH:
+            lines = [together] * bool(absent)
+        self.absent |= set(absent)
+        taken = False
         self.indent += 4
         for way, (values, end) in enumerate(((b.body, 1), (b.otherwise, 2))):
-            inside = self.block(values, count)
+            inline = dict(self.inline)
+            inside = self.block(_named(b, values, end), _inside(b, values, count))
+            nested = len(values) == 1 and inside[:1] and inside[0].startswith("if ")
             for c in b.carried:
                 made = c[end]
-                if made != c[0]:
-                    text = "None" if made is None else self.operand(made)[0]
-                    inside.append(f"{self.names.get(c[0], c[0])} = {text}")
-            if inside:
-                opposite = f"not {_wrap(condition, _ATOM)}"
-                head = "else:" if lines else f"if {opposite if way else condition[0]}:"
+                if made != c[0] and made is not None:
+                    inside.append(f"{self.names.get(c[0], c[0])} = {self.operand(made)[0]}")
+                    nested = False
+            self.inline = inline  # the other way may have the same names
+            if inside and taken and nested:
+                lines += [f"el{inside[0]}", *inside[1:]]
+            elif inside:
+                head = "else:" if taken else f"if {self.condition(b, not way)}:"
                 lines += [head, *("    " + x for x in inside)]
+                taken = True
         self.indent -= 4
+        self.absent = outside
         return lines
 
     def repeat(self, r: Repeat, count: Counter[str]) -> list[str]:
@@ -226,9 +267,49 @@ def broken(text: str, width: int) -> list[str]:
     return [*broken(text[:at], width), *broken(text[at + 1 :], width)]
 
 
+def asked(e: Expr, told: Program | None = None) -> tuple[str, int]:
+    """A condition on choices as Python; where a kernel is told them, by the names of that."""
+    match e:
+        case Hyper(name):
+            return name, _ATOM
+        case Call("not", (Call("not", (inner,), _),), _):
+            return asked(inner, told)
+        case Call("not", (Call(("eq" | "ne") as op, args, _),), _):
+            return asked(Call("ne" if op == "eq" else "eq", args), told)
+        case Call("not", (inner,), _):
+            return f"not {_wrap(asked(inner, told), _PYTHON['not'])}", _PYTHON["not"]
+        case Call(("and" | "or") as op, args, _):
+            both = (_wrap(asked(a, told), _PYTHON[op]) for a in args)
+            return f" {op} ".join(both), _PYTHON[op]
+    assert isinstance(e, Call)
+    (name, word), same = regions.asked(e), e.op == "eq"
+    if word is not None:
+        return f"{name} {'==' if same else '!='} {_quoted(word)}", _LEVEL["is"]
+    if told is not None and told.told(name) != name:
+        return (f"not {told.told(name)}", _PYTHON["not"]) if same else (told.told(name), _ATOM)
+    return f"{name} is {'' if same else 'not '}None", _LEVEL["is"]
+
+
+def _quoted(word: str | None) -> str:
+    return "None" if word is None else f'"{word}"'
+
+
+def _named(b: Branch, values: Sequence[Step], end: int) -> list[Step]:
+    """The values of one way; what is carried out under its own name has a line of its own."""
+    ends = {c[end] for c in b.carried if c[end] == c[0]}
+    return [replace(v, spec=True) if isinstance(v, Value) and v.name in ends else v for v in values]
+
+
+def _inside(b: Branch, values: Sequence[Step], count: Counter[str]) -> Counter[str]:
+    """How often names are used, where those of one way count there; the other may have the same."""
+    own = {v.name for v in values if isinstance(v, Value)} - {c[0] for c in b.carried}
+    here = Counter(uses([replace(b, body=tuple(values), otherwise=())]))
+    return Counter({**count, **{name: here[name] for name in own}})
+
+
 def _trivial(v: Value) -> bool:
     """Values that read better where they are used, however often that is."""
-    return v.op in ("item", "length", "pi") and not v.spec
+    return v.op in ("item", "length", "pi", "matrix") and not v.spec
 
 
 def _wrap(text: tuple[str, int], level: int) -> str:
@@ -268,7 +349,7 @@ def scalar_text(lowered: Lowered, table: Table, indent: int = 4) -> Text:
 
 def long_parts(lowered: Lowered, table: Table) -> frozenset[str]:
     """The values that get a line of their own, in every framework's text."""
-    printer = _Printer(table, 4)
+    printer = _Printer(table, 4, program=lowered.program)
     _step(lowered, printer)
     return frozenset(printer.shortened)
 
@@ -277,7 +358,7 @@ def step_text(
     lowered: Lowered, table: Table, apart: frozenset[str] = frozenset(), indent: int = 4
 ) -> Text:
     """The tensor part: lines, the new parameter and the new states."""
-    return _step(lowered, _Printer(table, indent, apart=apart, naming=False))
+    return _step(lowered, _Printer(table, indent, apart=apart, naming=False, program=lowered.program))
 
 
 def _step(lowered: Lowered, printer: _Printer) -> Text:
@@ -301,7 +382,7 @@ def _free(values: Sequence[Step], old: str, new: tuple[str, ...], there: list[bo
     """Whether nothing reads the old parameter once the new one is there."""
     free = True
     for v in values:
-        if isinstance(v, Branch) and not v.shape:
+        if isinstance(v, Branch) and not v.known:
             free = False  # functions would take a name that they set for their own
         if isinstance(v, Branch):
             before = list(there)
@@ -309,7 +390,7 @@ def _free(values: Sequence[Step], old: str, new: tuple[str, ...], there: list[bo
             free &= all(ways)
             there[0] |= before[0]
             there[0] |= any(name in new for name, _, _ in v.carried)
-        else:
+        elif isinstance(v, Value):
             free &= not (there[0] and old in v.args)
             there[0] |= v.name in new
     return free
@@ -334,14 +415,15 @@ class PointText:
     at: str  # expression
 
 
-def pass_text(p: Pass | Point, table: Table, indent: int = 4) -> PassText | PointText:
+def pass_text(
+    p: Pass | Point, table: Table, program: Program, indent: int = 4
+) -> PassText | PointText:
     """What a parameter adds to the sums, and what follows from the totals; or a point."""
+    printer = _Printer(table, indent, program=program)
     if isinstance(p, Point):
-        printer = _Printer(table, indent)
         count = Counter([*uses(p.partials), str(p.at)])
         lines = printer.block(p.partials, count)
         return PointText(tuple(lines), p.name, printer.operand(p.at)[0])
-    printer = _Printer(table, indent)
     count = Counter(uses(p.partials))
     count.update(str(o) for _, o in p.sums)
     lines = printer.block(p.partials, count)

@@ -59,6 +59,7 @@ class Inference:
         self.clock = "n" if program.kind == "schedule" else "t"
         self.line = program.line
         self.words = Ascii(program)
+        self.choices = regions.choices(program)
         # What the statements declare:
         self.starts: dict[str, ir.Start] = {}
         self.home: dict[str, Region] = {}  # where a state exists
@@ -144,6 +145,8 @@ class Inference:
                 return Info("int" if e.op in ("rows", "cols") else "bool", "tensor")
             case "call":
                 return self.schedule(e)
+            case "length":
+                self.given(e.text)
         given = [self.expr(a) for a in e.args]
         self.arguments(e, operation, given)
         self.finite(e)
@@ -207,7 +210,8 @@ class Inference:
     def given(self, name: str) -> None:
         """Refuse to read what may be None."""
         none = ir.Call("eq", (ir.Hyper(name), ir.Call("word", (), "None")))
-        if self.parameters[name].domain.optional and ("when", none, False) not in self.region:
+        possible = not regions.impossible(self.region | {("when", none, True)}, self.choices)
+        if self.parameters[name].domain.optional and possible:
             raise self.fail(
                 f"{name} may be None here. Read it inside `with when(~equal({name}, None)):`."
             )
@@ -481,14 +485,14 @@ class Inference:
             places = [frozenset(f for f in place if f[0] == "case") for place in places]
             places = [place | self.home.get(name, EVERYWHERE) for place in places]
         self.covered(name, at, places, definitions[-1].line)
-        possible = [d for d in definitions if not regions.exclude(d.region, self.region)]
+        possible = [d for d in definitions if not regions.exclude(d.region, self.region, self.choices)]
         if name in self.starts or len(possible) == len(definitions):
             return self.here(self.info[name], at)
         return self.here(self.merged(name, possible), at)
 
     def covered(self, name: str, at: str, places: list[Region], line: int) -> None:
         """Refuse a name that is not defined wherever it is read."""
-        gap = regions.gap(self.region, places)
+        gap = regions.gap(self.region, places, self.choices)
         if gap is None:
             return
         facts = sorted(gap - self.region, key=lambda f: (len(repr(f)), repr(f)))

@@ -16,8 +16,18 @@ from typing import Any
 import mpmath
 import numpy as np
 
-from generator import elementary, ir, network, normal, signs, storage, summation, threefry
-from generator.ir import Branch, Lowered, Number, Operand, Point, Repeat, State, Value
+from generator import (
+    elementary,
+    ir,
+    network,
+    normal,
+    regions,
+    signs,
+    storage,
+    summation,
+    threefry,
+)
+from generator.ir import Branch, Lowered, Number, Operand, Point, State, Step, Value, Word
 from generator.shapes import FULL
 
 Numbers = Mapping[str, Any]
@@ -80,6 +90,7 @@ _COMMON: dict[str, Callable[..., Any]] = {
     "size_sub": lambda a, b: a - b,
     "size_mul": lambda a, b: a * b,
     "size_neg": lambda a: -a,
+    "is": lambda choice, word: choice is None if word is None else choice == word,
 }
 
 EXACT: dict[str, Callable[..., Any]] = {
@@ -213,7 +224,7 @@ ORACLE_TENSORS: dict[str, Callable[..., Any]] = {
 
 
 def evaluate(
-    values: Sequence[Value | Repeat | Branch],
+    values: Sequence[Step],
     names: dict[str, Any],
     operations: Mapping[str, Callable[..., Any]],
     literal: Callable[[int | float], Any],
@@ -221,10 +232,12 @@ def evaluate(
     """Compute the values in their order; `names` holds the inputs and receives the results."""
 
     def operand(o: Operand) -> Any:
+        if isinstance(o, Word):
+            return o.value
         return literal(o.value) if isinstance(o, Number) else names[o]
 
     def exact_operand(o: Operand) -> Any:
-        return o.value if isinstance(o, Number) else names[o]
+        return names[o] if isinstance(o, str) else o.value
 
     for v in values:
         if isinstance(v, Value):
@@ -232,7 +245,10 @@ def evaluate(
             names[v.name] = operations[v.op](*given)
             continue
         if isinstance(v, Branch):
-            way = 1 if operand(v.condition) else 2
+            if isinstance(v.condition, ir.Hyper | ir.Call):
+                way = 1 if regions.decided(v.condition, names) else 2
+            else:
+                way = 1 if operand(v.condition) else 2
             evaluate(v.body if way == 1 else v.otherwise, names, operations, literal)
             for c in v.carried:
                 end = c[way]
@@ -325,6 +341,7 @@ class Exact:
         return {
             **{f"s.{e}": self.rounded(names[e]) for e in self.lowered.exports},
             **{f"shared.{s.name}_prev": self.state[s.name] for s in self.lowered.shared_states},
+            **{name: names[name] for name in self.lowered.choices},
         }
 
     def finish(self, tensors: dict[str, Any]) -> None:
@@ -380,7 +397,7 @@ class Exact:
         """A scalar in the compute dtype; conditions as they are, keys in the parameter's stream."""
         if np.ndim(x):
             return threefry.in_stream(x, self.stream)
-        return x if isinstance(x, bool | np.bool_) else np.dtype(self.dtype).type(x)
+        return x if x is None or isinstance(x, bool | np.bool_) else np.dtype(self.dtype).type(x)
 
     def literal(self, value: int | float) -> Any:
         """A literal of the step, in the compute dtype."""
@@ -468,14 +485,17 @@ def _start(s: State, theta: Any, hypers: Numbers, dtype: Any) -> Any:
         return np.float64(np.dtype(dtype).type(value))
     if s.shared:
         return np.dtype(dtype).type(value)
-    if not exists(s, theta.shape):
+    if not exists(s, theta.shape, hypers):
         return None
     return theta.copy() if value is None else np.full(kept_shape(s, theta.shape), value, dtype)
 
 
-def exists(s: State, shape: tuple[int, ...]) -> bool:
-    """Whether a parameter of this shape has the state."""
-    return all(_holds(e, shape) == holds for e, holds in s.home)
+def exists(s: State, shape: tuple[int, ...], hypers: Numbers) -> bool:
+    """Whether a parameter of this shape has the state, for these choices."""
+    return all(
+        (regions.decided(e, hypers) if regions.static(e) else _holds(e, shape)) == holds
+        for e, holds in s.home
+    )
 
 
 def _holds(e: ir.Expr, shape: tuple[int, ...]) -> Any:
@@ -517,7 +537,7 @@ def schedule_value(lowered: Lowered, n: int, hypers: Numbers) -> float:
     with np.errstate(all="ignore"):
         evaluate(lowered.scalars, names, EXACT, exact)
     result = lowered.result
-    return float(exact(float(result.value)) if isinstance(result, Number) else names[result])
+    return float(exact(float(result.value)) if isinstance(result, Number) else names[str(result)])
 
 
 @dataclass
@@ -553,6 +573,7 @@ class Oracle:
                 **{f"given.{k}": _digits(x) for k, x in (given or {}).items()},
                 **{f"state.{k}": v for k, v in self.state.items()},
                 **{f"shared.{k}_prev": v for k, v in self.state.items()},
+                **{name: hypers[name] for name in self.lowered.choices},
             }
             for p in self.lowered.passes:
                 evaluate(p.partials, tensors, ORACLE_TENSORS, _high)
@@ -577,7 +598,7 @@ class Oracle:
         value = start_number(s, hypers)
         if s.scalar or s.shared:
             return mpmath.mpf(value)
-        if not exists(s, self.theta.shape):
+        if not exists(s, self.theta.shape, hypers):
             return None
         return self.theta if value is None else _digits(np.full(kept_shape(s, self.theta.shape), value))
 

@@ -235,6 +235,10 @@ class Program:
     line: int = 0
     doc: tuple[str, ...] = ()  # docstring paragraphs that are neither source nor note
 
+    def told(self, name: str) -> str:
+        """What a kernel is told of a choice: itself, or of an option whether it is given."""
+        return name if self.parameter(name).domain.type in ("bool", "choice") else f"has_{name}"
+
     def parameter(self, name: str) -> Parameter:
         """The hyperparameter of this name."""
         return next(p for p in self.parameters if p.name == name)
@@ -457,6 +461,13 @@ def expressions(statement: Statement) -> tuple[Expr, ...]:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word with which a choice is compared, or None, with which an option is."""
+
+    value: str | None
+
+
+@dataclass(frozen=True)
 class Value:
     """One operation with a name of its own: `name = op(args)`; an operand is a name or a literal."""
 
@@ -468,7 +479,7 @@ class Value:
     line: int = 0
 
 
-Operand = str | Number
+Operand = str | Number | Word
 
 
 @dataclass(frozen=True)
@@ -478,29 +489,29 @@ class Repeat:
     index: str
     count: Operand
     carried: tuple[tuple[str, Operand, str], ...]
-    body: tuple[Value | Repeat, ...]
+    body: tuple[Step, ...]
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A region of the step that may not happen, and what happens instead.
+    """A region that may not happen, and what happens instead.
 
     Each carried (`name`, `here`, `there`): after the regions name is what the one taken has made;
-    None where a state does not exist. A `shape` decides where the condition is about a parameter's
-    shape, known before anything is computed; otherwise it is a scalar's value.
+    None where it does not exist. The condition is `known` before anything is computed where it is
+    about a parameter's shape, or an expression of choices; otherwise it is a scalar's value.
     """
 
-    condition: Operand
+    condition: Operand | Hyper | Call
     body: tuple[Step, ...]
     otherwise: tuple[Step, ...]
     carried: tuple[tuple[str, Operand | None, Operand | None], ...]
-    shape: bool = True
+    known: bool = True
 
 
-Step = Value | Branch
+Step = Value | Repeat | Branch  # a loop is of step scope, or unrolled
 
 
-def values_of(steps: Iterable[Step | Repeat]) -> Iterator[Value]:
+def values_of(steps: Iterable[Step]) -> Iterator[Value]:
     """Every operation, those inside of regions and loops included."""
     for v in steps:
         if isinstance(v, Value):
@@ -511,6 +522,42 @@ def values_of(steps: Iterable[Step | Repeat]) -> Iterator[Value]:
             yield from values_of((*v.body, *v.otherwise))
 
 
+def made_by(values: Iterable[Step]) -> set[str]:
+    """The names that are known after the values."""
+    found: set[str] = set()
+    for v in values:
+        found |= {v.name} if isinstance(v, Value) else {name for name, _, _ in v.carried}
+    return found
+
+
+def uses(values: Iterable[Step]) -> list[str]:
+    """Every name that the values read, once for each time it is read."""
+    found: list[str] = []
+    for v in values:
+        match v:
+            case Value():
+                found += [a for a in v.args if isinstance(a, str)]
+            case Repeat():
+                found += [a for a in (v.count, *(s for _, s, _ in v.carried)) if isinstance(a, str)]
+                found += [e for _, _, e in v.carried if isinstance(e, str)]
+                found += uses(v.body)
+            case Branch():
+                found += [v.condition] if isinstance(v.condition, str) else []
+                found += uses(v.body) + uses(v.otherwise)
+                for name, *ends in v.carried:  # an end of the same name is that name itself
+                    found += [e for e in ends if isinstance(e, str) and e != name]
+    return found
+
+
+def _asked(steps: Iterable[Step]) -> Iterator[Expr]:
+    """The conditions of branches that are expressions of choices."""
+    for v in steps:
+        if isinstance(v, Branch):
+            if isinstance(v.condition, Hyper | Call):
+                yield v.condition
+            yield from _asked((*v.body, *v.otherwise))
+
+
 def _replaced(
     steps: Iterable[Step], function: Callable[[Value], Iterable[Value]]
 ) -> tuple[Step, ...]:
@@ -518,7 +565,7 @@ def _replaced(
     for v in steps:
         if isinstance(v, Value):
             made += function(v)
-        else:
+        elif isinstance(v, Branch):
             body, otherwise = _replaced(v.body, function), _replaced(v.otherwise, function)
             made.append(replace(v, body=body, otherwise=otherwise))
     return tuple(made)
@@ -529,8 +576,8 @@ class State:
     """What a program keeps between steps.
 
     `shape` holds symbolic sizes, `full` for the parameter's own; `home` the conditions on a
-    parameter's shape under which the state exists: (condition, whether it holds). A `shared` state is
-    one number for all parameters: it follows from sums over them.
+    parameter's shape and on choices under which the state exists: (condition, whether it holds). A
+    `shared` state is one number for all parameters: it follows from sums over them.
     """
 
     name: str
@@ -605,7 +652,7 @@ class Lowered:
 
     program: Program
     states: tuple[State, ...]
-    scalars: tuple[Value | Repeat, ...]  # step scope, in double
+    scalars: tuple[Step, ...]  # step scope, in double
     exports: tuple[str, ...]  # the scalars that enter the step, each rounded once
     step: tuple[Step, ...]  # tensors
     parameter: str  # the name of the first argument: theta, or y where the gradient's point is kept
@@ -647,6 +694,15 @@ class Lowered:
                 for p in self.passes
             ),
         )
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The hyperparameters that decide, before anything is computed, what a step does."""
+        asked = [e for s in self.tensor_states for e, _ in s.home]
+        blocks = [self.step, *(p.partials for p in self.passes)]
+        asked += [c for block in blocks for c in _asked(block)]
+        names = {x.name for e in asked for x in walk(e) if isinstance(x, Hyper)}
+        return tuple(p.name for p in self.program.parameters if p.name in names)
 
     @property
     def tensor_states(self) -> tuple[State, ...]:

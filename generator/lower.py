@@ -15,6 +15,8 @@ The rules (each defines bits):
 
 from __future__ import annotations
 
+import functools
+import re
 from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +26,7 @@ from generator import ir, passes, regions, shapes
 from generator.check import Checked
 from generator.equations import ascii_expr
 from generator.errors import NotAvailable
-from generator.ir import Branch, Given, Lowered, Number, Operand, Repeat, State, Step, Value
+from generator.ir import Branch, Given, Lowered, Number, Operand, Repeat, State, Step, Value, Word
 from generator.regions import EVERYWHERE, Fact, Region
 from generator.shapes import FULL, MATRIX, Shape
 
@@ -55,15 +57,20 @@ class _Lowerer:
     def __init__(self, checked: Checked) -> None:
         self.checked = checked
         self.program = checked.program
-        self.scalars: list[Value | Repeat] = []
+        self.scalars: list[Step] = []
         self.step: list[Step] = []  # where values of tensors go: the program, or a region
         self.region: Region = EVERYWHERE
         self.choosing = False  # whether sums over parameters decide on what the statement leaves
         self.holding: str | None = None  # what decides on whether the step counts
+        self.choices = regions.choices(self.program)
         self.deciding = False  # whether a scalar decides on whether the statement happens
         self.parameter = "theta"
-        self.into = self.scalars  # where step-scope values go: the program, or a loop's body
+        self.into = self.scalars  # where step-scope values go: the program, a loop, a region
         self.known: ChainMap[tuple[object, ...], Typed] = ChainMap()
+        # Of a region that choices decide on, scalars without a name that need no option go here:
+        self.plain = self.into, self.known
+        self.inner = {p.name for p in self.program.parameters if p.domain.optional}
+        self.new: set[str] = set()  # what the statement at hand has made
         self.taken: set[str] = {p.name for p in self.program.parameters} | {"t", "n", "g", "theta"}
         self.taken |= {s.name for s in checked.states}
         self.types: dict[str, str] = {}
@@ -102,6 +109,9 @@ class _Lowerer:
                 name = f"shared.{s.name}_prev"
                 if program.kind == "transform":
                     raise self.missing(f"a state of all parameters ({s.name}) in a transform")
+            one = s.scalar or s.shared
+            if one and isinstance(s.start, ir.Hyper) and program.parameter(s.start.name).domain.optional:
+                raise self.missing(f"a number that starts at what may be None ({s.name})")
             if s.shape != FULL and not set(s.shape) <= _KEPT:
                 raise self.missing(f"a state of shape {shapes.describe(s.shape)}")
             self.old[s.name] = Typed(name, not s.scalar, "float", s.shape)
@@ -211,6 +221,9 @@ class _Lowerer:
         rest = list(body)
         while rest:
             s = rest.pop(0)
+            if isinstance(s, ir.When) and regions.static(s.condition):
+                self.choice(s, rest)
+                continue
             if not isinstance(s, ir.Case):
                 self.statement(s)
                 continue
@@ -234,16 +247,31 @@ class _Lowerer:
         condition = self.condition(fact[1])
         self.ways(fact, here, there, Typed(condition, True, "bool"))
 
+    def choice(self, s: ir.When, rest: list[ir.Statement]) -> None:
+        """What happens for some choices, and what for others; regions that follow are others'."""
+        f = regions.fact("when", s.condition)
+        otherwise = list(s.otherwise)
+        while rest and isinstance(after := rest[0], ir.When) and not after.otherwise:
+            both = self.region | {f, regions.fact("when", after.condition)}
+            if not regions.impossible(both, self.choices):
+                break
+            otherwise.append(rest.pop(0))
+        if regions.impossible(self.region | {regions.opposite(f)}, self.choices):
+            self.block(s.body)
+        elif regions.impossible(self.region | {f}, self.choices):
+            self.block(otherwise)
+        else:
+            self.line = s.line
+            assert isinstance(s.condition, ir.Hyper | ir.Call)
+            self.ways(f, s.body, otherwise, s.condition)
+
     def when(self, s: ir.When) -> None:
         """What happens where a scalar says so, and what instead."""
+        self.new = set()
         condition = self.expr(s.condition)
         if condition.tensor:
             self.held(s, condition)
             return
-        if isinstance(s.condition, ir.Call) and any(
-            isinstance(e, ir.Call) and e.op == "word" for e in ir.walk(s.condition)
-        ):
-            raise self.missing("choices")
         condition = self.rename(condition, "happens")
         self.ways(regions.fact("when", s.condition), s.body, s.otherwise, condition)
 
@@ -265,68 +293,127 @@ class _Lowerer:
             one, other = (self.left(name, region, now) for region, now in ways)
             if one is None or other is None:
                 continue  # of use inside its region only
-            if any(x.name == name and x.home for x in self.checked.states):
+            home = next((x.home for x in self.checked.states if x.name == name), ())
+            if not all(regions.static(e) for e, _ in home):
                 what = f"{name}, which only some parameters have, in a region that sums decide on"
                 raise self.missing(what)
+            outside, self.target = (self.step, self.known), name
+            self.step, self.known = ([], self.known.new_child()) if home else outside
             values = [self.scalar(self.as_float(x)) for x in (one, other)]
-            self.target = name
-            self.now[name] = self.rename(self.make("where", [condition, *values], "float"), name)
+            made = self.rename(self.make("where", [condition, *values], "float"), name)
+            if home:  # where the state exists
+                inside, (self.step, self.known) = tuple(self.step), outside
+                asked = [e if holds else ir.Call("not", (e,)) for e, holds in home]
+                whole = functools.reduce(lambda a, b: ir.Call("and", (a, b)), asked)
+                assert isinstance(whole, ir.Hyper | ir.Call)
+                self.step.append(Branch(whole, inside, (), ((str(made.operand), made.operand, None),)))
+            self.now[name] = made
 
     def ways(
         self,
         fact: Fact,
         here: Sequence[ir.Statement],
         there: Sequence[ir.Statement],
-        condition: Typed,
+        condition: Typed | ir.Hyper | ir.Call,
     ) -> None:
         """A region of the step, and what happens instead."""
-        outside = self.step, self.known, self.region, self.now
+        outside = self.step, self.known, self.region, self.now, self.into
         taken, ways = set(self.taken), []
         pairs = [(fact, here), (regions.opposite(fact), there)]
-        by_value, self.deciding = self.deciding, self.deciding or not condition.tensor
+        static = not isinstance(condition, Typed)
+        by_value = isinstance(condition, Typed) and not condition.tensor
+        before, self.deciding = self.deciding, self.deciding or by_value
         around = self.happening
         for f, body in pairs:
-            if not condition.tensor and not around and body is here:
+            if isinstance(condition, Typed) and by_value and not around and body is here:
                 self.happening = str(condition.operand)
             self.step, self.known = [], outside[1].new_child()
             self.region, self.now = outside[2] | {f}, dict(outside[3])
-            # Ways that exclude each other may use the same names; scalars are computed in any case.
-            scalars = {v.name for v in ir.values_of(self.into)}
-            names, self.taken = self.taken, taken | scalars
+            # Scalars are computed in any case, but where choices decide: those may need what is None.
+            self.into = [] if static else outside[4]
+            # Ways that exclude each other may use the same names, but for what enters the step.
+            scalars = {v.name for v in ir.values_of((*self.plain[0], *self.into))}
+            names, self.taken = self.taken, taken | scalars | set(self.exports)
             self.block(body)
             for name, x in self.now.items():
                 if x.size and x != outside[3].get(name):
                     self.now[name] = self.entered(x)
-            ways.append((self.region, self.step, self.now))
+            ways.append((self.region, self.step, self.now, self.known, self.into))
             self.taken |= names
-        self.step, self.known, self.region, self.now = outside
+        self.step, self.known, self.region, self.now, self.into = outside
         self.happening = around
-        changed = {n: None for _, _, now in ways for n in now if now[n] != self.now.get(n)}
-        carried = []
-        self.deciding = by_value
+        changed = {n: None for way in ways for n in way[2] if way[2][n] != self.now.get(n)}
+        carried: list[tuple[str, Operand | None, Operand | None]] = []
+        kept: dict[str, tuple[Operand | None, Operand | None]] = {}  # scalars that choices decide on
+        self.deciding = before
         for name in changed:
-            values = [self.left(name, region, now) for region, _, now in ways]
-            if not condition.tensor and not any(x is None or x.tensor for x in values):
-                self.chosen(name, condition, values)  # type: ignore[arg-type]
-                continue
+            values = [self.left(name, way[0], way[2]) for way in ways]
             some = [x for x in values if x is not None]
-            if not condition.tensor and len(some) < 2:
+            if not any(x.tensor for x in some) and not isinstance(condition, Typed):
+                kept.update([self.decided(name, values, taken, ways)])
+                continue
+            if by_value and len(some) == 2 and not any(x.tensor for x in some):
+                self.chosen(name, condition, some)  # type: ignore[arg-type]
+                continue
+            if by_value and len(some) < 2:
                 continue  # of use inside its region only
-            if not condition.tensor and values[0].shape != values[1].shape:  # type: ignore[union-attr]
+            if (by_value or static) and len({x.shape for x in some}) > 1:
                 raise self.missing(f"{name}, which has two shapes,")
-            operands = [None if x is None else self.entering(self.scalar(x)) for x in values]
-            merged = f"{name}_next" if name == "theta" else name
-            mark = f"{name}*" if any(x.name == name for x in self.checked.states) else merged
-            if mark in taken:
-                merged = self.fresh(name)
-            self.taken |= {mark, merged}
+            operands = []
+            for end, way in zip(values, ways, strict=True):
+                if static:
+                    self.known, self.into = way[3:]
+                operands.append(None if end is None else self.entering(self.scalar(end)))
+            self.known, self.into = outside[1], outside[4]
+            merged = self.merged(f"{name}_next" if name == "theta" else name, name, taken)
             shape = self.either_shape([x.shape for x in some], fact)
             self.now[name] = Typed(merged, True, some[0].type, shape)
             self.types[merged] = some[0].type
-            carried.append((merged, *operands))
-        if carried:
-            asked, (one, other) = self.entering(condition), (tuple(w[1]) for w in ways)
-            self.step.append(Branch(asked, one, other, tuple(carried), condition.tensor))  # type: ignore[arg-type]
+            carried.append((merged, *operands))  # type: ignore[arg-type]
+        one, other = (tuple(way[1]) for way in ways)
+        if not isinstance(condition, Typed):
+            after = [ir.made_by(way[4]) for way in ways]
+            for e in self.exports:
+                if any(e in names for names in after):
+                    kept.setdefault(e, tuple(e if e in names else None for names in after))  # type: ignore[arg-type]
+            if kept:
+                first, second = (tuple(way[4]) for way in ways)
+                ends = tuple((n, *x) for n, x in kept.items())
+                self.into.append(Branch(condition, first, second, ends))
+            if carried:
+                self.step.append(Branch(condition, one, other, tuple(carried)))
+        elif carried:
+            asked = self.entering(condition)
+            self.step.append(Branch(asked, one, other, tuple(carried), not by_value))
+
+    def merged(self, wanted: str, name: str, taken: set[str]) -> str:
+        """What a name is called after regions that may each have used it."""
+        mark = f"{name}*" if any(x.name == name for x in self.checked.states) else wanted
+        if mark in taken:
+            wanted = self.fresh(name)
+        self.taken |= {mark, wanted}
+        return wanted
+
+    def decided(
+        self, name: str, values: list[Typed | None], taken: set[str], ways: Sequence[Any]
+    ) -> tuple[str, tuple[Operand | None, Operand | None]]:
+        """A name of step scope after regions that choices decide on."""
+        outside = self.known, self.into
+        state = any(s.name == name for s in self.checked.states)
+        unlike = state or len({x.type for x in values if x is not None}) > 1
+        for i, x in enumerate(values):
+            self.known, self.into = ways[i][3:]
+            values[i] = x = self.as_float(x) if x is not None and unlike else x
+            if x is not None and x.type == "float":
+                values[i] = self.scalar(x)  # a literal is a double
+        self.known, self.into = outside
+        merged = self.fresh(name) if state and self.deciding else self.merged(name, name, taken)
+        kind = next(x.type for x in values if x is not None)
+        self.now[name], self.types[merged] = Typed(merged, False, kind), kind
+        if state and not self.deciding:
+            self.export(self.now[name])
+        one, other = (None if x is None else x.operand for x in values)
+        return merged, (one, other)
 
     def either_shape(self, given: Sequence[Shape], fact: Fact) -> Shape:
         """The shape of what has the first where a fact holds, and the second where it does not."""
@@ -350,9 +437,14 @@ class _Lowerer:
         if name in now:
             return now[name]
         state = next((s for s in self.checked.states if s.name == name), None)
-        if state is None or any(("case", e, not holds) in region for e, holds in state.home):
+        if state is None or (not state.scalar and self.absent(state, region)):
             return None
         return self.old[name]
+
+    def absent(self, state: State, region: Region) -> bool:
+        """Whether a state never exists in a region."""
+        home = [(kind, e, holds) for e, holds in state.home for kind in ("case", "when")]
+        return regions.exclude(frozenset(home), region, self.choices)
 
     def condition(self, e: ir.Expr) -> Operand:
         """A condition on a parameter's shape, which is known before anything is computed."""
@@ -446,7 +538,7 @@ class _Lowerer:
         if isinstance(value, ir.Call) and value.op == "grad":
             self.gradient(target, value.args[0])
             return
-        self.target = target
+        self.target, self.new = target, set()
         made = self.expr(value)
         state = next((s for s in self.checked.states if s.name == target), None)
         if state is not None and state.scalar:
@@ -472,7 +564,8 @@ class _Lowerer:
         count = self.expr(s.count)
         starts = {x: self.now[x] for x in carried}
         outer, outer_known, outer_old = self.into, self.known, dict(self.old)
-        self.into, self.known = [], self.known.new_child()
+        plain, self.into, self.known = self.plain, [], self.known.new_child()
+        self.plain = self.into, self.known
         for x in carried:
             name = self.fresh(x)
             self.old[x] = Typed(name, False, starts[x].type)
@@ -481,7 +574,9 @@ class _Lowerer:
         self.block(s.body)
         ends = [(self.old[x].operand, starts[x].operand, self.now[x].operand) for x in carried]
         body = tuple(self.into)
-        self.into, self.known = outer, outer_known
+        self.into, self.known, self.plain = outer, outer_known, plain
+        if self.into is not plain[0]:
+            self.inner |= {str(name) for name, _, _ in ends}
         self.into.append(Repeat(s.index, count.operand, tuple(ends), body))  # type: ignore[arg-type]
         for x in carried:
             self.now[x] = self.old[x]
@@ -545,8 +640,10 @@ class _Lowerer:
             return self.features(e)
         if e.op == "length":
             return self.make("length", [Typed(e.text, False, "float")], "int")
-        if e.op in ("eq", "ne") and any(isinstance(a, ir.Call) and a.op == "word" for a in e.args):
-            raise self.missing("choices")
+        if e.op in ("eq", "ne") and regions.static(e):
+            name, word = regions.asked(e)
+            same = self.make("is", [Typed(name, False, "bool"), Typed(Word(word), False, "bool")], "bool")
+            return same if e.op == "eq" else self.make("not", [same], "bool")
         if e.op == "floor" and isinstance(e.args[0], ir.Call) and e.args[0].op == "div":
             both = [self.expr(a) for a in e.args[0].args]
             if all(x.type == "int" for x in both):
@@ -713,12 +810,26 @@ class _Lowerer:
             return self.known[key]
         name = self.fresh(_describe(op, operands) or f"{self.target or 'value'}_part")
         value = Value(name, op, operands, result, line=self.line)
-        (self.step if tensor else self.into).append(value)
         self.types[name] = result
         shape = self.together(args) if shape is None else shape
-        size = size or op in ("size_rows", "size_cols")
-        made = self.known[key] = Typed(name, tensor, result, shape, size)
+        made = Typed(name, tensor, result, shape, size or op in ("size_rows", "size_cols"))
+        self.new.add(name)
+        if tensor:
+            self.step.append(value)
+        elif self.into is not self.plain[0] and self.inner.isdisjoint(operands):
+            self.plain[0].append(value)
+            self.plain[1][key] = made
+            return made
+        else:
+            self.settle(value)
+        self.known[key] = made
         return made
+
+    def settle(self, value: Value) -> None:
+        """Put a scalar where the statement stands."""
+        self.into.append(value)
+        if self.into is not self.plain[0]:
+            self.inner.add(value.name)
 
     def entering(self, x: Typed) -> Operand:
         """An operand of a tensor operation: scalars come in through the exports, literals do not."""
@@ -747,6 +858,9 @@ class _Lowerer:
     def rename(self, x: Typed, wanted: str) -> Typed:
         """Give the value just made the name that the spec gives it."""
         block: list[Any] = self.step if x.tensor else self.into
+        plain: list[Any] = self.plain[0]
+        if not x.tensor and x.operand in self.new and x.operand in ir.made_by(plain[-1:]):
+            block = plain
         last = block[-1] if block else None
         if not isinstance(last, Value) or last.name != x.operand or last.spec:
             return x  # another name for what is there already
@@ -760,14 +874,20 @@ class _Lowerer:
             self.taken.add(f"{wanted}*")
         else:
             name = self.fresh(wanted)
-        block[-1] = replace(last, name=name, spec=True)
+        value = replace(last, name=name, spec=True)
+        block[-1] = value
+        if block is plain and plain is not self.into:  # a name belongs to its region
+            plain.pop()
+            for key in [k for k, v in self.plain[1].items() if v == x]:
+                self.known[key] = self.plain[1].pop(key)
+            self.settle(value)
+        self.inner |= {name} if last.name in self.inner else set()
         self.taken.discard(last.name)
         self.types[name] = self.types.pop(last.name)
         self.exports = [name if e == last.name else e for e in self.exports]
         renamed = replace(x, operand=name)
-        for key, value in list(self.known.items()):
-            if value == x:
-                self.known[key] = renamed
+        for known in self.known.maps:
+            known.update({key: renamed for key, value in known.items() if value == x})
         return renamed
 
 
@@ -787,7 +907,9 @@ def _describe(op: str, args: tuple[Operand, ...]) -> str:
     """What people would call this value: `one_minus_beta1`; empty where that gets too long."""
     words = []
     for a in args:
-        if isinstance(a, Number):
+        if isinstance(a, Word):
+            words.append("none" if a.value is None else re.sub(r"\W", "_", a.value))
+        elif isinstance(a, Number):
             words.append(_WORDS.get(float(a.value), ""))
         else:
             words.append(a.rpartition(".")[2])
@@ -802,6 +924,10 @@ def _describe(op: str, args: tuple[Operand, ...]) -> str:
             text = f"{x}_squared" if x == y else f"{x}_times_{y}"
         case "sub", [x, y]:
             text = f"{x}_minus_{y}"
+        case "is", [x, y]:
+            text = f"{x}_is_{y}"
+        case "not", [x]:
+            text = f"not_{x}"
         case "add", [x, y]:
             text = f"{x}_plus_{y}"
         case "floordiv", [x, y]:
@@ -825,25 +951,6 @@ def _describe(op: str, args: tuple[Operand, ...]) -> str:
     return text if len(text) <= _LONGEST else ""
 
 
-def uses(values: Sequence[Value | Repeat | Branch]) -> list[str]:
-    """Every name that the values read, once for each time it is read."""
-    found: list[str] = []
-    for v in values:
-        match v:
-            case Value():
-                found += [a for a in v.args if isinstance(a, str)]
-            case Repeat():
-                found += [a for a in (v.count, *(s for _, s, _ in v.carried)) if isinstance(a, str)]
-                found += [e for _, _, e in v.carried if isinstance(e, str)]
-                found += uses(v.body)
-            case Branch():
-                found += [v.condition] if isinstance(v.condition, str) else []
-                found += uses(v.body) + uses(v.otherwise)
-                for name, *ends in v.carried:  # an end of the same name is that name itself
-                    found += [e for e in ends if isinstance(e, str) and e != name]
-    return found
-
-
 def _without_dead(lowered: Lowered) -> Lowered:
     """The program without values that nothing reads."""
     needed: set[Operand] = {lowered.result, *(o for _, o in lowered.new_states)}
@@ -854,13 +961,5 @@ def _without_dead(lowered: Lowered) -> Lowered:
         if f"s.{e}" in needed or e in {s.name for s in lowered.scalar_states}
     )
     needed |= set(exports)
-    scalars: list[Value | Repeat] = []
-    for s in reversed(lowered.scalars):
-        if isinstance(s, Repeat):
-            if needed & {name for name, _, _ in s.carried}:
-                scalars.append(s)
-                needed.update(uses([s]))
-        elif s.name in needed:
-            scalars.append(s)
-            needed.update(s.args)
-    return replace(lowered, step=step, scalars=tuple(scalars[::-1]), exports=exports)
+    scalars = passes.alive(lowered.scalars, needed)
+    return replace(lowered, step=step, scalars=scalars, exports=exports)

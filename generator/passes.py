@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from generator.ir import Branch, Lowered, Operand, Pass, Point, Step, Value
+from generator.ir import Branch, Lowered, Operand, Pass, Point, Repeat, Step, Value, made_by, uses
 
 
 class Unsplit(Exception):
@@ -35,7 +35,7 @@ def split(lowered: Lowered) -> Lowered:
     points: dict[str, Value] = {}
     for v in lowered.step:
         below = [level.get(a, 0) for a in _read(v)]
-        for name in _made(v):
+        for name in made_by([v]):
             level[name] = max(below, default=0) + _cuts(v)
         if _is_gradient(v):
             points[_value(v).name] = _value(v)
@@ -65,7 +65,7 @@ def split(lowered: Lowered) -> Lowered:
         # Until a pass has left it, each parameter computes for itself what follows from old states.
         alone = early if k <= first_sums else set()
         there = {name: text for name, text in seen.items() if name not in alone}
-        local = [v for v in lowered.step if v in own or alone & set(_made(v))]
+        local = [v for v in lowered.step if v in own or alone & set(made_by([v]))]
         if sums:
             first = _needed(local, [a for v in sums for a in v.args])
             exports = {n: here[n] for n in here if n in used}
@@ -124,15 +124,12 @@ def _inside(v: Step) -> Iterable[Step]:
 
 
 def _read(v: Step) -> list[str]:
+    assert not isinstance(v, Repeat), v
     if isinstance(v, Value):
         return [a for a in v.args if isinstance(a, str)]
     ends = [e for _, *both in v.carried for e in both if isinstance(e, str)]
     inner = [a for x in (*v.body, *v.otherwise) for a in _read(x)]
     return [*([v.condition] if isinstance(v.condition, str) else []), *inner, *ends]
-
-
-def _made(v: Step) -> list[str]:
-    return [v.name] if isinstance(v, Value) else [name for name, _, _ in v.carried]
 
 
 def _needed(values: Sequence[Step], wanted: Iterable[Operand | None]) -> list[Step]:
@@ -149,11 +146,17 @@ def alive(values: Sequence[Step], needed: set[Operand]) -> tuple[Step, ...]:
                 kept.append(v)
                 needed.update(v.args)
             continue
+        if isinstance(v, Repeat):
+            if needed & {name for name, _, _ in v.carried}:
+                kept.append(v)
+                needed.update(uses([v]))
+            continue
         carried = tuple(c for c in v.carried if c[0] in needed)
         if carried:
             needed.update(e for c in carried for e in c[1:] if e is not None)
             body, otherwise = alive(v.body, needed), alive(v.otherwise, needed)
-            needed.add(v.condition)
+            if isinstance(v.condition, str):
+                needed.add(v.condition)
             kept.append(replace(v, body=body, otherwise=otherwise, carried=carried))
     return tuple(kept[::-1])
 
@@ -163,11 +166,12 @@ def _named(o: Operand, names: Mapping[str, str]) -> Operand:
 
 
 def _renamed(v: Step, names: Mapping[str, str]) -> Step:
+    assert not isinstance(v, Repeat), v
     if isinstance(v, Value):
         return replace(v, args=tuple(_named(a, names) for a in v.args))
     return replace(
         v,
-        condition=_named(v.condition, names),
+        condition=_named(v.condition, names) if isinstance(v.condition, str) else v.condition,
         body=tuple(_renamed(x, names) for x in v.body),
         otherwise=tuple(_renamed(x, names) for x in v.otherwise),
         carried=tuple((name, a and _named(a, names), b and _named(b, names)) for name, a, b in v.carried),

@@ -4,12 +4,17 @@ In: conditions of `when` and `case` regions. Out: whether definitions made in so
 Must not know: messages, shapes.
 
 A region is a set of facts: (kind, condition, whether it holds). Two regions exclude each other where
-they disagree on a condition.
+they disagree on a condition, or where no choice of hyperparameters fulfils both.
+
+A condition of choices alone (bool and choice hyperparameters, and whether an option is None) is
+*static*: decided once and for all when an optimizer is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import math
+from collections.abc import Iterable, Mapping
 
 from generator import ir
 
@@ -43,18 +48,84 @@ def opposite(f: Fact) -> Fact:
     return f[0], f[1], not f[2]
 
 
-def exclude(a: Region, b: Region) -> bool:
+Choices = Mapping[str, tuple[object, ...]]
+_GIVEN = object()  # an option that is not None, whatever its value
+_MANY = 4096  # more combinations are not tried; then regions count as possible
+
+
+def choices(program: ir.Program) -> Choices:
+    """What each choice of a program may be."""
+    made: dict[str, tuple[object, ...]] = {}
+    for p in program.parameters:
+        values: tuple[object, ...] = (_GIVEN,)
+        if not p.domain.many and p.domain.type in ("bool", "choice"):
+            values = p.domain.choices or (False, True)
+        made[p.name] = (*values, None) if p.domain.optional else values
+    return made
+
+
+def static(e: ir.Expr) -> bool:
+    """Whether a condition is one of choices alone."""
+    match e:
+        case ir.Hyper():
+            return True
+        case ir.Call("eq" | "ne", args, _):
+            return any(isinstance(a, ir.Call) and a.op == "word" for a in args)
+        case ir.Call("and" | "or" | "not", args, _):
+            return all(map(static, args))
+    return False
+
+
+def asked(e: ir.Expr) -> tuple[str, str | None]:
+    """Of `equal(choice, word)` the hyperparameter and the word; None is a word, too."""
+    assert isinstance(e, ir.Call)
+    hyper, word = e.args if isinstance(e.args[0], ir.Hyper) else e.args[::-1]
+    assert isinstance(hyper, ir.Hyper) and isinstance(word, ir.Call)
+    return hyper.name, None if word.text == "None" else word.text
+
+
+def decided(e: ir.Expr, given: Mapping[str, object]) -> bool:
+    """Whether a static condition holds for these hyperparameters."""
+    match e:
+        case ir.Hyper(name):
+            return given[name] is True
+        case ir.Call("not", (inner,), _):
+            return not decided(inner, given)
+        case ir.Call("and", (a, b), _):
+            return decided(a, given) and decided(b, given)
+        case ir.Call("or", (a, b), _):
+            return decided(a, given) or decided(b, given)
+    assert isinstance(e, ir.Call)
+    name, word = asked(e)
+    same = given[name] is None if word is None else given[name] == word
+    return same == (e.op == "eq")
+
+
+def impossible(region: Region, known: Choices) -> bool:
+    """Whether no choices make the region happen."""
+    facts = [(e, holds) for kind, e, holds in region if kind == "when" and static(e)]
+    names = sorted({x.name for e, _ in facts for x in ir.walk(e) if isinstance(x, ir.Hyper)})
+    if not facts or math.prod(len(known[n]) for n in names) > _MANY:
+        return False
+    combinations = itertools.product(*(known[n] for n in names))
+    worlds = (dict(zip(names, values, strict=True)) for values in combinations)
+    return not any(all(decided(e, w) == holds for e, holds in facts) for w in worlds)
+
+
+def exclude(a: Region, b: Region, known: Choices) -> bool:
     """Whether never both regions happen."""
-    return any(opposite(f) in b for f in a)
+    return any(opposite(f) in b for f in a) or impossible(a | b, known)
 
 
-def gap(here: Region, defined: Iterable[Region]) -> Region | None:
+def gap(here: Region, defined: Iterable[Region], known: Choices) -> Region | None:
     """A part of `here` in which none of the definitions has happened; None if there is none."""
-    possible = [d for d in defined if not exclude(d, here)]
+    possible = [d for d in defined if not exclude(d, here, known)]
+    if impossible(here, known):
+        return None
     if not possible:
         return here
     if any(d <= here for d in possible):
         return None
     f = min(possible[0] - here, key=repr)
-    found = gap(here | {f}, possible)
-    return gap(here | {opposite(f)}, possible) if found is None else found
+    found = gap(here | {f}, possible, known)
+    return gap(here | {opposite(f)}, possible, known) if found is None else found

@@ -22,7 +22,19 @@ import jinja2
 
 import backends
 from backends import Backend
-from generator import elementary, emit, ir, network, normal, shapes, signs, storage, summation, threefry
+from generator import (
+    elementary,
+    emit,
+    ir,
+    network,
+    normal,
+    regions,
+    shapes,
+    signs,
+    storage,
+    summation,
+    threefry,
+)
 from generator.equations import ascii_expr, ascii_lines
 from generator.errors import NotAvailable, SpecError
 from generator.ir import Lowered, Program
@@ -108,6 +120,8 @@ class View:
     held: str
     starts: tuple[Start, ...]  # of tensor states
     init_hypers: tuple[str, ...]
+    choices: tuple[tuple[str, str], ...]  # what kernels are told, of which hyperparameter
+    told: list[str]  # the same as arguments
     memory: str
     coded: tuple[tuple[str, str], ...]  # states that may be kept in 8 bits, with their codes
     fields: tuple[tuple[str, str], ...]  # of the scalars: name, float or bool
@@ -159,19 +173,21 @@ def view(lowered: Lowered, backend: Backend) -> View:
     lines = [*scalar.scalars, *(e for _, e in scalar.exports), scalar.result]
     tensor_lines = [*step.step, *update.step, *(e for _, e in step.states), step.result]
     scalar_words, step_words = _words(lines), _words(tensor_lines)
-    passes = tuple(emit.pass_text(p, backend.tensor) for p in legal.passes)
-    starts = tuple(_started(s) for s in lowered.tensor_states)
+    passes = tuple(emit.pass_text(p, backend.tensor, program) for p in legal.passes)
+    starts = tuple(_started(s, program) for s in lowered.tensor_states)
     for p in passes:
         if isinstance(p, emit.PointText):
             step_words |= _words([*p.partials, p.at])
         else:
             step_words |= _words([*p.partials, *p.values, *(e for _, e in (*p.sums, *p.exports))])
+    choices = {program.told(name): name for name in lowered.choices}
     words = scalar_words | step_words | _words([s.home for s in starts])
     functions = {
         f for f in {*backend.tensor.values(), *backend.scalar.values()} if f.isidentifier()
     }
     hidden = functions & words & {p.name for p in program.parameters}
-    called = {h for h in hidden if re.search(rf"\b{h}\(", "\n".join(lines))}
+    text = "\n".join([*lines, *(tensor_lines if choices else [])])
+    called = {h for h in hidden if re.search(rf"\b{h}\(", text)}
     if called:
         name = called.pop()
         raise SpecError(
@@ -202,6 +218,8 @@ def view(lowered: Lowered, backend: Backend) -> View:
         held=lowered.held or "",
         starts=starts,
         init_hypers=tuple(dict.fromkeys(s.value for s in starts if s.value in _names(program))),
+        choices=tuple(choices.items()),
+        told=[f"{told}: {_told_type(program, name)}" for told, name in choices.items()],
         memory=_memory(lowered),
         coded=tuple(signs.kept_in_8_bits(lowered).items()) if program.kind == "optimizer" else (),
         fields=tuple((e, lowered.types.get(e, "float")) for e in lowered.exports),
@@ -336,12 +354,20 @@ def _start(s: ir.State) -> str:
     return "copy"
 
 
-def _started(s: ir.State) -> Start:
+def _started(s: ir.State, program: Program) -> Start:
     """How a state begins, as text."""
     words = "".join(", 1" if x == "1" else f', "{x}"' for x in s.shape)
     sizes = None if s.shape in (FULL, MATRIX) else words
-    homes = [_shape_condition(e, holds) for e, holds in s.home]
+    homes = [_choice(e, holds, program) or _shape_condition(e, holds) for e, holds in s.home]
     return Start(s.name, _start(s), sizes, " and ".join(homes))
+
+
+def _choice(e: ir.Expr, holds: bool, program: Program | None) -> str:
+    """A condition on choices, as Python; empty where it is on a shape."""
+    if not regions.static(e):
+        return ""
+    text = emit.asked(e if holds else ir.Call("not", (e,)), program)[0]
+    return f"({text})" if " or " in text else text
 
 
 def _shape_condition(e: ir.Expr, holds: bool = True) -> str:
@@ -359,6 +385,13 @@ def _shape_condition(e: ir.Expr, holds: bool = True) -> str:
             text = f"{_shape_condition(a)} {_SIGNS[op]} {_shape_condition(b)}"
             return text if holds else f"not {text}"
     raise AssertionError(e)
+
+
+def _told_type(program: Program, name: str) -> str:
+    """The type of what a kernel is told of a choice."""
+    domain = program.parameter(name).domain
+    kind = "str" if domain.type == "choice" else "bool"
+    return f"{kind} | None" if domain.optional and program.told(name) == name else kind
 
 
 def _scalar_start(s: ir.State) -> str:
@@ -385,7 +418,10 @@ def _memory(lowered: Lowered) -> str:
         for shape, word in shapes.UNITS.items():
             if count := sum(s.shape == shape for s in here):
                 parts.append(f"{4 * count} bytes a {word}")
-        where = {True: "of a matrix", False: "of other parameters"}[home[0][1]] if home else ""
+        shaped = [holds for e, holds in home if not regions.static(e)]
+        where = {True: "of a matrix", False: "of other parameters"}[shaped[0]] if shaped else ""
+        asked = [_choice(e, holds, None) for e, holds in home if regions.static(e)]
+        where = " ".join([where, *(["where", " and ".join(asked)] if asked else [])]).strip()
         costs.append(" ".join([" and ".join(parts), where]).strip())
         pieces = sum(s.name in coded for s in here)
         if pieces:
@@ -437,7 +473,7 @@ def _hyper(name: str, parts: tuple[ir.Parameter, ...]) -> Hyper:
         default = "(" + ", ".join(repr(p.default) for p in parts) + ")"
         about = "; ".join(f"{p.name}: {p.about.rstrip('.')}" if p.about else p.name for p in parts)
     else:
-        default = "" if first.default is ir.REQUIRED else repr(first.default)
+        default = "" if first.default is ir.REQUIRED else _literal(first.default)
         about = first.about.rstrip(".")
         kind = f"tuple[{kind}, ...]" if first.domain.many else kind
         kind = f"{kind} | None" if first.domain.optional else kind
@@ -459,6 +495,11 @@ _NAMED = {
 }
 
 
+def _literal(value: object) -> str:
+    """A default as Python text."""
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
 def _named(text: str) -> set[str]:
     """The names that an expression reads, words in quotes and keywords apart."""
     return {x.id for x in ast.walk(ast.parse(text)) if isinstance(x, ast.Name)}
@@ -477,7 +518,7 @@ def _domain(d: ir.Domain) -> str:
     for key in ("low", "high", "low_open", "high_open", "choices"):
         value = getattr(d, key)
         if value != getattr(default, key):
-            parts.append(f"{key}={value!r}")
+            parts.append(f"{key}={value!r}".replace("'", '"'))
     return f"Domain({', '.join(parts)})"
 
 

@@ -191,7 +191,7 @@ def _single_assignments(p: ir.Lowered) -> None:
         print(f"    evaluate with state.{p.evaluate}")
 
 
-def _values(values: Sequence[ir.Value | ir.Repeat | ir.Branch], depth: int) -> None:
+def _values(values: Sequence[ir.Step], depth: int) -> None:
     lead = "    " * depth
     for v in values:
         if isinstance(v, ir.Value):
@@ -215,8 +215,10 @@ def _values(values: Sequence[ir.Value | ir.Repeat | ir.Branch], depth: int) -> N
             print(f"{lead}    {carried} = {last}")
 
 
-def _operand(o: ir.Operand) -> str:
-    return repr(o.value) if isinstance(o, ir.Number) else o
+def _operand(o: ir.Operand | ir.Hyper | ir.Call) -> str:
+    if isinstance(o, ir.Hyper | ir.Call):
+        return _tree(o)
+    return o if isinstance(o, str) else repr(o.value)
 
 
 def text(entry: Entry, backend: Backend) -> None:

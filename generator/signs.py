@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from generator import ir
-from generator.ir import Branch, Lowered, Number, Operand, Repeat, State, Step, Value
+from generator.ir import Branch, Lowered, Number, Operand, State, Step, Value
 from generator.shapes import FULL, MATRIX
 
 
@@ -68,7 +68,7 @@ def never_negative(lowered: Lowered) -> set[str]:
 
 
 def _domain(d: ir.Domain) -> Interval:
-    return ANY if d.many or d.optional or d.type not in ("float", "int") else Interval(d.low, d.high)
+    return ANY if d.many or d.type not in ("float", "int") else Interval(d.low, d.high)
 
 
 def _start(s: State, names: dict[str, Interval]) -> Interval:
@@ -85,10 +85,10 @@ def _start(s: State, names: dict[str, Interval]) -> Interval:
 def _of(o: Operand | None, names: dict[str, Interval]) -> Interval:
     if isinstance(o, Number):
         return Interval(o.value, o.value)
-    return ANY if o is None else names.get(o, ANY)
+    return names.get(o, ANY) if isinstance(o, str) else ANY
 
 
-def _run(values: Iterable[Step | Repeat], names: dict[str, Interval]) -> None:
+def _run(values: Iterable[Step], names: dict[str, Interval]) -> None:
     """Put the interval of each value among the names."""
     for v in values:
         if isinstance(v, Value):
@@ -99,11 +99,13 @@ def _run(values: Iterable[Step | Repeat], names: dict[str, Interval]) -> None:
             elif rule is not None:
                 names[v.name] = rule(*args)
         elif isinstance(v, Branch):
-            _run(v.body, names)
-            _run(v.otherwise, names)
-            for name, *ends in v.carried:
-                there = [_of(end, names) for end in ends if end is not None]
-                names[name] = _hull(*there)
+            ends: dict[str, list[Interval]] = {c[0]: [] for c in v.carried}
+            for way, body in ((1, v.body), (2, v.otherwise)):
+                inside = dict(names)  # the ways may use the same names
+                _run(body, inside)
+                for c in v.carried:
+                    ends[c[0]] += [_of(c[way], inside)] * (c[way] is not None)
+            names |= {name: _hull(*parts) for name, parts in ends.items()}
 
 
 def _made(*ends: float) -> Interval:

@@ -35,7 +35,7 @@ from generator import catalogue, interpret, ir, products, render
 from generator.catalogue import Entry
 from generator.errors import NotAvailable
 from generator.interpret import Exact, Oracle, schedule_value
-from generator.ir import REQUIRED, Lowered, Program
+from generator.ir import REQUIRED, Domain, Lowered, Program
 from generator.storage import Storage
 
 SHAPES = ((), (1,), (7,), (64, 33), (3, 3, 8, 16), (0, 4))
@@ -106,7 +106,7 @@ def compute_dtype(name: str) -> Any:
 def cases(
     program: Program, dtype: str, steps: int, seed: int = 0, brief: bool = False
 ) -> Iterator[Case]:
-    """Default and absurd hyperparameters, constant lr and a schedule, missing gradients.
+    """Default and absurd hyperparameters, constant lr and a schedule, every choice, missing gradients.
 
     bfloat16 and float16 are computed in float32, where the absurd cases are covered. `brief` is for
     tests, which compile each case: each is there once, low hyperparameters in float64, the others in
@@ -114,7 +114,8 @@ def cases(
     """
     default, shapes = defaults(program), ONLY[program.only]
     scheduled = None
-    begins = ir.Hyper("lr") in [s.value for s in program.body if isinstance(s, ir.Start)]
+    starts = [s.value for s in ir.statements(program.body) if isinstance(s, ir.Start)]
+    begins = ir.Hyper("lr") in starts
     if "lr" in default and not begins:  # a state that begins at lr goes its own way
         total = max(steps - 2, 2)
         rate = {"base_lr": 10 * default["lr"], "warmup": min(5, total // 2), "total": total}
@@ -135,15 +136,43 @@ def cases(
     if not brief or dtype == "float32":
         high = _extreme(program, low=False)
         yield _case("high", dtype, steps, seed + 3, high, shapes, scheduled if brief else None)
+        for i, chosen in enumerate(choices(program)):
+            name = ", ".join(f"{k}={value}" for k, value in chosen.items())
+            yield _case(name, dtype, min(steps, 100), seed + 20 + i, {**default, **chosen}, shapes)
 
 
 def defaults(program: Program) -> dict[str, Any]:
     """Every hyperparameter's default, or a value from its domain where it must be given."""
     made: dict[str, Any] = {}
     for p in program.parameters:
-        low = 1 if p.domain.type == "int" else max(p.domain.low, 0.0) + 0.01
-        made[p.name] = low if p.default == REQUIRED else p.default
+        made[p.name] = _some(p.domain) if p.default == REQUIRED else p.default
     return made
+
+
+def _some(d: Domain) -> Any:
+    """A value of a domain."""
+    if d.type in ("bool", "choice"):
+        return d.choices[0] if d.choices else True
+    return 1 if d.type == "int" else max(d.low, 0.0) + 0.01
+
+
+def choices(program: Program) -> list[dict[str, Any]]:
+    """Other choices than the default: all of them together where they are few, else one by one."""
+    default, every = defaults(program), dict[str, list[Any]]()
+    for p in program.parameters:
+        d, values = p.domain, [default[p.name]]
+        if d.type in ("bool", "choice") and not d.many:
+            values += d.choices or (False, True)
+        values += [None, _some(d)] if d.optional and not d.many else []
+        others = [x for i, x in enumerate(values) if x not in values[:i]]
+        every |= {p.name: others} if len(others) > 1 else {}
+    if math.prod(len(x) for x in every.values()) > _MANY:
+        return [{name: x} for name, values in every.items() for x in values[1:]]
+    together = [dict(zip(every, x, strict=True)) for x in itertools.product(*every.values())]
+    return together[1:]
+
+
+_MANY = 12  # combinations of choices
 
 
 def _extreme(program: Program, low: bool) -> dict[str, Any]:
@@ -152,7 +181,7 @@ def _extreme(program: Program, low: bool) -> dict[str, Any]:
     default = defaults(program)
     for p in program.parameters:
         d, value = p.domain, default[p.name]
-        if d.type == "float" and not d.many:
+        if d.type == "float" and not d.many and value is not None:
             if d.high == 1.0:
                 value = 0.0 if low else 0.99999
             elif p.name == "lr":

@@ -17,11 +17,14 @@ from generator.check import check
 from generator.errors import SpecError
 from generator.interpret import EXACT, Exact, evaluate
 from generator.ir import Assign, Call, Clock, Hyper, Number, Ref, Start
-from generator.language import NonNegative, PositiveCount, Real
+from generator.language import Choice, NonNegative, Optional, PositiveCount, Real, _domain
 from generator.lower import lower
 
 LITERALS = (0.1, 0.5, 2.0, 3.0, -1.5, 0.9, 1.0, 7.0)
 HYPERS = {"a": Real, "b": NonNegative, "c": NonNegative, "k": PositiveCount}
+CHOICES = {"flag": _domain(bool), "kind": Choice["one", "other", "third"], "some": Optional[Real]}
+_WORDS = {word: Call("eq", (Hyper("kind"), Call("word", (), word))) for word in CHOICES["kind"].choices}
+_NONE = Call("eq", (Hyper("some"), Call("word", (), "None")))
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,56 @@ class _Maker:
             return self.pick(Call("and", (a, b)), Call("or", (a, b)), Call("not", (a,)))
         op = self.pick("lt", "le", "gt", "ge", "eq", "ne")
         return Call(op, (self.tensor(depth - 1), self.any_number(depth - 1)))
+
+    def choice(self, depth: int) -> ir.Expr:
+        """A condition on choices."""
+        if depth > 0 and self.rng.random() < 0.4:
+            return Call(self.pick("and", "or"), (self.choice(depth - 1), self.choice(depth - 1)))
+        made = self.pick(Hyper("flag"), _NONE, *_WORDS.values())
+        return Call("not", (made,)) if self.rng.random() < 0.5 else made
+
+    def chosen(self, depth: int) -> list[ir.Statement]:
+        """A state `q`, a tensor `e` and a number `z` that choices decide on."""
+        asked, given = self.choice(1), ir.Call("not", (_NONE,))
+        if there := self.rng.random() < 0.4:
+            asked = Call("and", (given, asked))
+        tensors, scalars = list(self.tensors), list(self.scalars)
+        self.tensors.append(Ref("q", 1))
+        if there:
+            self.scalars += [Hyper("some")] * 4
+        q: list[ir.Statement] = [Start("q", self.pick(Number(0), Hyper("b")), 20)]
+        q.append(Assign("q", self.tensor(depth), 21))
+        self.tensors.append(Ref("q"))
+        q.append(Assign("z", self.scalar(depth), 22))
+        self.scalars.append(Ref("z"))
+        q += self.ways("e", depth)
+        self.tensors, self.scalars = tensors, scalars
+        other = [Assign("z", self.scalar(depth), 24), Assign("e", self.tensor(depth), 25)]
+        if self.rng.random() < 0.3:
+            regions = [ir.When(asked, tuple(q), (), 26), ir.When(Call("not", (asked,)), tuple(other), (), 27)]
+        else:
+            regions = [ir.When(asked, tuple(q), tuple(other), 26)]
+        self.tensors.append(Ref("e"))
+        self.scalars.append(Ref("z"))
+        return regions
+
+    def ways(self, name: str, depth: int) -> list[ir.Statement]:
+        """A tensor, in a region inside of this one or not."""
+
+        def one(line: int) -> tuple[ir.Statement]:
+            return (Assign(name, self.tensor(depth), line),)
+
+        match self.pick("plain", "choice", "words", "shape", "step"):
+            case "choice":
+                return [ir.When(self.choice(0), one(30), one(31), 30)]
+            case "words":
+                return [ir.When(e, one(32 + i), (), 32 + i) for i, e in enumerate(_WORDS.values())]
+            case "shape":
+                both = (Call("matrix", ()), Call("vector", ()))
+                return [ir.Case(e, one(36 + i), 36 + i) for i, e in enumerate(both)]
+            case "step":
+                return [ir.When(self.step_condition(2), one(38), one(39), 38)]
+        return [*one(40)]
 
     def step_condition(self, depth: int) -> ir.Expr:
         op = self.pick("lt", "le", "gt", "ge", "eq", "ne")
@@ -182,17 +235,23 @@ def _made(seed: int, rng: random.Random, depth: int = 4) -> Random:
     else:
         body.append(Assign("m", maker.tensor(depth), 7))
     maker.tensors.append(Ref("m"))
+    choosing = random.Random(seed + 7).random() < 0.4
+    if choosing:
+        body += maker.chosen(depth - 1)
     body.append(Assign("v", Call("abs", (maker.tensor(depth),)), 8))
     maker.tensors.append(Ref("v"))
     additive = rng.random() < 0.5
     change = maker.tensor(depth)
     # Whatever is drawn, everything reaches theta: what does not is refused.
     rest = Call("sub", (Call("mul", (Ref("p"), Ref("r"))), Call("mul", (Ref("m"), Ref("w")))))
+    if choosing:
+        rest = Call("add", (rest, Call("mul", (Ref("e"), Ref("z")))))
     small = Call("lt", (Call("abs", (change,)), Ref("v")))
     change = Call("where", (small, change, rest))
     value = Call("sub", (Ref("theta", 1), change)) if additive else change
     body.append(Assign("theta", value, 9))
-    parameters = tuple(ir.Parameter(n, d, ir.REQUIRED, "", 0) for n, d in HYPERS.items())
+    domains = {**HYPERS, **(CHOICES if choosing else {})}
+    parameters = tuple(ir.Parameter(n, d, ir.REQUIRED, "", 0) for n, d in domains.items())
     program = ir.Program(
         "optimizer",
         f"random{seed}",
@@ -210,6 +269,9 @@ def _made(seed: int, rng: random.Random, depth: int = 4) -> Random:
         "c": rng.choice([0.999, 0.25, 1.5]),
         "k": rng.choice([1, 2, 3]),
     }
+    if choosing:
+        hypers["flag"], hypers["kind"] = rng.random() < 0.5, rng.choice(CHOICES["kind"].choices)
+        hypers["some"] = rng.choice([None, 0.7, -1.1])
     return Random(lower(check(program)), hypers)
 
 
@@ -303,6 +365,7 @@ def _normal(run: Exact, made: Random, g: Any, t: int) -> Any:
             "g": g,
             **{f"state.{s.name}": run.state[s.name] for s in lowered.tensor_states},
             **{f"s.{e}": run.rounded(names[e]) for e in lowered.exports},
+            **{name: made.hypers[name] for name in lowered.choices},
         }
         evaluate(lowered.step, tensors, EXACT, run.literal)
         valid = np.ones(run.theta.shape, bool)

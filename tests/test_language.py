@@ -17,7 +17,7 @@ import backends
 from generator import catalogue, ir, regions, render, sample, shapes
 from generator.check import Checked
 from generator.errors import NotAvailable, SpecError
-from generator.ir import Assign, Call, Case, Clock, Hyper, Loop, Number, Ref, Start, When
+from generator.ir import Assign, Call, Case, Clock, Expr, Hyper, Loop, Number, Ref, Start, When
 from generator.language import NonNegative, g, names, optimizer, t, theta
 from generator.lower import lower
 
@@ -978,7 +978,7 @@ INFERRED = {
     ),
     "cautious": ({}, 0, (), "an all-reduce of scalars", "<wrapped>"),
     "momentum_sgd": ({}, 0, (), "nothing: elementwise", ""),
-    "optional_momentum": ({}, 0, (), "nothing: elementwise", "choices"),
+    "optional_momentum": ({}, 0, (), "nothing: elementwise", ""),
     "hessian_step": (
         {"loss": "float global scalar"},
         0,
@@ -995,7 +995,7 @@ INFERRED = {
         "",
     ),
     "centralize": ({}, 0, (), "all-reduces of rows and columns", ""),
-    "mode": ({}, 0, (), "nothing: elementwise", "choices"),
+    "mode": ({}, 0, (), "nothing: elementwise", ""),
 }
 
 
@@ -1153,15 +1153,38 @@ def test_regions_cover_each_other() -> None:
         return frozenset(facts)
 
     everywhere = regions.EVERYWHERE
-    assert regions.gap(everywhere, [everywhere]) is None
-    assert regions.gap(everywhere, [region(m)]) == region(v)
-    assert regions.gap(everywhere, [region(m), region(v)]) is None
-    assert regions.gap(region(m, w), [region(m)]) is None
-    assert regions.gap(everywhere, [region(m, w), region(v), region(m, n)]) is None
-    assert regions.gap(everywhere, [region(m, w), region(v)]) == region(m, n)
-    assert regions.gap(everywhere, []) == everywhere
-    assert regions.exclude(region(m), region(v, late))
-    assert not regions.exclude(region(m), region(late))
+    assert regions.gap(everywhere, [everywhere], {}) is None
+    assert regions.gap(everywhere, [region(m)], {}) == region(v)
+    assert regions.gap(everywhere, [region(m), region(v)], {}) is None
+    assert regions.gap(region(m, w), [region(m)], {}) is None
+    assert regions.gap(everywhere, [region(m, w), region(v), region(m, n)], {}) is None
+    assert regions.gap(everywhere, [region(m, w), region(v)], {}) == region(m, n)
+    assert regions.gap(everywhere, [], {}) == everywhere
+    assert regions.exclude(region(m), region(v, late), {})
+    assert not regions.exclude(region(m), region(late), {})
+
+
+def test_choices_cover_each_other() -> None:
+    flag, kind = Hyper("flag"), Hyper("kind")
+    is_a, is_b, is_c = (Call("eq", (kind, Call("word", (), x))) for x in "abc")
+    known = {"flag": (False, True), "kind": ("a", "b", "c")}
+
+    def region(*conditions: Expr) -> regions.Region:
+        return frozenset(regions.fact("when", e) for e in conditions)
+
+    def gap(here: regions.Region, *defined: regions.Region) -> regions.Region | None:
+        return regions.gap(here, defined, known)
+
+    everywhere = regions.EVERYWHERE
+    assert all(map(regions.static, (flag, is_a, Call("and", (flag, Call("not", (is_a,)))))))
+    assert not regions.static(Call("and", (flag, Call("eq", (Clock("t"), Number(1))))))
+    assert gap(everywhere, region(is_a), region(is_b), region(is_c)) is None
+    assert gap(everywhere, region(is_a), region(is_b)) is not None
+    assert gap(region(Call("not", (is_c,))), region(is_a), region(is_b)) is None
+    assert gap(everywhere, region(Call("or", (flag, is_a))), region(Call("not", (flag,)))) is None
+    assert regions.exclude(region(is_a), region(is_b), known)
+    assert regions.exclude(region(is_a), region(flag, Call("and", (is_b, flag))), known)
+    assert not regions.exclude(region(flag), region(is_b), known)
 
 
 def test_the_first_gradients_point(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from backends import discover
 from generator import catalogue, render
-from generator.ir import Branch, Number, Point, Repeat, Value
+from generator.ir import Branch, Call, Hyper, Number, Point, Repeat, Value, Word
 
 BACKENDS = discover()
 ENTRIES = {e.program.name: e for e in catalogue.entries() if e.program.kind != "wrapper"}
@@ -31,6 +31,10 @@ def tree_of(values, outputs, renamed):
     def operand(o):
         if isinstance(o, Number):
             return ("number", float(o.value))
+        if isinstance(o, Word):
+            return ("word", o.value)
+        if isinstance(o, Hyper | Call):
+            return asked(o)
         return made.get(o, ("name", renamed.get(o, o)))
 
     def block(values):
@@ -44,7 +48,7 @@ def tree_of(values, outputs, renamed):
                     made.clear()
                     made.update(before)
                 for c, here, there in zip(v.carried, *ends, strict=True):
-                    made[c[0]] = ("if", condition, here, there)
+                    made[c[0]] = chosen(condition, here, there)
             else:
                 assert isinstance(v, Value), v
                 made[v.name] = (SIZES.get(v.op, v.op), *map(operand, v.args))
@@ -53,10 +57,40 @@ def tree_of(values, outputs, renamed):
     return [operand(o) for o in outputs]
 
 
+def chosen(condition, here, there):
+    """What a region and its opposite make of a name."""
+    if condition[0] == "not":
+        return chosen(condition[1], there, here)
+    return here if here == there else ("if", condition, here, there)
+
+
+def asked(e):
+    """A condition on choices."""
+    if isinstance(e, Hyper):
+        return ("name", e.name)
+    if e.op in ("eq", "ne"):
+        (hyper,) = [a.name for a in e.args if isinstance(a, Hyper)]
+        (word,) = [a.text for a in e.args if isinstance(a, Call)]
+        same = ("is", ("name", hyper), ("word", None if word == "None" else word))
+        return same if e.op == "eq" else opposite(same)
+    inner = [asked(a) for a in e.args]
+    return opposite(*inner) if e.op == "not" else joined(e.op, inner)
+
+
+def joined(op, conditions):
+    """Conditions joined by the same word, however they are nested."""
+    return (op, *(x for c in conditions for x in (c[1:] if c[0] == op else [c])))
+
+
+def opposite(condition):
+    return condition[1] if condition[0] == "not" else ("not", condition)
+
+
 class Reader:
     """Python text back to nested tuples; a table's words are read as the operations they print."""
 
-    def __init__(self, table):
+    def __init__(self, table, told=()):
+        self.told = {name: hyper for name, hyper in told if name != hyper}
         self.words = {w: op for op, w in table.items() if re.fullmatch(r"[A-Za-z_][\w.]*", w)}
         self.names, self.functions = {}, {}
 
@@ -71,7 +105,11 @@ class Reader:
             if isinstance(statement, ast.FunctionDef):
                 self.functions[statement.name] = statement.body
                 continue
-            assert isinstance(statement, ast.Assign) and len(statement.targets) == 1
+            assert isinstance(statement, ast.Assign)
+            if isinstance(statement.value, ast.Constant) and statement.value.value is None:
+                self.names |= {x.id: ("none",) for x in statement.targets}
+                continue
+            assert len(statement.targets) == 1
             target, value = statement.targets[0], statement.value
             if isinstance(value, ast.Call) and ast.unparse(value.func) == "branch":
                 self.chosen(target, *value.args)
@@ -92,7 +130,7 @@ class Reader:
             self.names = before
         targets = target.elts if isinstance(target, ast.Tuple) else [target]
         for t, here, there in zip(targets, *ends, strict=True):
-            self.names[t.id] = ("if", condition, here, there)
+            self.names[t.id] = chosen(condition, here, there)
 
     def branch(self, statement):
         condition, before, ways = self.expr(statement.test), self.names, []
@@ -102,7 +140,7 @@ class Reader:
             ways.append(self.names)
         here, there = ways
         self.names = {
-            n: here[n] if here.get(n) == there.get(n) else ("if", condition, here[n], there[n])
+            n: chosen(condition, here[n], there[n])
             for n in here
             if n in there
         }
@@ -112,6 +150,8 @@ class Reader:
 
     def expr(self, e):
         match e:
+            case ast.Name(name) if name in self.told:
+                return ("not", ("is", ("name", self.told[name]), ("word", None)))
             case ast.Name(name):
                 return self.names.get(name, ("name", name))
             case ast.Attribute():
@@ -123,10 +163,22 @@ class Reader:
                 return ("entry", self.expr(x), ("number", float(k)))
             case ast.Constant(None):
                 return ("none",)
-            case ast.Constant(value):
+            case ast.Constant(float() | int() as value):
                 return ("number", float(value))
             case ast.UnaryOp(op, ast.Constant(value)) if isinstance(op, ast.USub):
                 return ("number", -float(value))
+            case ast.Constant(str(word)):
+                return ("word", word)
+            case ast.UnaryOp(ast.Not(), a):
+                return opposite(self.expr(a))
+            case ast.BoolOp(op, args):
+                return joined(type(op).__name__.lower(), list(map(self.expr, args)))
+            case ast.Compare(a, [ast.Is() | ast.IsNot() as op], [ast.Constant(None)]):
+                same = ("is", self.expr(a), ("word", None))
+                return same if isinstance(op, ast.Is) else opposite(same)
+            case ast.Compare(a, [ast.Eq() | ast.NotEq() as op], [ast.Constant(str(word))]):
+                same = ("is", self.expr(a), ("word", word))
+                return same if isinstance(op, ast.Eq) else opposite(same)
             case ast.UnaryOp(op, a):
                 return (SIGNS[type(op).__name__], self.expr(a))
             case ast.BinOp(a, op, b):
@@ -143,19 +195,19 @@ def check_step(lowered, backend):
     view = render.view(lowered, backend)
     states = [o for _, o in legal.new_states]
     want = tree_of(legal.step, [legal.result, *states], {})
-    reader = Reader(backend.tensor)
+    reader = Reader(backend.tensor, view.choices)
     reader.run(view.step_lines)
     got = [reader.text(view.step_result), *(reader.text(t) for _, t in view.step_states)]
     assert got == want
     for p, text in zip(legal.passes, view.passes, strict=True):
-        reader = Reader(backend.tensor)
+        reader = Reader(backend.tensor, view.choices)
         reader.run(text.partials)
         if isinstance(p, Point):
             assert [reader.text(text.at)] == tree_of(p.partials, [p.at], {})
             continue
         want = tree_of(p.partials, [o for _, o in p.sums], {})
         assert [reader.text(t) for _, t in text.sums] == want
-        reader = Reader(backend.tensor)
+        reader = Reader(backend.tensor, view.choices)
         reader.run(text.values)
         want = tree_of(p.values, [o for _, o in p.exports], {})
         assert [reader.text(t) for _, t in text.exports] == want

@@ -125,6 +125,7 @@ def kernels(
     """Each module's kernel on its input; compiled, all of them are one function."""
     methods: list[Any] = [m.METHOD for m in modules]
     runtime: Any = inspect.getmodule(type(methods[0]))
+    methods = [runtime.decided(m, x.hypers) for m, x in zip(methods, inputs, strict=True)]
     additive = [m.update is not None and mode == "update" for m in methods]
 
     def all_steps(thetas: Any, gs: Any, states: Any, scalars: Any) -> Any:

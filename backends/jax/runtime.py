@@ -15,7 +15,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,15 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from backends.domains import Domain, check_all, check_relations, check_shape, check_weights
+from backends.domains import (
+    Domain,
+    check_all,
+    check_relations,
+    check_shape,
+    check_weights,
+    settled,
+    told,
+)
 from backends.rules import Assignment, Rule, Rules, Setting, Times
 from generator.elementary import cos, exp, log, real_power
 from generator.network import dense as dense
@@ -398,6 +406,7 @@ class Method:
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
+    choices: Mapping[str, str] = field(default_factory=dict)  # what kernels are told, of which hyper
     scalar_states: Mapping[str, Any] = field(default_factory=dict)  # starts: numbers, or a name
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
     shared_states: Mapping[str, Any] = field(default_factory=dict)  # of all parameters, likewise
@@ -412,12 +421,37 @@ class Method:
         return any(isinstance(then, str) for _, then in self.passes)
 
 
+def decided(method: Method, hypers: Mapping[str, Any]) -> Method:
+    """The method for the choices among the hyperparameters: its kernels need no longer be told."""
+    said = told(method.choices, hypers)
+    return _decided(method, said) if said else method
+
+
+@functools.cache
+def _decided(method: Method, said: tuple[tuple[str, Any], ...]) -> Method:
+    return replace(
+        method,
+        init=settled(method.init, said),
+        step=settled(method.step, said),
+        update=method.update and settled(method.update, said),
+        passes=tuple((settled(first, said), then) for first, then in method.passes),
+        choices={},
+    )
+
+
 def _hypers(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
     """Hyperparameters as they are kept: doubles, 64-bit integers, arrays, functions of the count."""
     for name, (spelling, domain) in method.hypers.items():
         if not _scheduled(method, domain, given[name]):
             check_all(method.name, {spelling: domain}, {spelling: given[name]}, _is_array)
     check_relations(method.name, method.requires, given)
+    for name in method.choices.values():
+        spelling, domain = method.hypers[name]
+        if domain.kind in ("bool", "choice") and _is_array(given[name]):
+            raise TypeError(
+                f"{method.name}: {spelling} must be {domain.phrase}, got an array. It decides on what is "
+                "compiled; where the optimizer is made under jit, pass it with static_argnames."
+            )
     return {name: _kept(method, name, given[name]) for name in method.hypers}
 
 
@@ -1090,8 +1124,8 @@ class _Shell:
         rules: Sequence[Rule] = (),
         weights: Mapping[str, Any] | None = None,
     ) -> None:
-        self.method = method
-        self.hypers = _hypers(method, hypers)
+        self.hypers, choices = _hypers(method, hypers), method.choices
+        self.method = method = decided(method, self.hypers)
         self.storage, self.seed = storage, seed
         known = check_weights(method.name, method.weights, weights)
         self.weights = {k: _copied(x) for k, x in known.items()}
@@ -1104,6 +1138,7 @@ class _Shell:
             lambda domain, x: _is_array(x) or _scheduled(method, domain, x),
             method.shared_states,
             method.elementwise,
+            choices,
         )
         for overrides in self.rules.overrides:
             for name, x in overrides.items():

@@ -61,7 +61,8 @@ def kernels(
 
 
 def _kernel(module: ModuleType, x: KernelInput) -> KernelOutput:
-    method: Any = module.METHOD
+    runtime: Any = inspect.getmodule(type(module.METHOD))
+    method: Any = runtime.decided(module.METHOD, x.hypers)
     dtype = np.asarray(x.theta).dtype
     hypers = {k: np.float64(v) if isinstance(v, float) else v for k, v in x.hypers.items()}
     with np.errstate(all="ignore"):
@@ -73,7 +74,7 @@ def _kernel(module: ModuleType, x: KernelInput) -> KernelOutput:
             previous = {f"{k}_prev": v for k, v in kept.items()}
             s = method.scalars(t, **previous, **store, **hypers)
             kept = {k: getattr(s, k) for k in kept}
-            rounded = type(s)(*(v if isinstance(v, bool | np.bool_) else dtype.type(v) for v in s))
+            rounded = runtime._rounded(s, dtype)
             theta, state = method.step(theta, x.g, state, rounded)
     return KernelOutput(np.asarray(theta), {**state._asdict(), **kept})
 

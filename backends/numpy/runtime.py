@@ -25,7 +25,10 @@ from backends.domains import (
     check_all,
     check_relations,
     check_shape,
+    check_states,
     check_weights,
+    settled,
+    told,
 )
 from backends.rules import Assignment, Rule, Rules, Setting, Times
 from generator.elementary import cos, exp, log, real_power
@@ -60,8 +63,9 @@ def sign(x: Any) -> Any:
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
-    """a if the condition of step scope holds, else b."""
-    return a if condition else b
+    """a if the condition of step scope holds, else b; a literal as a double, which divides by 0."""
+    chosen = a if condition else b
+    return np.float64(chosen) if isinstance(chosen, float) else chosen
 
 
 def power(x: Any, k: int) -> Any:
@@ -254,6 +258,7 @@ class Method(NamedTuple):
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
+    choices: Mapping[str, str] = {}  # what kernels are told besides, of which hyperparameters
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
     shared_states: Mapping[str, float | str] = {}  # states of all parameters, likewise
@@ -261,6 +266,19 @@ class Method(NamedTuple):
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
     coded: Mapping[str, str] = {}  # states that may be kept in 8 bits, with their codes
     requires: Callable[..., Mapping[str, Any]] | None = None  # relations: text, whether it holds
+
+
+def decided(method: Method, hypers: Mapping[str, Any]) -> Method:
+    """The method for the choices among the hyperparameters: its kernels need no longer be told."""
+    said = told(method.choices, hypers)
+    if not said:
+        return method
+    return method._replace(
+        init=settled(method.init, said),
+        step=settled(method.step, said),
+        passes=tuple((settled(first, said), then) for first, then in method.passes),
+        choices={},
+    )
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -281,7 +299,7 @@ def _rounding(dtype: np.dtype[Any]) -> Callable[[Any], Any]:
 def _rounded(s: Any, dtype: np.dtype[Any]) -> Any:
     """The step's scalars in the compute dtype, conditions and keys as they are."""
     kind = dtype.type
-    return type(s)(*(x if isinstance(x, (bool, np.bool_)) or np.ndim(x) else kind(x) for x in s))
+    return type(s)(*(x if x is None or isinstance(x, (bool, np.bool_)) or np.ndim(x) else kind(x) for x in s))
 
 
 def _exact(value: Any) -> Any:
@@ -474,8 +492,8 @@ class Optimizer:
         self._check(hypers)
         self.storage = Storage(store, states, seed).check(self.name)
         self.weights = weights
-        self.__dict__.update(hypers)
-        whole = self.method.shared_states, self.method.elementwise
+        self.__dict__.update(hypers, method=decided(self.method, hypers))
+        whole = self.method.shared_states, self.method.elementwise, type(self).method.choices
         self._rules = Rules(self.name, rules, self.domains, {}, hypers, self._scheduled, *whole)
         self.params = params
         self.steps = 0  # finished steps; the clock of schedules
@@ -517,7 +535,19 @@ class Optimizer:
                         f"{self.name}: {name} is where {state} began, and changes nothing any more. "
                         f'Set optimizer.shared["float32"]["{state}"].'
                     )
+            if name in type(self).method.choices.values():
+                self._choose(f"{name} = {value!r}", {**self.hypers, name: value})
         super().__setattr__(name, value)
+
+    def _choose(self, what: str, hypers: Mapping[str, Any]) -> None:
+        """Take other kernels for other choices, unless a parameter's states do not fit them."""
+        chosen = decided(type(self).method, hypers)
+        for path, p in self._arrays.items():
+            if self.state[path]:
+                given = dict.fromkeys(chosen.init_hypers, 0.0)
+                before, after = (m.init(p, **given) for m in (self.method, chosen))
+                check_states(self.name, what, before, after, chosen.state._fields)
+        self.__dict__["method"] = chosen
 
     @property
     def hypers(self) -> dict[str, Any]:
@@ -1008,6 +1038,7 @@ def transformed(
     """New gradients in the structure of the old; None stays None."""
     PositiveCount.check(owner, "t", t)
     check_all(owner, domains, hypers)
+    method = decided(method, hypers)
     given = dict(leaves(grads))
     at = dict(leaves(params)) if params is not None else {}
     exact = {k: _exact(v) for k, v in hypers.items()}

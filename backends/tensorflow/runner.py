@@ -116,6 +116,7 @@ def kernels(
     """Each module's kernel on its input; in one function unless eager."""
     methods: list[Any] = [m.METHOD for m in modules]
     runtime: Any = inspect.getmodule(type(methods[0]))
+    methods = [runtime.decided(m, x.hypers) for m, x in zip(methods, inputs, strict=True)]
 
     def all_steps(thetas: Any, gs: Any, states: Any, kept: Any, t: Any) -> Any:
         results = []
@@ -143,7 +144,7 @@ def kernels(
         thetas, states, kept = ([r[j] for r in results] for j in range(3))
     return [
         KernelOutput(
-            t.numpy(), {k: v.numpy() for k, v in {**s._asdict(), **scalars}.items()}
+            t.numpy(), {k: v if v is None else v.numpy() for k, v in {**s._asdict(), **scalars}.items()}
         )
         for t, s, scalars in zip(thetas, states, kept, strict=True)
     ]

@@ -112,6 +112,7 @@ def kernels(
 
     methods: list[Any] = [m.METHOD for m in modules]
     runtime: Any = inspect.getmodule(type(methods[0]))
+    methods = [runtime.decided(m, x.hypers) for m, x in zip(methods, inputs, strict=True)]
     thetas = [tensor(x.theta) for x in inputs]
     gs = [tensor(x.g) for x in inputs]
     kept = [
@@ -145,7 +146,7 @@ def kernels(
         results = function(thetas, gs, states, scalars)
         thetas, states = [r[0] for r in results], [r[1] for r in results]
     return [
-        KernelOutput(t.numpy(), {**{k: v.numpy() for k, v in s._asdict().items()}, **_arrays(k)})
+        KernelOutput(t.numpy(), {**_arrays(s._asdict()), **_arrays(k)})
         for t, s, k in zip(thetas, states, kept, strict=True)
     ]
 
@@ -155,7 +156,7 @@ def _rounded(value: float, dtype: torch.dtype) -> Any:
 
 
 def _arrays(kept: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: np.asarray(v) for k, v in kept.items()}
+    return {k: None if v is None else np.asarray(v) for k, v in kept.items()}
 
 
 def schedule(

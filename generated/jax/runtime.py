@@ -18,6 +18,7 @@ import functools
 import math
 import numbers
 import re
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -172,6 +173,34 @@ def check_relations(
         if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
+
+
+def told(choices: Mapping[str, str], hypers: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """What kernels are told of choices: themselves, or of a hyperparameter whether it is given."""
+    return tuple(
+        (name, hypers[h] if name == h else hypers[h] is not None) for name, h in choices.items()
+    )
+
+
+@functools.cache
+def settled(kernel: Any, said: tuple[tuple[str, Any], ...]) -> Any:
+    """The kernel that has been told of the choices, a function of its own to every compiler."""
+    code = kernel.__code__.replace()
+    own = types.FunctionType(code, kernel.__globals__, kernel.__name__, kernel.__defaults__)
+    own.__kwdefaults__ = {**(kernel.__kwdefaults__ or {}), **dict(said)}
+    return own
+
+
+def check_states(
+    owner: str, what: str, before: Sequence[Any], after: Sequence[Any], fields: Sequence[str]
+) -> None:
+    """Refuse a choice that changes which states there are, once there are some."""
+    odd = [k for k, a, b in zip(fields, before, after, strict=True) if (a is None) != (b is None)]
+    if odd:
+        raise ValueError(
+            f"{owner}: {what} decides on the states {', '.join(odd)}, and the run has begun. "
+            "Set it back, or make a new optimizer."
+        )
 
 
 class Times:
@@ -387,6 +416,7 @@ class Rules:
         unchecked: says which values are tensors or schedules.
         together: states of all parameters together, which the optimizer has.
         elementwise: whether every number goes its own way, so that it does not matter how axes are seen.
+        choices: the hyperparameters that decide, for all parameters, on what a step does.
     """
 
     def __init__(
@@ -399,6 +429,7 @@ class Rules:
         unchecked: Callable[[Domain, Any], bool],
         together: Iterable[str] = (),
         elementwise: bool = False,
+        choices: Mapping[str, str] | None = None,
     ) -> None:
         if isinstance(given, Rule) or not isinstance(given, Iterable):
             raise TypeError(f"{owner}: rules must be a list of rules, got {given!r}. Pass rules=[...].")
@@ -414,7 +445,7 @@ class Rules:
                 f"{owner}: {', '.join(together)} is kept for all parameters together, and rules would part "
                 "them. Leave rules out, or take an optimizer for each part."
             )
-        self.elementwise = elementwise
+        self.elementwise, self.choices = elementwise, choices or {}
         self.domains: dict[str, Domain] = {}  # by the spec's names
         self.words: dict[str, str] = {}  # the spec's names as users write them
         for word, domain in domains.items():
@@ -463,6 +494,13 @@ class Rules:
                     domain.check(self.owner, called, float(base) * value.factor)
             elif not unchecked(domain, value):
                 domain.check(self.owner, called, value)
+        chosen = {k: x for k, x in made.items() if not isinstance(x, Times)}
+        if self.choices and told(self.choices, {**hypers, **chosen}) != told(self.choices, hypers):
+            odd = [self.words[k] for k in chosen if k in self.choices.values()]
+            raise ValueError(
+                f"{self.owner}: {', '.join(odd)} of {place} decides on what a step does, which is the same "
+                "for all parameters here. Leave it out, or take an optimizer for each part."
+            )
         return made
 
     def _unknown(self, word: str) -> str:
@@ -1678,6 +1716,7 @@ class Method:
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
+    choices: Mapping[str, str] = field(default_factory=dict)  # what kernels are told, of which hyper
     scalar_states: Mapping[str, Any] = field(default_factory=dict)  # starts: numbers, or a name
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
     shared_states: Mapping[str, Any] = field(default_factory=dict)  # of all parameters, likewise
@@ -1692,12 +1731,37 @@ class Method:
         return any(isinstance(then, str) for _, then in self.passes)
 
 
+def decided(method: Method, hypers: Mapping[str, Any]) -> Method:
+    """The method for the choices among the hyperparameters: its kernels need no longer be told."""
+    said = told(method.choices, hypers)
+    return _decided(method, said) if said else method
+
+
+@functools.cache
+def _decided(method: Method, said: tuple[tuple[str, Any], ...]) -> Method:
+    return replace(
+        method,
+        init=settled(method.init, said),
+        step=settled(method.step, said),
+        update=method.update and settled(method.update, said),
+        passes=tuple((settled(first, said), then) for first, then in method.passes),
+        choices={},
+    )
+
+
 def _hypers(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
     """Hyperparameters as they are kept: doubles, 64-bit integers, arrays, functions of the count."""
     for name, (spelling, domain) in method.hypers.items():
         if not _scheduled(method, domain, given[name]):
             check_all(method.name, {spelling: domain}, {spelling: given[name]}, _is_array)
     check_relations(method.name, method.requires, given)
+    for name in method.choices.values():
+        spelling, domain = method.hypers[name]
+        if domain.kind in ("bool", "choice") and _is_array(given[name]):
+            raise TypeError(
+                f"{method.name}: {spelling} must be {domain.phrase}, got an array. It decides on what is "
+                "compiled; where the optimizer is made under jit, pass it with static_argnames."
+            )
     return {name: _kept(method, name, given[name]) for name in method.hypers}
 
 
@@ -2370,8 +2434,8 @@ class _Shell:
         rules: Sequence[Rule] = (),
         weights: Mapping[str, Any] | None = None,
     ) -> None:
-        self.method = method
-        self.hypers = _hypers(method, hypers)
+        self.hypers, choices = _hypers(method, hypers), method.choices
+        self.method = method = decided(method, self.hypers)
         self.storage, self.seed = storage, seed
         known = check_weights(method.name, method.weights, weights)
         self.weights = {k: _copied(x) for k, x in known.items()}
@@ -2384,6 +2448,7 @@ class _Shell:
             lambda domain, x: _is_array(x) or _scheduled(method, domain, x),
             method.shared_states,
             method.elementwise,
+            choices,
         )
         for overrides in self.rules.overrides:
             for name, x in overrides.items():

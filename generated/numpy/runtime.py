@@ -15,6 +15,7 @@ import functools
 import math
 import numbers
 import re
+import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -167,6 +168,34 @@ def check_relations(
         if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
+
+
+def told(choices: Mapping[str, str], hypers: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """What kernels are told of choices: themselves, or of a hyperparameter whether it is given."""
+    return tuple(
+        (name, hypers[h] if name == h else hypers[h] is not None) for name, h in choices.items()
+    )
+
+
+@functools.cache
+def settled(kernel: Any, said: tuple[tuple[str, Any], ...]) -> Any:
+    """The kernel that has been told of the choices, a function of its own to every compiler."""
+    code = kernel.__code__.replace()
+    own = types.FunctionType(code, kernel.__globals__, kernel.__name__, kernel.__defaults__)
+    own.__kwdefaults__ = {**(kernel.__kwdefaults__ or {}), **dict(said)}
+    return own
+
+
+def check_states(
+    owner: str, what: str, before: Sequence[Any], after: Sequence[Any], fields: Sequence[str]
+) -> None:
+    """Refuse a choice that changes which states there are, once there are some."""
+    odd = [k for k, a, b in zip(fields, before, after, strict=True) if (a is None) != (b is None)]
+    if odd:
+        raise ValueError(
+            f"{owner}: {what} decides on the states {', '.join(odd)}, and the run has begun. "
+            "Set it back, or make a new optimizer."
+        )
 
 
 class Times:
@@ -382,6 +411,7 @@ class Rules:
         unchecked: says which values are tensors or schedules.
         together: states of all parameters together, which the optimizer has.
         elementwise: whether every number goes its own way, so that it does not matter how axes are seen.
+        choices: the hyperparameters that decide, for all parameters, on what a step does.
     """
 
     def __init__(
@@ -394,6 +424,7 @@ class Rules:
         unchecked: Callable[[Domain, Any], bool],
         together: Iterable[str] = (),
         elementwise: bool = False,
+        choices: Mapping[str, str] | None = None,
     ) -> None:
         if isinstance(given, Rule) or not isinstance(given, Iterable):
             raise TypeError(f"{owner}: rules must be a list of rules, got {given!r}. Pass rules=[...].")
@@ -409,7 +440,7 @@ class Rules:
                 f"{owner}: {', '.join(together)} is kept for all parameters together, and rules would part "
                 "them. Leave rules out, or take an optimizer for each part."
             )
-        self.elementwise = elementwise
+        self.elementwise, self.choices = elementwise, choices or {}
         self.domains: dict[str, Domain] = {}  # by the spec's names
         self.words: dict[str, str] = {}  # the spec's names as users write them
         for word, domain in domains.items():
@@ -458,6 +489,13 @@ class Rules:
                     domain.check(self.owner, called, float(base) * value.factor)
             elif not unchecked(domain, value):
                 domain.check(self.owner, called, value)
+        chosen = {k: x for k, x in made.items() if not isinstance(x, Times)}
+        if self.choices and told(self.choices, {**hypers, **chosen}) != told(self.choices, hypers):
+            odd = [self.words[k] for k in chosen if k in self.choices.values()]
+            raise ValueError(
+                f"{self.owner}: {', '.join(odd)} of {place} decides on what a step does, which is the same "
+                "for all parameters here. Leave it out, or take an optimizer for each part."
+            )
         return made
 
     def _unknown(self, word: str) -> str:
@@ -1317,8 +1355,9 @@ def sign(x: Any) -> Any:
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
-    """a if the condition of step scope holds, else b."""
-    return a if condition else b
+    """a if the condition of step scope holds, else b; a literal as a double, which divides by 0."""
+    chosen = a if condition else b
+    return np.float64(chosen) if isinstance(chosen, float) else chosen
 
 
 def power(x: Any, k: int) -> Any:
@@ -1511,6 +1550,7 @@ class Method(NamedTuple):
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
+    choices: Mapping[str, str] = {}  # what kernels are told besides, of which hyperparameters
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
     shared_states: Mapping[str, float | str] = {}  # states of all parameters, likewise
@@ -1518,6 +1558,19 @@ class Method(NamedTuple):
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
     coded: Mapping[str, str] = {}  # states that may be kept in 8 bits, with their codes
     requires: Callable[..., Mapping[str, Any]] | None = None  # relations: text, whether it holds
+
+
+def decided(method: Method, hypers: Mapping[str, Any]) -> Method:
+    """The method for the choices among the hyperparameters: its kernels need no longer be told."""
+    said = told(method.choices, hypers)
+    if not said:
+        return method
+    return method._replace(
+        init=settled(method.init, said),
+        step=settled(method.step, said),
+        passes=tuple((settled(first, said), then) for first, then in method.passes),
+        choices={},
+    )
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -1538,7 +1591,7 @@ def _rounding(dtype: np.dtype[Any]) -> Callable[[Any], Any]:
 def _rounded(s: Any, dtype: np.dtype[Any]) -> Any:
     """The step's scalars in the compute dtype, conditions and keys as they are."""
     kind = dtype.type
-    return type(s)(*(x if isinstance(x, (bool, np.bool_)) or np.ndim(x) else kind(x) for x in s))
+    return type(s)(*(x if x is None or isinstance(x, (bool, np.bool_)) or np.ndim(x) else kind(x) for x in s))
 
 
 def _exact(value: Any) -> Any:
@@ -1731,8 +1784,8 @@ class Optimizer:
         self._check(hypers)
         self.storage = Storage(store, states, seed).check(self.name)
         self.weights = weights
-        self.__dict__.update(hypers)
-        whole = self.method.shared_states, self.method.elementwise
+        self.__dict__.update(hypers, method=decided(self.method, hypers))
+        whole = self.method.shared_states, self.method.elementwise, type(self).method.choices
         self._rules = Rules(self.name, rules, self.domains, {}, hypers, self._scheduled, *whole)
         self.params = params
         self.steps = 0  # finished steps; the clock of schedules
@@ -1774,7 +1827,19 @@ class Optimizer:
                         f"{self.name}: {name} is where {state} began, and changes nothing any more. "
                         f'Set optimizer.shared["float32"]["{state}"].'
                     )
+            if name in type(self).method.choices.values():
+                self._choose(f"{name} = {value!r}", {**self.hypers, name: value})
         super().__setattr__(name, value)
+
+    def _choose(self, what: str, hypers: Mapping[str, Any]) -> None:
+        """Take other kernels for other choices, unless a parameter's states do not fit them."""
+        chosen = decided(type(self).method, hypers)
+        for path, p in self._arrays.items():
+            if self.state[path]:
+                given = dict.fromkeys(chosen.init_hypers, 0.0)
+                before, after = (m.init(p, **given) for m in (self.method, chosen))
+                check_states(self.name, what, before, after, chosen.state._fields)
+        self.__dict__["method"] = chosen
 
     @property
     def hypers(self) -> dict[str, Any]:
@@ -2265,6 +2330,7 @@ def transformed(
     """New gradients in the structure of the old; None stays None."""
     PositiveCount.check(owner, "t", t)
     check_all(owner, domains, hypers)
+    method = decided(method, hypers)
     given = dict(leaves(grads))
     at = dict(leaves(params)) if params is not None else {}
     exact = {k: _exact(v) for k, v in hypers.items()}

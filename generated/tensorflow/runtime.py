@@ -19,6 +19,7 @@ import functools
 import math
 import numbers
 import re
+import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -172,6 +173,34 @@ def check_relations(
         if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
+
+
+def told(choices: Mapping[str, str], hypers: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """What kernels are told of choices: themselves, or of a hyperparameter whether it is given."""
+    return tuple(
+        (name, hypers[h] if name == h else hypers[h] is not None) for name, h in choices.items()
+    )
+
+
+@functools.cache
+def settled(kernel: Any, said: tuple[tuple[str, Any], ...]) -> Any:
+    """The kernel that has been told of the choices, a function of its own to every compiler."""
+    code = kernel.__code__.replace()
+    own = types.FunctionType(code, kernel.__globals__, kernel.__name__, kernel.__defaults__)
+    own.__kwdefaults__ = {**(kernel.__kwdefaults__ or {}), **dict(said)}
+    return own
+
+
+def check_states(
+    owner: str, what: str, before: Sequence[Any], after: Sequence[Any], fields: Sequence[str]
+) -> None:
+    """Refuse a choice that changes which states there are, once there are some."""
+    odd = [k for k, a, b in zip(fields, before, after, strict=True) if (a is None) != (b is None)]
+    if odd:
+        raise ValueError(
+            f"{owner}: {what} decides on the states {', '.join(odd)}, and the run has begun. "
+            "Set it back, or make a new optimizer."
+        )
 
 
 class Times:
@@ -387,6 +416,7 @@ class Rules:
         unchecked: says which values are tensors or schedules.
         together: states of all parameters together, which the optimizer has.
         elementwise: whether every number goes its own way, so that it does not matter how axes are seen.
+        choices: the hyperparameters that decide, for all parameters, on what a step does.
     """
 
     def __init__(
@@ -399,6 +429,7 @@ class Rules:
         unchecked: Callable[[Domain, Any], bool],
         together: Iterable[str] = (),
         elementwise: bool = False,
+        choices: Mapping[str, str] | None = None,
     ) -> None:
         if isinstance(given, Rule) or not isinstance(given, Iterable):
             raise TypeError(f"{owner}: rules must be a list of rules, got {given!r}. Pass rules=[...].")
@@ -414,7 +445,7 @@ class Rules:
                 f"{owner}: {', '.join(together)} is kept for all parameters together, and rules would part "
                 "them. Leave rules out, or take an optimizer for each part."
             )
-        self.elementwise = elementwise
+        self.elementwise, self.choices = elementwise, choices or {}
         self.domains: dict[str, Domain] = {}  # by the spec's names
         self.words: dict[str, str] = {}  # the spec's names as users write them
         for word, domain in domains.items():
@@ -463,6 +494,13 @@ class Rules:
                     domain.check(self.owner, called, float(base) * value.factor)
             elif not unchecked(domain, value):
                 domain.check(self.owner, called, value)
+        chosen = {k: x for k, x in made.items() if not isinstance(x, Times)}
+        if self.choices and told(self.choices, {**hypers, **chosen}) != told(self.choices, hypers):
+            odd = [self.words[k] for k in chosen if k in self.choices.values()]
+            raise ValueError(
+                f"{self.owner}: {', '.join(odd)} of {place} decides on what a step does, which is the same "
+                "for all parameters here. Leave it out, or take an optimizer for each part."
+            )
         return made
 
     def _unknown(self, word: str) -> str:
@@ -1767,6 +1805,7 @@ class Method:
     numbers: tuple[str, ...] = ()  # what of that is one number for all parameters
     sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
+    choices: Mapping[str, str] = field(default_factory=dict)  # what kernels are told, of which hyper
     # States of step scope: where they start, a number or a hyperparameter's name.
     scalar_states: Mapping[str, float | str] = field(default_factory=dict)
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
@@ -1785,6 +1824,23 @@ class Method:
     def asks(self) -> bool:
         """Whether a step asks for more than one gradient."""
         return self.takes_several or bool(self.inputs)
+
+
+def decided(method: Method, hypers: Mapping[str, Any]) -> Method:
+    """The method for the choices among the hyperparameters: its kernels need no longer be told."""
+    said = told(method.choices, hypers)
+    return _decided(method, said) if said else method
+
+
+@functools.cache
+def _decided(method: Method, said: tuple[tuple[str, Any], ...]) -> Method:
+    return replace(
+        method,
+        init=settled(method.init, said),
+        step=settled(method.step, said),
+        passes=tuple((settled(first, said), then) for first, then in method.passes),
+        choices={},
+    )
 
 
 @_as_written
@@ -1831,7 +1887,7 @@ def _scalars(
         # The guard between the casts: XLA drops a pair of casts that only loses precision.
         extra["store"] = lambda x: _double(fl(tf.cast(_double(x), dtype)))
     s = method.scalars(t, **extra, **hypers)
-    names = [k for k, v in s._asdict().items() if not _is_condition(v) and k not in method.sources]
+    names = [k for k, v in s._asdict().items() if not (v is None or _is_condition(v) or k in method.sources)]
     if not names:
         return s
     values = fl(tf.cast(tf.stack([_double(getattr(s, name)) for name in names]), dtype))
@@ -2031,8 +2087,19 @@ class _Kernel:
     ) -> tuple[Tensor, Any, Any]:
         with _without_derivatives():
             s = self.scalars(t, floats, ints, kept)
-            theta, state = self.step(t, s, theta, g, state)
+            theta, state = self.step(t, s, theta, g, self.whole(state))
+        state = [x for x in state if x is not None]
         return theta, state, {name: getattr(s, name) for name in kept}
+
+    @property
+    def fields(self) -> list[str]:
+        """The states that an elementwise method has, for its choices."""
+        return _existing(self.method)
+
+    def whole(self, states: Sequence[Tensor]) -> Any:
+        """These states as the method takes them."""
+        found = dict(zip(self.fields, states, strict=True))
+        return self.method.state(**{k: found.get(k) for k in self.method.state._fields})
 
     def signature(self) -> list[Any]:
         compute = compute_dtype(self.dtype)
@@ -2044,8 +2111,15 @@ class _Kernel:
             dict.fromkeys(self.method.scalar_states, tf.TensorSpec([], compute)),
             tf.TensorSpec([None], self.dtype),
             flat,
-            self.method.state(*[flat] * len(self.method.state._fields)),
+            [flat for _ in self.fields],
         ]
+
+
+@functools.cache
+def _existing(method: Method) -> list[str]:
+    with tf.init_scope():
+        begun = method.init(tf.zeros([0]), **dict.fromkeys(method.init_hypers, 0.0))
+    return [name for name, x in begun._asdict().items() if x is not None]
 
 
 def _prepared(
@@ -2114,7 +2188,7 @@ def _step(
     slots: Any,
 ) -> dict[str, Tensor]:
     """One step on variables of one dtype and their states, in place; gives the new `kept`."""
-    method, compute = kernel.method, compute_dtype(kernel.dtype)
+    compute = compute_dtype(kernel.dtype)
     floats, ints = numbers
     grads = [tf.cast(g, compute) for g in grads]
     targets = [variables, *slots]
@@ -2122,13 +2196,13 @@ def _step(
         with _without_derivatives():
             s = kernel.scalars(t, floats, ints, kept)
             for g, v, *states in zip(grads, *targets, strict=True):
-                state = method.state(*map(tf.convert_to_tensor, states))
+                state = kernel.whole(list(map(tf.convert_to_tensor, states)))
                 theta, state = kernel.step(t, s, tf.convert_to_tensor(v), g, state)
-                for target, value in zip([v, *states], [theta, *state], strict=True):
+                for target, value in zip([v, *states], _flat([theta, *state]), strict=True):
                     target.assign(value)
         return {name: getattr(s, name) for name in kept}
     theta, *states = [_joined(target) for target in targets]
-    arguments = theta, _joined(grads), method.state(*states)
+    arguments = theta, _joined(grads), states
     theta, state, kept = _flat_step(kernel, t, floats, ints, kept, *arguments)
     for target, value in zip(targets, [theta, *state], strict=True):
         for variable, part in zip(target, _parted(value, [v.shape for v in target]), strict=True):
@@ -2564,6 +2638,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             lambda domain, value: _is_tensor(value) or _is_schedule(domain, value),
             self.method.shared_states,
             self.method.elementwise,
+            self.method.choices,
         )
         for overrides in checked.overrides:
             for key, value in overrides.items():
@@ -2592,6 +2667,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         self._evaluating = False
         self._resumed = False  # whether a state was loaded since the last step
         self.storage = storage
+        self.method = decided(self.method, self._named(self._set()))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weights":  # before Keras can track them
@@ -2600,10 +2676,10 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 name, value = "_once", _Once({k: tf.identity(x) for k, x in known.items()})
         if name in self.domains and name != "learning_rate" and getattr(self, "_checks", False):
             self._not_begun(name)
-            now = {k: getattr(self, k) for k in self.domains if k != "learning_rate"}
-            if "learning_rate" in self.domains:
-                now["learning_rate"] = self._learning_rate
-            value = self._accepted({**now, name: value})[name]
+            now = self._accepted({**self._set(), name: value})
+            value = now[name]
+            if self.spelling.get(name, name) in type(self).method.choices.values():
+                self._choose(f"{name} = {value!r}", self._named(now))
         if name == "weight_decay" and name not in self.domains and value is not None:
             raise TypeError(self._no_decay())
         super().__setattr__(name, value)
@@ -2613,6 +2689,27 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """The meta-parameters by their names; a traced function keeps those that it was traced with."""
         values: dict[str, Tensor] = self._once.values
         return values
+
+    def _set(self) -> dict[str, Any]:
+        """The hyperparameters as they are set, by Keras' names; the learning rate is a variable."""
+        now = {k: getattr(self, k) for k in self.domains if k != "learning_rate"}
+        if "learning_rate" in self.domains:
+            now["learning_rate"] = self._learning_rate
+        return now
+
+    def _named(self, hypers: Mapping[str, Any]) -> dict[str, Any]:
+        return _respelled(hypers, self.spelling)
+
+    def _choose(self, what: str, hypers: Mapping[str, Any]) -> None:
+        """Take other kernels for other choices, unless the states of a variable do not fit them."""
+        chosen = decided(type(self).method, hypers)
+        given = dict.fromkeys(chosen.init_hypers, 0.0)
+        for variable in self._trainable_variables if self.built else ():
+            with tf.init_scope():
+                theta = tf.zeros(_native(variable).shape)
+                before, after = (m.init(theta, **given) for m in (self.method, chosen))
+            check_states(type(self).__name__, what, before, after, chosen.state._fields)
+        self.method = chosen
 
     @classmethod
     def _no_decay(cls) -> str:
@@ -3009,16 +3106,16 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def _advance_joined(self, t: Tensor, prepared: Any, kept: Any, groups: Any) -> list[Any]:
         """One kernel call for all variables of a group."""
-        method, moved = self.method, []
+        moved = []
         for (kernel, given), old, pairs in zip(prepared, kept, groups, strict=True):
             if not pairs:
                 none = tf.zeros([0], kernel.dtype)
-                empty = none, none, method.state(*[none] * len(method.state._fields))
+                empty = none, none, [none for _ in kernel.fields]
                 moved.append(_flat_step(kernel, t, *given, old, *empty)[2])
                 continue
             grads = [g for g, _ in pairs]
             variables = [_native(v) for _, v in pairs]
-            slots = [[_native(self._slot(name, v)) for _, v in pairs] for name in method.state._fields]
+            slots = [[_native(self._slot(name, v)) for _, v in pairs] for name in kernel.fields]
             step = self._called(_step, kernel, tuple(tuple(v.shape) for v in variables))
             moved.append(step(t, given, old, variables, grads, slots))
         return moved
@@ -3469,6 +3566,7 @@ def transformed(
     step = tf.cast(tf.convert_to_tensor(t), tf.int64) + _opaque()[0]  # which no compiler knows
     hypers = _checked(owner, domains, hypers, method.requires, spelling)
     hypers = _respelled(hypers, spelling or {})
+    method = decided(method, hypers)
     grads = list(grads)
     at = grads if params is None else [p if _is_tensor(p) else tf.convert_to_tensor(p) for p in params]
     if len(at) != len(grads):

@@ -20,6 +20,7 @@ import math
 import numbers
 import operator
 import re
+import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -174,6 +175,34 @@ def check_relations(
         if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
+
+
+def told(choices: Mapping[str, str], hypers: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """What kernels are told of choices: themselves, or of a hyperparameter whether it is given."""
+    return tuple(
+        (name, hypers[h] if name == h else hypers[h] is not None) for name, h in choices.items()
+    )
+
+
+@functools.cache
+def settled(kernel: Any, said: tuple[tuple[str, Any], ...]) -> Any:
+    """The kernel that has been told of the choices, a function of its own to every compiler."""
+    code = kernel.__code__.replace()
+    own = types.FunctionType(code, kernel.__globals__, kernel.__name__, kernel.__defaults__)
+    own.__kwdefaults__ = {**(kernel.__kwdefaults__ or {}), **dict(said)}
+    return own
+
+
+def check_states(
+    owner: str, what: str, before: Sequence[Any], after: Sequence[Any], fields: Sequence[str]
+) -> None:
+    """Refuse a choice that changes which states there are, once there are some."""
+    odd = [k for k, a, b in zip(fields, before, after, strict=True) if (a is None) != (b is None)]
+    if odd:
+        raise ValueError(
+            f"{owner}: {what} decides on the states {', '.join(odd)}, and the run has begun. "
+            "Set it back, or make a new optimizer."
+        )
 
 
 class Times:
@@ -389,6 +418,7 @@ class Rules:
         unchecked: says which values are tensors or schedules.
         together: states of all parameters together, which the optimizer has.
         elementwise: whether every number goes its own way, so that it does not matter how axes are seen.
+        choices: the hyperparameters that decide, for all parameters, on what a step does.
     """
 
     def __init__(
@@ -401,6 +431,7 @@ class Rules:
         unchecked: Callable[[Domain, Any], bool],
         together: Iterable[str] = (),
         elementwise: bool = False,
+        choices: Mapping[str, str] | None = None,
     ) -> None:
         if isinstance(given, Rule) or not isinstance(given, Iterable):
             raise TypeError(f"{owner}: rules must be a list of rules, got {given!r}. Pass rules=[...].")
@@ -416,7 +447,7 @@ class Rules:
                 f"{owner}: {', '.join(together)} is kept for all parameters together, and rules would part "
                 "them. Leave rules out, or take an optimizer for each part."
             )
-        self.elementwise = elementwise
+        self.elementwise, self.choices = elementwise, choices or {}
         self.domains: dict[str, Domain] = {}  # by the spec's names
         self.words: dict[str, str] = {}  # the spec's names as users write them
         for word, domain in domains.items():
@@ -465,6 +496,13 @@ class Rules:
                     domain.check(self.owner, called, float(base) * value.factor)
             elif not unchecked(domain, value):
                 domain.check(self.owner, called, value)
+        chosen = {k: x for k, x in made.items() if not isinstance(x, Times)}
+        if self.choices and told(self.choices, {**hypers, **chosen}) != told(self.choices, hypers):
+            odd = [self.words[k] for k in chosen if k in self.choices.values()]
+            raise ValueError(
+                f"{self.owner}: {', '.join(odd)} of {place} decides on what a step does, which is the same "
+                "for all parameters here. Leave it out, or take an optimizer for each part."
+            )
         return made
 
     def _unknown(self, word: str) -> str:
@@ -1902,7 +1940,7 @@ def _rounded_on_bits(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _entering(x: Any, dtype: torch.dtype) -> Any:
     """A scalar of step scope as it meets tensors of a dtype; conditions of the host stay."""
-    if isinstance(x, bool):
+    if x is None or isinstance(x, bool):
         return x
     if isinstance(x, Tensor):
         return x.to(dtype) if x.is_floating_point() else x  # conditions and keys as they are
@@ -2094,6 +2132,7 @@ class Method(NamedTuple):
     sources: tuple[str, ...] = ()  # the scalars that are keys of noise
     products: bool = False  # whether matrices are multiplied: how many at once tells in their last bits
     init_hypers: tuple[str, ...] = ()  # hyperparameters that `init` takes
+    choices: Mapping[str, str] = {}  # what kernels are told besides, of which hyperparameters
     scalar_states: Mapping[str, float | str] = {}  # states of step scope: a number or a hyper's name
     shared: Any = None  # the NamedTuple of what passes leave, where old shared states enter them
     shared_states: Mapping[str, float | str] = {}  # states of all parameters, likewise
@@ -2101,6 +2140,19 @@ class Method(NamedTuple):
     evaluate: str | None = None  # the state to evaluate the model with; None: the parameters
     coded: Mapping[str, str] = {}  # states that may be kept in 8 bits, with their codes
     requires: Requires = None
+
+
+def decided(method: Method, hypers: Mapping[str, Any]) -> Method:
+    """The method for the choices among the hyperparameters: its kernels need no longer be told."""
+    said = told(method.choices, hypers)
+    if not said:
+        return method
+    return method._replace(
+        init=settled(method.init, said),
+        step=settled(method.step, said),
+        passes=tuple((settled(first, said), then) for first, then in method.passes),
+        choices={},
+    )
 
 
 _NAMED = "Pass model.named_parameters()."
@@ -2124,6 +2176,7 @@ class _Loaded:
 class _Job:
     """Parameters that share everything but their values."""
 
+    method: Method  # for the choices of these parameters
     params: list[Tensor]
     setting: Setting  # of it, how the kernel sees them
     t: Any  # an integer, or a tensor where data decide on which steps count
@@ -2194,7 +2247,7 @@ def _filled(tree: Any, tensors: Iterator[Tensor]) -> Any:
 
 
 def over_all(
-    method: Method,
+    methods: Sequence[Method],
     groups: Sequence[Sequence[Any]],
     given: Sequence[Sequence[Any]] = (),
     elsewhere: Callable[[list[Tensor]], Sequence[Tensor]] | None = None,
@@ -2203,7 +2256,7 @@ def over_all(
     """What each kernel call is given besides: what comes before the step, if anything.
 
     Args:
-        method: the algorithm's record.
+        methods: the algorithm's record, for the choices of each group.
         groups: kernel calls (theta, g, state, s) with common scalars.
         given: what the caller gives for each call, where the method reads any of it.
         elsewhere: the gradients where the parameters hold other values.
@@ -2216,10 +2269,16 @@ def over_all(
     for job, here in zip(together, parts, strict=False):
         for b in here:
             b["shared"] = job.shared
-    for first, then in method.passes if calls else ():
-        found = called(method, first, [(*a, *b.values()) for a, b in zip(calls, besides, strict=True)])
+    for n, (_, then) in enumerate(methods[0].passes if calls else ()):
+        found = [
+            x
+            for method, group, here in zip(methods, groups, parts, strict=True)
+            for x in called(
+                method, method.passes[n][0], [(*a, *b.values()) for a, b in zip(group, here, strict=True)]
+            )
+        ]
         if isinstance(then, str):
-            assert elsewhere is not None, f"{method.name} takes gradients of its own"
+            assert elsewhere is not None, f"{methods[0].name} takes gradients of its own"
             for b, g in zip(besides, elsewhere(found), strict=True):
                 b["given"] = b["given"]._replace(**{then: g})
             continue
@@ -2470,7 +2529,16 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 f"parameter is on {p.device}. Move the model before backward()."
             )
         slot = self.state.get(p)
-        for field, (shape, kind) in self._layout(p, setting).items() if slot else ():
+        hypers = self._seen[index][1]
+        layout = self._layout(p, setting, hypers) if slot else {}
+        odd = [k for k in self.method.state._fields if slot and (k in slot) != (k in layout)]
+        if odd and self.method.choices:
+            raise ValueError(
+                f"{self._name}: the hyperparameters of param group {index} decide on the states "
+                f"{', '.join(odd)}, and the run of {self._called(index, i)} has begun. Set them back, or "
+                "make a new optimizer."
+            )
+        for field, (shape, kind) in layout.items():
             x = slot.get(field)
             if x is None or x.dtype != kind or x.shape != shape or x.device != p.device:
                 its = f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if x is not None else "another's"
@@ -2481,12 +2549,14 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     "shape make a new optimizer."
                 )
 
-    def _layout(self, p: Tensor, setting: Setting) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def _layout(
+        self, p: Tensor, setting: Setting, hypers: Mapping[str, Any]
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """The tensors that are kept of a parameter: their shapes and dtypes."""
         wide, codes = compute_dtype(p.dtype), self._codes(p)
         kept: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         seen = torch.Size(setting.seen(p.shape))
-        for name, shape in _state_shapes(self.method, seen).items():
+        for name, shape in _state_shapes(decided(self.method, hypers), seen).items():
             kept[name] = shape, torch.uint8 if name in codes else wide
             if name in codes:
                 kept[f"{name}.scale"] = (pieces(shape),), torch.float32
@@ -2617,10 +2687,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         """For each parameter of each job what its kernel is given besides."""
         inputs = self._given(jobs, given)
         together = jobs if self.method.shared_states else ()
+        methods = [job.method for job in jobs]
         params = [p for job in jobs for p in job.params]
         calls = [[self._arguments(p, job) for p in job.params] for job in jobs]
         if not self._takes_several:
-            return over_all(self.method, calls, inputs, None, together)
+            return over_all(methods, calls, inputs, None, together)
         # While the parameters hold other points, the kernels read copies.
         calls = [[(theta.clone(), g.clone(), *rest) for theta, g, *rest in group] for group in calls]
         before = [(p.detach().clone(), None if p.grad is None else p.grad.clone()) for p in params]
@@ -2633,7 +2704,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             return [self._further(p).clone().reshape(x.shape) for p, x in zip(params, points, strict=True)]
 
         try:
-            return over_all(self.method, calls, inputs, elsewhere, together)
+            return over_all(methods, calls, inputs, elsewhere, together)
         finally:
             for p, (value, g) in zip(params, before, strict=True):
                 p.copy_(value)
@@ -2765,7 +2836,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         clock: dict[str, Any] | None,
     ) -> _Job:
         """Parameters that share everything but their values, and the scalars of their step."""
-        method, wide = self.method, compute_dtype(dtype)
+        method, wide = decided(self.method, hypers), compute_dtype(dtype)
         given = {name: _double(value) for name, value in hypers.items()}
         if isinstance(t, Tensor):  # then all scalars are
             given = {name: _beside(t, value) for name, value in given.items()}
@@ -2778,11 +2849,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             old = {f"{name}_prev": clock[name] for name in method.shared_states}
             place = params[0].device if params else None
             shared = method.shared(**{name: x.to(place or x.device) for name, x in old.items()})
-        return _Job(params, setting, t, exact, rounded(exact, wide), clock, shared)
+        return _Job(method, params, setting, t, exact, rounded(exact, wide), clock, shared)
 
     def _start(self, p: Tensor, hypers: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
         """The state of a parameter before its first step."""
-        method = self.method
+        method = decided(self.method, hypers)
         slot: dict[str, Any] = {"step": 0}
         if not method.shared_states:
             slot.update(self._starts(method.scalar_states, compute_dtype(p.dtype), hypers))
@@ -2838,7 +2909,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _run(self, job: _Job, w: Sequence[tuple[Any, ...]]) -> None:
         """One step of the parameters of a job."""
-        method = self.method
+        method = job.method
         flat = self._compile and method.elementwise
         if not (flat and self._run_flat(job)):
             self._run_each(job, w)
@@ -2859,15 +2930,16 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _run_each(self, job: _Job, besides: Sequence[tuple[Any, ...]]) -> None:
         """The kernel on one parameter after the other, or on several small ones."""
+        method = job.method
         params = [self._loaded(p, job.setting) for p in job.params]
-        for members in batches(self.method, params, [job.s] * len(params)):
+        for members in batches(method, params, [job.s] * len(params)):
             calls = [(*self._arguments(job.params[i], job), *besides[i]) for i in members]
             # What is compiled for one shape serves all of as many axes, but for sizes 0 and 1.
             compiled = self._compile and min(calls[0][0].shape, default=0) > 1
             if compiled:
-                results = [self._called_kernel(*x) for x in calls]
+                results = [self._called_kernel(method.step, *x) for x in calls]
             else:
-                results = together(self.method, self.method.step, calls)
+                results = together(method, method.step, calls)
             for i, (theta, g, *_), (result, state) in zip(members, calls, results, strict=True):
                 p = job.params[i]
                 users = {id(theta), id(g)}  # memory of the user's, which changes outside, is not kept
@@ -2876,9 +2948,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     self.state[p][name] = x.clone() if id(x) in users or len(members) > 1 else x
                 self._store(p, result, job.t)
 
-    def _called_kernel(self, *arguments: Any) -> Any:
+    def _called_kernel(self, step: Callable[..., Any], *arguments: Any) -> Any:
         """The step of a kernel, compiled where that is possible."""
-        step = self.method.step
         try:
             return _compiled(step)(*_as_tensors(arguments))
         except Exception as error:
@@ -2887,7 +2958,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _run_flat(self, job: _Job) -> bool:
         """The compiled kernel on all parameters at once; False where there is no compiler."""
-        method, params = self.method, job.params
+        method, params = job.method, job.params
         sizes = [p.numel() for p in params]
         padding = max(0, 2 - sum(sizes))  # sizes 0 and 1 would be compiled separately
 
@@ -2896,16 +2967,19 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             return computed(torch.cat([*pieces, pieces[0].new_zeros(padding)]))
 
         kept = [opened(self.state[p], self._codes(p)) for p in params]
-        state = method.state._make(joined(x[name] for x in kept) for name in method.state._fields)
+        fields = [name for name in method.state._fields if name in kept[0]]
+        none: dict[str, Any] = dict.fromkeys(method.state._fields)
+        state = method.state(**none | {name: joined(x[name] for x in kept) for name in fields})
         theta, g = joined(self._loaded(p, job.setting) for p in params), joined(p.grad for p in params)
         try:
             theta, state = _compiled(method.step)(*_as_tensors((theta, g, state, job.s)))
         except Exception as error:
             self._go_on_without_compiler(error)
             return False
-        columns = [x[: sum(sizes)].split(sizes) for x in (theta, *state)]
+        results = (theta, *(getattr(state, name) for name in fields))
+        columns = [x[: sum(sizes)].split(sizes) for x in results]
         for p, result, *new in zip(params, *columns, strict=True):
-            slot, named = self.state[p], zip(method.state._fields, new, strict=True)
+            slot, named = self.state[p], zip(fields, new, strict=True)
             states = {name: x.view(p.shape) for name, x in named}
             for name, x in entries(states, self._codes(p)).items():
                 slot[name].copy_(x)
@@ -3041,6 +3115,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             groups.append({**{name: new[name] for name in self.domains}, **old})
             groups[-1].pop(_RULES, None)
             groups[-1] |= {_RULES: new[_RULES]} if _RULES in new else {}
+            hypers = _in_the_specs_words(self.domains, self.spelling, groups[-1])
             begun = _SHARED in old or any(state.get(key) for key in old["params"])
             if self.method.shared_states and begun:
                 groups[-1][_SHARED] = self._common(index, old.get(_SHARED, {}), new["params"])
@@ -3048,14 +3123,14 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             for i, (key, p) in enumerate(zip(old["params"], new["params"], strict=True)):
                 if state.get(key):
                     called = self._called(index, i)
-                    state[key] = _Loaded(self._fitted(p, called, state[key], setting))
+                    layout = self._layout(p, setting, hypers)
+                    state[key] = _Loaded(self._fitted(p, called, state[key], layout))
         return {**state_dict, "state": state, "param_groups": groups}
 
     def _fitted(
-        self, p: Tensor, called: str, saved: Mapping[str, Any], setting: Setting
+        self, p: Tensor, called: str, saved: Mapping[str, Any], layout: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The saved state of one parameter, on its device, in the dtypes of this method."""
-        layout = self._layout(p, setting)
         own = () if self.method.shared_states else self.method.scalar_states
         wanted = {"step", *own, *layout}
         if wanted != saved.keys() - {_TRAINING}:
@@ -3255,6 +3330,7 @@ def transformed(
     """New gradients in the structure of the old; None stays None."""
     checked = _checked_all(owner, domains, {}, method.requires, hypers)
     PositiveCount.check(owner, "t", t)
+    method = decided(method, checked)
     exact = method.scalars(t, **{name: _double(value) for name, value in checked.items()})
     given, at = list(_leaves(grads)), dict(_leaves(grads if params is None else params))
     for path, g in given:
@@ -3269,7 +3345,7 @@ def transformed(
             s = groups[key][0][3] if key in groups else rounded(exact, theta.dtype)
             own = of_parameter(method.sources, s, place)
             groups.setdefault(key, []).append((theta, computed(g), method.init(theta), own))
-    shared = over_all(method, list(groups.values()))
+    shared = over_all([method] * len(groups), list(groups.values()))
     calls = {key: iter(made) for key, made in groups.items()}
     besides = {key: iter(made) for key, made in zip(groups, shared, strict=True)}
     results: list[Tensor | None] = []

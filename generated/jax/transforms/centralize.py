@@ -24,10 +24,8 @@ from typing import Any, NamedTuple
 from ..runtime import (
     Flag,
     Method,
-    Scalar,
     Tensor,
     Transformation,
-    branch,
     is_matrix,
     mean_but_first,
     mean_but_last,
@@ -40,14 +38,12 @@ __all__ = ["centralize", "centralize_scalars", "centralize_step"]
 class CentralizeScalars(NamedTuple):
     """What depends on t and the hyperparameters alone, in double; rounded once before the step."""
 
-    last: Scalar
-
 
 class CentralizeState(NamedTuple):
     """Nothing is kept between steps."""
 
 
-def centralize_init(theta: Tensor) -> CentralizeState:
+def centralize_init(theta: Tensor, *, last: bool) -> CentralizeState:
     """The states before the first step."""
     return CentralizeState(
     )
@@ -60,25 +56,19 @@ def centralize_scalars(
 ) -> CentralizeScalars:
     """The scalars of step t."""
     return CentralizeScalars(
-        last=last,
     )
 
 
 def centralize_step(
-    theta: Tensor, g: Tensor, state: CentralizeState, s: CentralizeScalars
+    theta: Tensor, g: Tensor, state: CentralizeState, s: CentralizeScalars, *, last: bool
 ) -> tuple[Tensor, CentralizeState]:
     """One tensor's gradient, transformed, as a pure function."""
     fl = rounded(s, g)
     if is_matrix(g):
-        def here() -> Any:
-            u_part = fl(mean_but_last(g))
-            u = g - u_part
-            return u
-        def there() -> Any:
-            u_part = fl(mean_but_first(g))
-            u = g - u_part
-            return u
-        u = branch(s.last, here, there)
+        if last:
+            u = g - fl(mean_but_last(g))
+        else:
+            u = g - fl(mean_but_first(g))
     else:
         u = g
     return u, CentralizeState()
@@ -95,6 +85,7 @@ METHOD = Method(
     },
     reads_theta=False,
     elementwise=False,
+    choices={"last": "last"},
 )
 
 

@@ -152,6 +152,7 @@ def muon_adamw_step(
     theta: Array, g: Array, state: MuonAdamWState, s: MuonAdamWScalars
 ) -> tuple[Array, MuonAdamWState]:
     """One step on one tensor, as a pure function."""
+    M = m = v = None
     if is_matrix(theta):
         M = s.mu * state.M + g
         u = g + s.mu * M
@@ -177,8 +178,6 @@ def muon_adamw_step(
             Z = X_5
         scale = size_root(larger_size(1.0, size_ratio(rows_of(theta), cols_of(theta))))
         change = s.lr * rounded_size(scale, theta) * Z
-        m = None
-        v = None
     else:
         m = s.adamw_beta1 * state.m + s.one_minus_adamw_beta1 * g
         v = s.adamw_beta2 * state.v + s.one_minus_adamw_beta2 * (g * g)
@@ -186,7 +185,6 @@ def muon_adamw_step(
         v_hat = v * s.inv_one_minus_adamw_beta2_pow_t
         change_part = m_hat / (np.sqrt(v_hat) + s.adamw_eps)
         change = s.lr_times_adamw_lr_ratio * (change_part + s.adamw_weight_decay * theta)
-        M = None
     theta = theta - change
     return theta, MuonAdamWState(M=M, m=m, v=v)
 

@@ -26,7 +26,6 @@ from ..runtime import (
     Flag,
     Method,
     Tree,
-    branch,
     is_matrix,
     mean_but_first,
     mean_but_last,
@@ -39,14 +38,12 @@ __all__ = ["centralize", "centralize_scalars", "centralize_step"]
 class CentralizeScalars(NamedTuple):
     """What depends on t and the hyperparameters alone, in double; rounded once before the step."""
 
-    last: bool
-
 
 class CentralizeState(NamedTuple):
     """Nothing is kept between steps."""
 
 
-def centralize_init(theta: Array) -> CentralizeState:
+def centralize_init(theta: Array, *, last: bool) -> CentralizeState:
     """The states before the first step."""
     return CentralizeState(
     )
@@ -59,24 +56,18 @@ def centralize_scalars(
 ) -> CentralizeScalars:
     """The scalars of step t."""
     return CentralizeScalars(
-        last=last,
     )
 
 
 def centralize_step(
-    theta: Array, g: Array, state: CentralizeState, s: CentralizeScalars
+    theta: Array, g: Array, state: CentralizeState, s: CentralizeScalars, *, last: bool
 ) -> tuple[Array, CentralizeState]:
     """One tensor's gradient, transformed, as a pure function."""
     if is_matrix(g):
-        def here() -> Any:
-            u_part = mean_but_last(g)
-            u = g - u_part
-            return u
-        def there() -> Any:
-            u_part = mean_but_first(g)
-            u = g - u_part
-            return u
-        u = branch(s.last, here, there)
+        if last:
+            u = g - mean_but_last(g)
+        else:
+            u = g - mean_but_first(g)
     else:
         u = g
     return u, CentralizeState()
@@ -89,6 +80,7 @@ METHOD = Method(
     scalars=centralize_scalars,
     step=centralize_step,
     elementwise=False,
+    choices={"last": "last"},
 )
 
 DOMAINS = {

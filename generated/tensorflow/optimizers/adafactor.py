@@ -122,15 +122,13 @@ def adafactor_step(
     """One step on one tensor, as a pure function."""
     fl = rounded(g)
     q = fl(g * g) + s.eps1
+    R = C = w = None
     if is_matrix(theta):
         R = fl(s.beta * state.R) + fl(s.one_minus_beta * fl(row_mean(q)))
         C = fl(s.beta * state.C) + fl(s.one_minus_beta * fl(col_mean(q)))
         V = fl(fl(R * fl(fl(1.0) / fl(col_mean(R)))) * C)
-        w = None
     else:
         w = fl(s.beta * state.w) + fl(s.one_minus_beta_2 * q)
-        R = None
-        C = None
         V = w
     u = fl(g / fl(sqrt(V)))
     rate = fl(maximum(s.eps2, fl(sqrt(fl(tree_mean(fl(theta * theta)))))) * s.rate_part_2)

@@ -158,6 +158,7 @@ def muon_adamw_step(
 ) -> tuple[Tensor, MuonAdamWState]:
     """One step on one tensor, as a pure function."""
     fl = rounded(g)
+    M = m = v = None
     if is_matrix(theta):
         M = fl(s.mu * state.M) + g
         u = g + fl(s.mu * M)
@@ -189,8 +190,6 @@ def muon_adamw_step(
             Z = X_5
         scale = size_root(larger_size(1.0, size_ratio(rows_of(theta), cols_of(theta))))
         change = fl(fl(s.lr * rounded_size(scale, theta)) * Z)
-        m = None
-        v = None
     else:
         m = fl(s.adamw_beta1 * state.m) + fl(s.one_minus_adamw_beta1 * g)
         v = fl(s.adamw_beta2 * state.v) + fl(s.one_minus_adamw_beta2 * fl(g * g))
@@ -198,7 +197,6 @@ def muon_adamw_step(
         v_hat = fl(v * s.inv_one_minus_adamw_beta2_pow_t)
         change_part = fl(m_hat / (fl(sqrt(v_hat)) + s.adamw_eps))
         change = fl(s.lr_times_adamw_lr_ratio * (change_part + fl(s.adamw_weight_decay * theta)))
-        M = None
     theta = theta - change
     return theta, MuonAdamWState(M=M, m=m, v=v)
 

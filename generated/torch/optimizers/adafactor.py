@@ -119,15 +119,13 @@ def adafactor_step(
 ) -> tuple[Tensor, AdafactorState]:
     """One step on one tensor, as a pure function."""
     q = g * g + s.eps1
+    R = C = w = None
     if is_matrix(theta):
         R = s.beta * state.R + s.one_minus_beta * row_mean(q)
         C = s.beta * state.C + s.one_minus_beta * col_mean(q)
         V = R * quotient(1.0, col_mean(R)) * C
-        w = None
     else:
         w = s.beta * state.w + s.one_minus_beta_2 * q
-        R = None
-        C = None
         V = w
     u = g / sqrt(V)
     rate = maximum(s.eps2, sqrt(tree_mean(theta * theta))) * s.rate_part_2

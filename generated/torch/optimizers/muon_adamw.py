@@ -155,6 +155,7 @@ def muon_adamw_step(
     theta: Tensor, g: Tensor, state: MuonAdamWState, s: MuonAdamWScalars
 ) -> tuple[Tensor, MuonAdamWState]:
     """One step on one tensor, as a pure function."""
+    M = m = v = None
     if is_matrix(theta):
         M = s.mu * state.M + g
         u = g + s.mu * M
@@ -180,8 +181,6 @@ def muon_adamw_step(
             Z = X_5
         scale = size_root(larger_size(1.0, size_ratio(rows_of(theta), cols_of(theta))))
         change = s.lr * rounded_size(scale, theta) * Z
-        m = None
-        v = None
     else:
         m = s.adamw_beta1 * state.m + s.one_minus_adamw_beta1 * g
         v = s.adamw_beta2 * state.v + s.one_minus_adamw_beta2 * (g * g)
@@ -189,7 +188,6 @@ def muon_adamw_step(
         v_hat = v * s.inv_one_minus_adamw_beta2_pow_t
         change_part = m_hat / (sqrt(v_hat) + s.adamw_eps)
         change = s.lr_times_adamw_lr_ratio * (change_part + s.adamw_weight_decay * theta)
-        M = None
     theta = theta - change
     return theta, MuonAdamWState(M=M, m=m, v=v)
 
