@@ -358,7 +358,7 @@ class _Lowerer:
             if by_value and len(some) < 2:
                 continue  # of use inside its region only
             if (by_value or static) and len({x.shape for x in some}) > 1:
-                raise self.missing(f"{name}, which has two shapes,")
+                raise self.missing(f"two shapes of {name} in two regions")
             operands = []
             for end, way in zip(values, ways, strict=True):
                 if static:

@@ -14,7 +14,7 @@ import numpy as np
 
 from generator import ir
 from generator.check import check
-from generator.errors import SpecError
+from generator.errors import NotAvailable, SpecError
 from generator.interpret import EXACT, Exact, evaluate
 from generator.ir import Assign, Call, Clock, Hyper, Number, Ref, Start
 from generator.language import Choice, NonNegative, Optional, PositiveCount, Real, _domain
@@ -198,11 +198,11 @@ class _Maker:
 
 
 def make(seed: int) -> Random:
-    """The random program of a seed; what turns out to sum up a number is drawn again."""
+    """The random program of a seed; what turns out to sum up a number, or has two shapes, is drawn again."""
     for attempt in range(20):
         try:
             return _made(seed, random.Random(seed + 1000 * attempt))
-        except SpecError:
+        except (SpecError, NotAvailable):
             continue
     raise AssertionError(seed)
 
