@@ -439,7 +439,7 @@ def _input(kind: str, name: Any, shape: tuple[str, ...], scope: str) -> Any:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or keyword.iskeyword(name):
         rest = ", (16, 8)" if kind == "meta" else ""
         raise SpecError(*place, f'{kind}(...) takes a name in quotes. Write x = {kind}("x"{rest}).')
-    if name in RESERVED:
+    if name in RESERVED | _ASKED:
         raise SpecError(*place, reserved(name, "an input"))
     if name in current.oracles:
         raise SpecError(*place, f"the input {name} is declared twice. Use the first one again.")
@@ -519,6 +519,8 @@ _FREE = {"lr", "first", "schedule"}
 # What shells call their own operands, and what a hyperparameter of that name would hide in them.
 _OPERANDS = frozenset("self cls params grads hypers options name rules".split())
 _OF_SCHEDULES = frozenset("function requires table domains spelling get_config from_config".split())
+# What the shells' steps call their own arguments, beside which inputs are passed by name.
+_ASKED = frozenset("self grads closure gradient params state updates trainable_variables".split())
 _ATTRIBUTES = frozenset(
     """step steps train eval assignment method domains spelling evaluation compile closure state_dict
     load_state_dict zero_grad param_groups defaults build built apply assign variables iterations

@@ -436,6 +436,8 @@ class _Lowerer:
         """What a name is at the end of a region; None for a state that does not exist there."""
         if name in now:
             return now[name]
+        if name == "theta":  # stays where it is
+            return self.old[name]
         state = next((s for s in self.checked.states if s.name == name), None)
         if state is None or (not state.scalar and self.absent(state, region)):
             return None

@@ -46,7 +46,7 @@ Regions: `with case(matrix):` and `with case(vector):` for parameters with two a
     with fewer; in the former also `with case(rows > cols):`. What is for matrices only begins with
     require(matrix), and other parameters are refused. `with when(condition):` and
     `with otherwise():` are for steps: a condition on t or a bool decides for all parameters at
-    once, and a state that is not set keeps its value.
+    once, and a state that is not set keeps its value, as theta does.
 Gradients: `g[t] = grad(point)` where the gradient is not taken at theta[t-1]; evaluate(x[t]) names
     what the model is evaluated with where that is not theta. `h[t] = grad(point)` takes one more in
     the same step, at a point of what is known by then, g[t] included.

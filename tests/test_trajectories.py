@@ -99,7 +99,7 @@ def test_a_file_with_two_specs(tmp_path):
     file = tmp_path / "two.py"
     file.write_text(TWO)
     found = verify.job(str(file), "backends.numpy", 20, ("float32",), "cpu")
-    assert {r["spec"] for r in found} == {"every", "flagged"}
+    assert {r["spec"] for r in found} == {"every", "seldom", "flagged"}
     assert_exact(found)
 
 
@@ -119,6 +119,18 @@ def every(lr: NonNegative = 1e-2, k: PositiveCount = 3):
     with when(equal(t % k, 1)):
         h[t] = 0.9 * h[t-1] + 0.1 * g[t]**2
     theta[t] = theta[t-1] - lr * (g[t] / (sqrt(h[t]) + 1e-8))
+
+
+@optimizer
+def seldom(lr: NonNegative = 1e-2, k: PositiveCount = 3):
+    """Gradients are added up, and every k steps the parameters move; else they stay.
+
+    Source: this test.
+    """
+    v[0] = 0
+    v[t] = v[t-1] + g[t]
+    with when(equal(t % k, 0)):
+        theta[t] = theta[t-1] - lr * v[t]
 
 
 @optimizer

@@ -38,7 +38,8 @@ FRAMEWORKS = {"torch": ["torch"], "jax": ["jax", "optax"], "tensorflow": ["tenso
 ENTRIES = {
     e.program.name: e
     for e in catalogue.entries()
-    if e.program.kind == "optimizer" and not e.lowered.shared_states  # no framework learns a rate
+    # No framework learns a rate, or has an optimizer that asks for more than the gradient.
+    if e.program.kind == "optimizer" and not e.lowered.shared_states and not e.lowered.given
 }
 # Constants of a spec that a framework has in float32: how far off they are.
 CONSTANTS = {
