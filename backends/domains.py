@@ -145,8 +145,8 @@ def check_shape(owner: str, only: str, called: str, shape: Sequence[int]) -> Non
         whom = {"matrix": "with two axes or more", "vector": "with fewer than two axes"}[only]
         raise ValueError(
             f"{owner}: {called} has the shape {tuple(shape)}; {owner} is for parameters {whom} only. "
-            "Pass this one to another optimizer, or use one that does both, as "
-            'python -m generator build --chain "muon | adamw" makes it.'
+            "Pass this one to another optimizer, or use one that does both: MuonAdamW, or what python -m "
+            'generator build --chain "muon | lion" makes.'
         )
 
 

@@ -250,6 +250,11 @@ class Rules:
             raise TypeError(f"{owner}: rules must be a list of rules, got {given!r}. Pass rules=[...].")
         self.owner, self.given, self.spelling = owner, tuple(given), dict(spelling)
         for rule in self.given:
+            if type(rule).__name__ == "Rule" and not isinstance(rule, Rule):
+                raise TypeError(
+                    f"{owner}: {rule!r} is a Rule of {type(rule).__module__}. Take the one of the package "
+                    "that the optimizer is from."
+                )
             if not isinstance(rule, Rule):
                 raise TypeError(
                     f"{owner}: rules must be a list of rules, got {rule!r} in it. Pass, for example, "

@@ -9,6 +9,7 @@ exceptions; each is rounded once to the compute dtype before it meets an array.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -522,6 +523,9 @@ class Optimizer:
         self.state: dict[str, dict[str, Any]] = {path: {} for path in self._arrays}
 
     def __setattr__(self, name: str, value: Any) -> None:
+        meant = difflib.get_close_matches(name, self.domains, 1, 0.8)
+        if meant and name not in self.domains and not hasattr(self, name):
+            raise AttributeError(f"{type(self).__name__} has no {name}. Did you mean {meant[0]}?")
         if name == "weights":
             known = check_weights(self.name, self.method.weights, value)
             value = {k: np.array(x) for k, x in known.items()}
@@ -930,6 +934,11 @@ class Optimizer:
         """Go on from `state_dict()`; refused, with nothing changed, where it does not fit."""
         if not isinstance(saved, Mapping) or not {"steps", "state"} <= saved.keys():
             raise ValueError(f"{self.name}: this is not what state_dict() gave. Pass that.")
+        counts = [saved["steps"], *(slot["step"] for slot in saved["state"].values() if "step" in slot)]
+        for n in counts:
+            if np.ndim(n) or np.asarray(n).dtype.kind not in "iu" or n < 0:
+                what = f"the saved step count is {n!r}. It must be an integer, 0 or more."
+                raise ValueError(f"{self.name}: {what}")
         if set(saved["state"]) != set(self.state):
             odd = sorted(set(saved["state"]) ^ set(self.state))
             raise ValueError(f"{self.name}: the saved state has other parameters: {', '.join(odd)}.")

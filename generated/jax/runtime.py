@@ -160,8 +160,8 @@ def check_shape(owner: str, only: str, called: str, shape: Sequence[int]) -> Non
         whom = {"matrix": "with two axes or more", "vector": "with fewer than two axes"}[only]
         raise ValueError(
             f"{owner}: {called} has the shape {tuple(shape)}; {owner} is for parameters {whom} only. "
-            "Pass this one to another optimizer, or use one that does both, as "
-            'python -m generator build --chain "muon | adamw" makes it.'
+            "Pass this one to another optimizer, or use one that does both: MuonAdamW, or what python -m "
+            'generator build --chain "muon | lion" makes.'
         )
 
 
@@ -435,6 +435,11 @@ class Rules:
             raise TypeError(f"{owner}: rules must be a list of rules, got {given!r}. Pass rules=[...].")
         self.owner, self.given, self.spelling = owner, tuple(given), dict(spelling)
         for rule in self.given:
+            if type(rule).__name__ == "Rule" and not isinstance(rule, Rule):
+                raise TypeError(
+                    f"{owner}: {rule!r} is a Rule of {type(rule).__module__}. Take the one of the package "
+                    "that the optimizer is from."
+                )
             if not isinstance(rule, Rule):
                 raise TypeError(
                     f"{owner}: rules must be a list of rules, got {rule!r} in it. Pass, for example, "

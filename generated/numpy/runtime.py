@@ -155,8 +155,8 @@ def check_shape(owner: str, only: str, called: str, shape: Sequence[int]) -> Non
         whom = {"matrix": "with two axes or more", "vector": "with fewer than two axes"}[only]
         raise ValueError(
             f"{owner}: {called} has the shape {tuple(shape)}; {owner} is for parameters {whom} only. "
-            "Pass this one to another optimizer, or use one that does both, as "
-            'python -m generator build --chain "muon | adamw" makes it.'
+            "Pass this one to another optimizer, or use one that does both: MuonAdamW, or what python -m "
+            'generator build --chain "muon | lion" makes.'
         )
 
 
@@ -430,6 +430,11 @@ class Rules:
             raise TypeError(f"{owner}: rules must be a list of rules, got {given!r}. Pass rules=[...].")
         self.owner, self.given, self.spelling = owner, tuple(given), dict(spelling)
         for rule in self.given:
+            if type(rule).__name__ == "Rule" and not isinstance(rule, Rule):
+                raise TypeError(
+                    f"{owner}: {rule!r} is a Rule of {type(rule).__module__}. Take the one of the package "
+                    "that the optimizer is from."
+                )
             if not isinstance(rule, Rule):
                 raise TypeError(
                     f"{owner}: rules must be a list of rules, got {rule!r} in it. Pass, for example, "
@@ -1814,6 +1819,9 @@ class Optimizer:
         self.state: dict[str, dict[str, Any]] = {path: {} for path in self._arrays}
 
     def __setattr__(self, name: str, value: Any) -> None:
+        meant = difflib.get_close_matches(name, self.domains, 1, 0.8)
+        if meant and name not in self.domains and not hasattr(self, name):
+            raise AttributeError(f"{type(self).__name__} has no {name}. Did you mean {meant[0]}?")
         if name == "weights":
             known = check_weights(self.name, self.method.weights, value)
             value = {k: np.array(x) for k, x in known.items()}
@@ -2222,6 +2230,11 @@ class Optimizer:
         """Go on from `state_dict()`; refused, with nothing changed, where it does not fit."""
         if not isinstance(saved, Mapping) or not {"steps", "state"} <= saved.keys():
             raise ValueError(f"{self.name}: this is not what state_dict() gave. Pass that.")
+        counts = [saved["steps"], *(slot["step"] for slot in saved["state"].values() if "step" in slot)]
+        for n in counts:
+            if np.ndim(n) or np.asarray(n).dtype.kind not in "iu" or n < 0:
+                what = f"the saved step count is {n!r}. It must be an integer, 0 or more."
+                raise ValueError(f"{self.name}: {what}")
         if set(saved["state"]) != set(self.state):
             odd = sorted(set(saved["state"]) ^ set(self.state))
             raise ValueError(f"{self.name}: the saved state has other parameters: {', '.join(odd)}.")
