@@ -3496,7 +3496,7 @@ def _transformed_flat(kernel: _Kernel, t: Tensor, ints: Tensor) -> Function:
 
         floats, theta, g = given
         with _without_derivatives():
-            return _flat_step(kernel, t, floats, ints, {}, theta, g, state)[0], gradient
+            return _flat_step(kernel, t, floats, ints, {}, theta, g, [])[0], gradient
 
     return value
 
