@@ -15,7 +15,6 @@ from generator import regions
 from generator.ir import (
     Branch,
     Call,
-    Expr,
     Hyper,
     Lowered,
     Number,
@@ -41,7 +40,6 @@ _LEVEL = {
     "neg": 8,
     "entry": 9,
 }
-_PYTHON = {"or": -3, "and": -2, "not": -1}  # the words, of conditions on choices
 _ATOM = 10
 Table = Mapping[str, str]
 
@@ -64,7 +62,7 @@ class _Printer:
             text = repr(o.value)
             return text, _ATOM if not text.startswith("-") else _LEVEL["neg"]
         if isinstance(o, Word):
-            return _quoted(o.value), _ATOM
+            return regions.quoted(o.value), _ATOM
         assert isinstance(o, str)
         if o in self.inline:
             return self.value(self.inline[o])
@@ -146,7 +144,7 @@ class _Printer:
     def condition(self, b: Branch, holds: bool = True) -> str:
         """The condition of a branch, or its opposite, as Python."""
         if isinstance(b.condition, Hyper | Call):
-            return asked(b.condition if holds else Call("not", (b.condition,)), self.program)[0]
+            return regions.python(b.condition, holds, self.program)
         text = self.operand(b.condition)
         return text[0] if holds else f"not {_wrap(text, _ATOM)}"
 
@@ -265,33 +263,6 @@ def broken(text: str, width: int) -> list[str]:
     places = [k for d, k in outer if d == least]
     at = next((k for k in reversed(places) if k <= width), places[0])
     return [*broken(text[:at], width), *broken(text[at + 1 :], width)]
-
-
-def asked(e: Expr, told: Program | None = None) -> tuple[str, int]:
-    """A condition on choices as Python; where a kernel is told them, by the names of that."""
-    match e:
-        case Hyper(name):
-            return name, _ATOM
-        case Call("not", (Call("not", (inner,), _),), _):
-            return asked(inner, told)
-        case Call("not", (Call(("eq" | "ne") as op, args, _),), _):
-            return asked(Call("ne" if op == "eq" else "eq", args), told)
-        case Call("not", (inner,), _):
-            return f"not {_wrap(asked(inner, told), _PYTHON['not'])}", _PYTHON["not"]
-        case Call(("and" | "or") as op, args, _):
-            both = (_wrap(asked(a, told), _PYTHON[op]) for a in args)
-            return f" {op} ".join(both), _PYTHON[op]
-    assert isinstance(e, Call)
-    (name, word), same = regions.asked(e), e.op == "eq"
-    if word is not None:
-        return f"{name} {'==' if same else '!='} {_quoted(word)}", _LEVEL["is"]
-    if told is not None and told.told(name) != name:
-        return (f"not {told.told(name)}", _PYTHON["not"]) if same else (told.told(name), _ATOM)
-    return f"{name} is {'' if same else 'not '}None", _LEVEL["is"]
-
-
-def _quoted(word: str | None) -> str:
-    return "None" if word is None else f'"{word}"'
 
 
 def _named(b: Branch, values: Sequence[Step], end: int) -> list[Step]:

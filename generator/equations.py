@@ -330,6 +330,9 @@ class _Latex(_Printer):
         assert isinstance(e, ir.Call)
         if e.op == "where":
             return self.cases(e), _ATOM
+        match e:
+            case ir.Call("not", (ir.Call("eq", args),)):
+                return self.text(ir.Call("ne", args))
         x = [self.text(a) for a in e.args]
         if e.op in _JOINED:
             sign, level = _JOINED[e.op]
@@ -345,7 +348,7 @@ class _Latex(_Printer):
             case "first":
                 return self.at(e.text, "1"), _ATOM
             case "word":
-                return rf"\text{{{e.text}}}", _ATOM
+                return rf"\text{{{e.text}}}" if e.text == "None" else rf"\text{{“{e.text}”}}", _ATOM
             case "oracle" | "noise" | "meta" | "length":
                 inner = latex_name(e.text)
                 return inner if e.op != "length" else rf"\left|{inner}\right|", _ATOM

@@ -10,12 +10,12 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from generator import check, ir, shapes
+from generator import check, ir, regions, shapes
 from generator.catalogue import Entry
 from generator.equations import ascii_expr
 
 _SIZE = 4  # bytes of a float32, the narrowest dtype in which states are kept
-Home = tuple[tuple[ir.Expr, bool], ...]  # conditions on a parameter's shape
+Home = tuple[tuple[ir.Expr, bool], ...]  # conditions on a parameter's shape, and on choices
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ def memory(entry: Entry) -> str:
     costs = []
     for home, counted in _by_home(entry).items():
         cost = ", ".join(f"{_SIZE * n} bytes a {unit}" for unit, n in counted.items())
-        where = " of a matrix" if home and home[0][1] else " of other parameters" if home else ""
-        costs.append(cost + where)
+        costs.append(f"{cost} {regions.whose(home)}".strip())
     return "; ".join(costs) or "none"
 
 
@@ -77,8 +76,13 @@ def _by_home(entry: Entry) -> dict[Home, Counter[str]]:
 
 
 def bytes_a_parameter(entry: Entry) -> int:
-    """The part of that which grows with the number of parameters, in float32."""
-    numbers = {home: counted["parameter"] for home, counted in _by_home(entry).items()}
+    """The part of that which grows with the number of parameters, in float32, by default."""
+    given = {p.name: p.default for p in entry.program.parameters}
+    numbers: Counter[Home] = Counter()
+    for home, counted in _by_home(entry).items():
+        if all(regions.decided(e, given) == holds for e, holds in home if regions.static(e)):
+            shape = tuple((e, holds) for e, holds in home if not regions.static(e))
+            numbers[shape] += counted["parameter"]
     return _SIZE * (numbers.pop((), 0) + max(numbers.values(), default=0))
 
 
@@ -97,7 +101,10 @@ def _unit(entry: Entry, s: ir.State) -> str:
 
 
 def _memory(entry: Entry, s: ir.State) -> str:
-    return "one number" if _single(s) else f"{_SIZE} bytes a {_unit(entry, s)}"
+    if _single(s):
+        return "one number"
+    choices = [(e, holds) for e, holds in s.home if regions.static(e)]
+    return f"{_SIZE} bytes a {_unit(entry, s)} {regions.whose(choices)}".strip()
 
 
 def _single(s: ir.State) -> bool:

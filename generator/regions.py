@@ -129,3 +129,52 @@ def gap(here: Region, defined: Iterable[Region], known: Choices) -> Region | Non
     f = min(possible[0] - here, key=repr)
     found = gap(here | {f}, possible, known)
     return gap(here | {opposite(f)}, possible, known) if found is None else found
+
+
+# Conditions on choices as text
+
+_LEVELS = {"or": 0, "and": 1, "not": 2}
+_ATOM = 3
+
+
+def python(e: ir.Expr, holds: bool = True, told: ir.Program | None = None) -> str:
+    """A static condition, or its opposite, as Python; in kernels by the names that they are told."""
+    return _python(e if holds else ir.Call("not", (e,)), told)[0]
+
+
+def _python(e: ir.Expr, told: ir.Program | None) -> tuple[str, int]:
+    match e:
+        case ir.Hyper(name):
+            return name, _ATOM
+        case ir.Call("not", (ir.Call("not", (inner,), _),), _):
+            return _python(inner, told)
+        case ir.Call("not", (ir.Call(("eq" | "ne") as op, args, _),), _):
+            return _python(ir.Call("ne" if op == "eq" else "eq", args), told)
+        case ir.Call(("not" | "and" | "or") as op, args, _):
+            parts = [_python(a, told) for a in args]
+            texts = [text if level >= _LEVELS[op] else f"({text})" for text, level in parts]
+            return f"not {texts[0]}" if op == "not" else f" {op} ".join(texts), _LEVELS[op]
+    assert isinstance(e, ir.Call)
+    (name, word), same = asked(e), e.op == "eq"
+    if word is not None:
+        return f"{name} {'==' if same else '!='} {quoted(word)}", _ATOM
+    if told is not None and told.told(name) != name:
+        return (f"not {told.told(name)}", _LEVELS["not"]) if same else (told.told(name), _ATOM)
+    return f"{name} is {'' if same else 'not '}None", _ATOM
+
+
+def quoted(word: str | None) -> str:
+    """A word as Python, or None."""
+    return "None" if word is None else f'"{word}"'
+
+
+def whose(home: Iterable[tuple[ir.Expr, bool]]) -> str:
+    """Which parameters have a state, and for which choices; empty: all, always."""
+    found = list(home)
+    shapes = [holds for e, holds in found if not static(e)]
+    parts = [{True: "of a matrix", False: "of other parameters"}[shapes[0]]] if shapes else []
+    texts = [_python(e if holds else ir.Call("not", (e,)), None) for e, holds in found if static(e)]
+    if texts:
+        both = (text if level > _LEVELS["or"] else f"({text})" for text, level in texts)
+        parts.append("where " + (" and ".join(both) if len(texts) > 1 else texts[0][0]))
+    return " ".join(parts)

@@ -358,16 +358,14 @@ def _started(s: ir.State, program: Program) -> Start:
     """How a state begins, as text."""
     words = "".join(", 1" if x == "1" else f', "{x}"' for x in s.shape)
     sizes = None if s.shape in (FULL, MATRIX) else words
-    homes = [_choice(e, holds, program) or _shape_condition(e, holds) for e, holds in s.home]
+    homes = [
+        f"({text})" if " or " in text else text
+        for e, holds in s.home
+        for text in [
+            regions.python(e, holds, program) if regions.static(e) else _shape_condition(e, holds)
+        ]
+    ]
     return Start(s.name, _start(s), sizes, " and ".join(homes))
-
-
-def _choice(e: ir.Expr, holds: bool, program: Program | None) -> str:
-    """A condition on choices, as Python; empty where it is on a shape."""
-    if not regions.static(e):
-        return ""
-    text = emit.asked(e if holds else ir.Call("not", (e,)), program)[0]
-    return f"({text})" if " or " in text else text
 
 
 def _shape_condition(e: ir.Expr, holds: bool = True) -> str:
@@ -418,10 +416,7 @@ def _memory(lowered: Lowered) -> str:
         for shape, word in shapes.UNITS.items():
             if count := sum(s.shape == shape for s in here):
                 parts.append(f"{4 * count} bytes a {word}")
-        shaped = [holds for e, holds in home if not regions.static(e)]
-        where = {True: "of a matrix", False: "of other parameters"}[shaped[0]] if shaped else ""
-        asked = [_choice(e, holds, None) for e, holds in home if regions.static(e)]
-        where = " ".join([where, *(["where", " and ".join(asked)] if asked else [])]).strip()
+        where = regions.whose(home)
         costs.append(" ".join([" and ".join(parts), where]).strip())
         pieces = sum(s.name in coded for s in here)
         if pieces:
