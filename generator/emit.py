@@ -375,6 +375,7 @@ class PassText:
     sums: tuple[tuple[str, str], ...]  # field, expression
     values: tuple[str, ...]
     exports: tuple[tuple[str, str], ...]  # field, expression
+    absent: frozenset[str]  # fields of both kinds that are None for some choices
 
 
 @dataclass(frozen=True)
@@ -404,7 +405,10 @@ def pass_text(
     count.update(o for _, o in p.exports)
     values = shared.block(p.values, count)
     exports = tuple((e, shared.operand(o)[0]) for e, o in p.exports)
-    return PassText(tuple(lines), sums, tuple(values), exports)
+    ends = [c for v in p.partials if isinstance(v, Branch) for c in v.carried if None in c]
+    none = {name for name, o in p.sums if o in [c[0] for c in ends]}
+    none |= {e for e, o in p.exports if o.removeprefix("total.") in none}
+    return PassText(tuple(lines), sums, tuple(values), exports, frozenset(none))
 
 
 def delta_text(

@@ -378,7 +378,7 @@ class Exact:
 
     def follow(self, p: ir.Pass, totals: Numbers, names: dict[str, Any]) -> None:
         """What follows from the totals of a pass, new values of shared states included."""
-        names.update({k: np.dtype(self.dtype).type(x) for k, x in totals.items()})
+        names.update({k: self.rounded(x) for k, x in totals.items()})
         evaluate(p.values, names, EXACT, self.literal)
         names.update({f"shared.{e}": names[o] for e, o in p.exports})
         for s in self.lowered.shared_states:
@@ -467,6 +467,8 @@ def _elsewhere(
 
 def total(parts: Sequence[Any]) -> Any:
     """Numbers added in an order that does not depend on theirs: sorted first, then in the tree."""
+    if parts[0] is None:  # the region that adds up does not happen
+        return None
     return summation.tree_sum(np.sort(np.array(parts, np.result_type(*parts))))[()]
 
 

@@ -12,10 +12,23 @@ reads their old values, as `shared.name_prev`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from generator.ir import Branch, Lowered, Operand, Pass, Point, Repeat, Step, Value, made_by, uses
+from generator.ir import (
+    Branch,
+    Call,
+    Hyper,
+    Lowered,
+    Operand,
+    Pass,
+    Point,
+    Repeat,
+    Step,
+    Value,
+    made_by,
+    uses,
+)
 
 
 class Unsplit(Exception):
@@ -24,9 +37,7 @@ class Unsplit(Exception):
 
 def split(lowered: Lowered) -> Lowered:
     """The program with passes for each level of its sums over all parameters, and of its gradients."""
-    for v in lowered.step:
-        if isinstance(v, Branch) and any(_is_sum(x) for x in _inside(v)):
-            raise Unsplit("a sum over all parameters inside a region")
+    lowered = replace(lowered, step=tuple(_opened(lowered.step)))
     if not any(_cuts(v) for v in lowered.step):
         return lowered
     level: dict[str, int] = {}
@@ -104,6 +115,37 @@ def _kept(lowered: Lowered, shared: Mapping[str, Value]) -> dict[str, str]:
     return kept
 
 
+def _opened(steps: Iterable[Step]) -> Iterator[Step]:
+    """The steps with no sum over all parameters inside of a region.
+
+    A region that choices decide on is parted: what comes before the sum, the sum, and the rest. Where
+    the region does not happen there is nothing to be added up, and the total is None.
+    """
+    for v in steps:
+        while isinstance(v, Branch) and any(_is_sum(x) for x in _inside(v)):
+            if not isinstance(v.condition, Hyper | Call):
+                whose = "for one shape" if v.known else "that may not happen"
+                raise Unsplit(f"a sum over all parameters inside a region {whose} (take it out of there)")
+            ways = [list(_opened(v.body)), list(_opened(v.otherwise))]
+            here = 0 if any(map(_is_sum, ways[0])) else 1
+            at = next(i for i, x in enumerate(ways[here]) if _is_sum(x))
+            before, total, after = ways[here][:at], _value(ways[here][at]), ways[here][at + 1 :]
+            name = next(n for n in (total.name, f"{total.name}_of_all") if n not in made_by(ways[1 - here]))
+            carried = [(n, n, None) if here == 0 else (n, None, n) for n in sorted(made_by(before))]
+            if before:
+                first = [(), tuple(before)] if here else [tuple(before), ()]
+                yield Branch(v.condition, first[0], first[1], tuple(carried))
+            yield replace(total, name=name)
+            names = {total.name: name}
+            ways[here] = [_renamed(x, names) for x in after]
+            ends = [
+                (n, *(_named(e, names) if e and i == here else e for i, e in enumerate(both)))
+                for n, *both in v.carried
+            ]
+            v = replace(v, body=tuple(ways[0]), otherwise=tuple(ways[1]), carried=tuple(ends))  # type: ignore[arg-type]
+        yield v
+
+
 def _is_sum(v: Step) -> bool:
     return isinstance(v, Value) and v.op == "global_sum"
 
@@ -153,8 +195,12 @@ def alive(values: Sequence[Step], needed: set[Operand]) -> tuple[Step, ...]:
             continue
         carried = tuple(c for c in v.carried if c[0] in needed)
         if carried:
-            needed.update(e for c in carried for e in c[1:] if e is not None)
-            body, otherwise = alive(v.body, needed), alive(v.otherwise, needed)
+            ways = []
+            for way, steps in ((1, v.body), (2, v.otherwise)):
+                inside: set[Operand] = {end for c in carried if (end := c[way]) is not None}
+                ways.append(alive(steps, inside))
+                needed |= inside - made_by(steps)  # names of its own
+            body, otherwise = ways
             if isinstance(v.condition, str):
                 needed.add(v.condition)
             kept.append(replace(v, body=body, otherwise=otherwise, carried=carried))

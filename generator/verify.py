@@ -163,7 +163,8 @@ def choices(program: Program) -> list[dict[str, Any]]:
         d, values = p.domain, [default[p.name]]
         if d.type in ("bool", "choice") and not d.many:
             values += d.choices or (False, True)
-        values += [None, _some(d)] if d.optional and not d.many else []
+        if d.optional and not d.many:
+            values.append(_some(d) if default[p.name] is None else None)
         others = [x for i, x in enumerate(values) if x not in values[:i]]
         every |= {p.name: others} if len(others) > 1 else {}
     if math.prod(len(x) for x in every.values()) > _MANY:

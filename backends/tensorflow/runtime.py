@@ -767,13 +767,19 @@ class _Kernel:
 
     def total(self, sums: Sequence[Any]) -> Any:
         """Sorted first, so that the order of the parameters does not matter; in the widest dtype."""
-        wide = tf.float64 if any(x.dtype == tf.float64 for x, *_ in sums) else tf.float32
-        columns = [tf.stack([tf.cast(x, wide) for x in column]) for column in zip(*sums, strict=True)]
-        return type(sums[0])(*(tree_sum(tf.sort(column)) for column in columns))
+        wide = tf.float64 if any(x.dtype == tf.float64 for x in _flat(sums)) else tf.float32
+
+        def added(column: Sequence[Tensor | None]) -> Tensor | None:
+            if column[0] is None:  # choices leave nothing to be added up
+                return None
+            return tree_sum(tf.sort(tf.stack([tf.cast(x, wide) for x in column])))
+
+        return type(sums[0])(*map(added, zip(*sums, strict=True)))
 
     def shared(self, n: int, total: Any, s: Any, *w: Any) -> Any:
         compute = compute_dtype(self.dtype)
-        return self.method.passes[n][1](type(total)(*(tf.cast(x, compute) for x in total)), s, *w)
+        near = (x if x is None else tf.cast(x, compute) for x in total)
+        return self.method.passes[n][1](type(total)(*near), s, *w)
 
     def both(
         self, t: Tensor, floats: Tensor, ints: Tensor, kept: Any, theta: Tensor, g: Tensor, state: Any

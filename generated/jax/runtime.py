@@ -2341,7 +2341,7 @@ def over_all(
 
 def _total(sums: list[Any]) -> Any:
     """The sums over parameters: sorted first, so that their order does not matter."""
-    wide = jnp.result_type(*jax.tree.leaves(sums))
+    wide = jnp.result_type(*jax.tree.leaves(sums), jnp.float32)  # choices may leave nothing to be added
     return jax.tree.map(lambda *xs: tree_sum(jnp.sort(jnp.asarray(xs, wide))), *sums)
 
 

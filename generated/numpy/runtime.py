@@ -1721,7 +1721,7 @@ def over_all(
             continue
         total = type(found[0])(*map(total_of, zip(*found, strict=True)))
         for x in together:
-            x.shared = then(type(total)(*map(x.dtype.type, total)), x.s, x.shared)
+            x.shared = then(_rounded(total, x.dtype), x.s, x.shared)
         made: dict[int, Any] = {}  # the parameters of a step share their scalars
         for (theta, _, _, s), b in zip(arguments, besides, strict=True):
             if together:
@@ -1729,13 +1729,15 @@ def over_all(
                 continue
             if id(s) not in made:
                 shared = () if "shared" not in b else (b["shared"],)
-                made[id(s)] = then(type(total)(*map(theta.dtype.type, total)), s, *shared)
+                made[id(s)] = then(_rounded(total, theta.dtype), s, *shared)
             b["shared"] = made[id(s)]
     return [tuple(b.values()) for b in besides]
 
 
 def total_of(parts: Sequence[Any]) -> Any:
     """The sum over parameters: sorted first, so that their order does not matter."""
+    if parts[0] is None:  # choices leave nothing to be added up
+        return None
     return tree_sum(np.sort(np.array(parts, np.result_type(*parts))))
 
 

@@ -2294,7 +2294,8 @@ def over_all(
             else:
                 like, s = group[0][0], group[0][3]
                 before = [] if "shared" not in here[0] else [here[0]["shared"]]
-            shared = then(type(total)(*(x.to(like.device, like.dtype) for x in total)), s, *before)
+            near = (x if x is None else x.to(like.device, like.dtype) for x in total)
+            shared = then(type(total)(*near), s, *before)
             if together:
                 together[i].shared = shared
             for b in here:
@@ -2302,8 +2303,11 @@ def over_all(
     return [[tuple(b.values()) for b in here] for here in parts]
 
 
-def total_of(parts: Sequence[Tensor]) -> Tensor:
+def total_of(given: Sequence[Tensor | None]) -> Tensor | None:
     """The sum over parameters: sorted first, so that their order does not matter."""
+    parts = [x for x in given if x is not None]  # a group's choices may leave nothing to be added up
+    if not parts:
+        return None
     wide = functools.reduce(torch.promote_types, (x.dtype for x in parts))
     return tree_sum(torch.stack([x.to(parts[0].device, wide) for x in parts]).sort().values)
 
