@@ -388,7 +388,10 @@ class _Lowerer:
 
     def merged(self, wanted: str, name: str, taken: set[str]) -> str:
         """What a name is called after regions that may each have used it."""
-        mark = f"{name}*" if any(x.name == name for x in self.checked.states) else wanted
+        state = any(x.name == name for x in self.checked.states)
+        if self.choosing and (state or name == "theta"):
+            wanted, state = f"{name}_new", False  # as `rename` has it
+        mark = f"{name}*" if state else wanted
         if mark in taken:
             wanted = self.fresh(name)
         self.taken |= {mark, wanted}
