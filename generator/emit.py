@@ -212,8 +212,10 @@ class _Printer:
             nested = len(values) == 1 and inside[:1] and inside[0].startswith("if ")
             for c in b.carried:
                 made = c[end]
-                if made != c[0] and made is not None:
-                    inside.append(f"{self.names.get(c[0], c[0])} = {self.operand(made)[0]}")
+                left = self.names.get(c[0], c[0])
+                right = left if made in (c[0], None) else self.operand(made)[0]
+                if right != left:
+                    inside.append(f"{left} = {right}")
                     nested = False
             self.inline = inline  # the other way may have the same names
             if inside and taken and nested:

@@ -108,8 +108,18 @@ def nested(lr: NonNegative = 1e-2, mu: Decay = 0.9, max_norm: Optional[Positive]
     with otherwise():
         m[t] = m[t-1] + d[t]
     theta[t] = theta[t-1] - lr * scale[t] * m[t]
+
+
+@optimizer("Still")
+def still(lr: NonNegative = 1e-2, moves: bool = False):
+    """A parameter that stays where nothing moves it.
+
+    Source: this test.
+    """
+    with when(moves):
+        theta[t] = theta[t-1] - lr * g[t]
 '''
-NAMES = ("momentous", "centred", "nested")
+NAMES = ("momentous", "centred", "nested", "still")
 STATES = {
     "momentous": (({}, {"b"}), ({"nesterov": True}, {"b"}), ({"mu": None}, set())),
     "centred": (
@@ -118,6 +128,7 @@ STATES = {
         ({"size": "max"}, {"w"}),
         ({"size": "max", "centered": False, "bias": True}, {"w"}),
     ),
+    "still": (({}, set()), ({"moves": True}, set())),
     "nested": (({}, {"h", "m"}), ({"kind": "norm"}, {"m"}), ({"max_norm": None}, {"h", "m"})),
 }
 CHOSEN = [(name, chosen, there) for name, cases in STATES.items() for chosen, there in cases]
@@ -166,7 +177,7 @@ def test_same_bits(backend: str, file: Path) -> None:
 def test_every_choice_is_measured(file: Path) -> None:
     for entry in catalogue.entries([str(file)]):
         names = [c.name for c in verify.cases(entry.program, "float32", 20)]
-        expected = {"momentous": 3, "centred": 7, "nested": 5}[entry.program.name]
+        expected = {"momentous": 3, "centred": 7, "nested": 5, "still": 1}[entry.program.name]
         assert len([n for n in names if "=" in n]) == expected
 
 

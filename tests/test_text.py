@@ -140,9 +140,8 @@ class Reader:
             ways.append(self.names)
         here, there = ways
         self.names = {
-            n: chosen(condition, here[n], there[n])
-            for n in here
-            if n in there
+            n: chosen(condition, here.get(n, ("name", n)), there.get(n, ("name", n)))
+            for n in {**here, **there}
         }
 
     def text(self, text):
