@@ -525,7 +525,8 @@ class Optimizer:
         self.state: dict[str, dict[str, Any]] = {path: {} for path in self._arrays}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        meant = difflib.get_close_matches(name, self.domains, 1, 0.8)
+        made = "state" in self.__dict__  # the last of its own, which a hyperparameter may resemble
+        meant = difflib.get_close_matches(name, self.domains, 1, 0.8) if made else []
         if meant and name not in self.domains and not hasattr(self, name):
             raise AttributeError(f"{type(self).__name__} has no {name}. Did you mean {meant[0]}?")
         if name == "weights":
