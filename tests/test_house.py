@@ -127,3 +127,19 @@ def test_a_package_is_not_imported_as_top_level(backend):
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'generated')!r}); import {backend}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode != 0 and "put the folder above" in done.stderr
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax", "tensorflow"])
+def test_a_runtime_that_is_joined_from_parts_defines_each_name_once(backend: str) -> None:
+    """Parts are copied one behind the other, and a second definition would replace the first."""
+    tree = ast.parse((ROOT / "generated" / backend / "runtime.py").read_text())
+    names = [
+        n.name
+        for n in tree.body
+        if isinstance(n, ast.FunctionDef | ast.ClassDef)
+        and not any("register_fake" in ast.unparse(d) for d in n.decorator_list)
+    ]
+    again = {n for n in names if names.count(n) > 1}
+    # PyTorch wraps some of them, on purpose.
+    wrapped = "normal placed rows_of cols_of row_sum col_sum inverse random_words".split()
+    assert again <= set(wrapped if backend == "torch" else ()), again

@@ -1966,7 +1966,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         own = {key: getattr(self, key) for key in self.domains if key != "learning_rate"}
         own |= vars(self.storage)
         own["rules"] = [rule.config() for rule in self._rules.given]
-        once = {"weights": {k: _listed(w) for k, w in self.weights.items()}} if self.weights else {}
+        once = {"weights": {k: _as_json(w) for k, w in self.weights.items()}} if self.weights else {}
         return {**config, **{key: _serialized(value) for key, value in own.items()}, **once}
 
     @classmethod
@@ -1984,13 +1984,13 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         return cls(rules=rules, **made, **once)
 
 
-def _listed(weight: Tensor) -> dict[str, Any]:
+def _as_json(weight: Tensor) -> dict[str, Any]:
     """A meta-parameter as JSON, to the last bit."""
     return {"dtype": weight.dtype.name, "values": tf.cast(weight, tf.float64).numpy().tolist()}
 
 
 def _unlisted(weight: Any) -> Any:
-    """The reverse of `_listed`; arrays as they are."""
+    """The reverse of `_as_json`; arrays as they are."""
     return tf.constant(weight["values"], weight["dtype"]) if isinstance(weight, Mapping) else weight
 
 
