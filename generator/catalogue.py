@@ -146,8 +146,13 @@ def entries(wanted: Sequence[str] = ()) -> list[Entry]:
             chosen.append(chained(word))
         elif word in files:
             chosen.append(files[word])
-        elif word.endswith(".py") or Path(word).exists():
+        elif word.endswith(".py") or (word and Path(word).exists()):
             chosen.append(Path(word))
+        elif word.strip().startswith("hypergradient"):
+            raise UnknownName(
+                f"{word!r} does not say what learns what. Write hypergradient(adamw, lr): a spec, then "
+                "the name of one of its hyperparameters."
+            )
         else:
             raise UnknownName(f"no spec is called {word!r}.{suggest(word, files)}")
     made = [e for path in chosen for e in (load(path) if isinstance(path, Path) else [path])]

@@ -1,7 +1,7 @@
-"""The parts of the README that are made: the spec, the kernel beside it, the tables of `verify`.
+"""The parts of the README that are made: specs, a kernel, the tables of `verify`.
 
-In: README.md, a spec, generated code, docs/verify.json. Out: README.md with its marked blocks current.
-Must not know: how any of these come to be.
+In: README.md and docs/guide.md, specs, generated code, docs/verify.json. Out: both pages with their marked
+blocks current. Must not know: how any of these come to be.
 
     python -m generator.readme
 """
@@ -19,17 +19,18 @@ from typing import Any
 from generator import verify
 
 ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "README.md", ROOT / "docs/guide.md"
 
 
 def blocks() -> dict[str, str]:
     """Every marked block by its name."""
     spec = (ROOT / "specs/optimizers/adamw.py").read_text()
     torch = (ROOT / "generated/torch/optimizers/adamw.py").read_text()
-    other = (ROOT / "specs/optimizers/adafactor.py").read_text()
     made = {
         "spec": _code(_brief(spec)),
         "kernel": _code(_function(torch, "adamw_step")),
-        "adafactor": _code(_brief(other)),
+        "adafactor": _code(_brief((ROOT / "specs/optimizers/adafactor.py").read_text())),
+        "muon": _code(_brief((ROOT / "specs/optimizers/muon.py").read_text())),
         "assignment": _assignment(),
     }
     measured = ROOT / "docs/verify.json"
@@ -40,13 +41,18 @@ def blocks() -> dict[str, str]:
     return made
 
 
-def current() -> str:
-    """The README with its blocks made anew."""
-    text = (ROOT / "README.md").read_text()
-    for name, block in blocks().items():
+def current() -> dict[Path, str]:
+    """The pages with their blocks made anew."""
+    made = blocks()
+    return {page: _renewed(page.read_text(), made) for page in PAGES}
+
+
+def _renewed(text: str, blocks: dict[str, str]) -> str:
+    for name, block in blocks.items():
         begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{block}\n{end}{rest.partition(end)[2]}"
+        if begin in text:
+            before, _, rest = text.partition(begin)
+            text = f"{before}{begin}\n{block}\n{end}{rest.partition(end)[2]}"
     return text
 
 
@@ -111,6 +117,8 @@ def table(report: dict[str, Any]) -> str:
         lines += ["", verify.SUBNORMAL.replace("*", "\\*") + "."]
     if any(r.get("products") for r in rows):
         lines += ["", verify.PRODUCTS.replace("~", "\\~") + "."]
+    if any(r.get("infinite") for r in rows):
+        lines += ["", verify.INFINITE + "."]
     lines += ["", f"Measured on {machine['processor']}, {machine['system']}; {versions}."]
     return "\n".join(lines)
 
@@ -127,4 +135,5 @@ def accuracy(rows: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    (ROOT / "README.md").write_text(current())
+    for page, text in current().items():
+        page.write_text(text)

@@ -85,6 +85,7 @@ class Row:
     subnormal: int = 0  # entries that differ only below the smallest normal number, which XLA flushes
     products: float = 0.0  # distance after matrix products, in units of the largest entry's last place
     allowed: float = 0.0  # how large it may be where it is; see products.py
+    infinite: int = 0  # numbers of the reference that are inf or NaN although nothing asks for it
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -419,7 +420,6 @@ def job(
                         device, seed, brief,
                     )  # fmt: skip
             _forget(package.__name__)
-    getattr(runner, "forget", lambda: None)()
     return [asdict(r) for r in rows]
 
 
@@ -455,13 +455,14 @@ def _rows(
         case = _extended(case, lowered)
         want = reference(lowered, schedule, case, dtype, policy)
         bounds = allowed(lowered, schedule, case, dtype, policy, want)
+        wide = dtype in ("float32", "float64")
+        infinite = _infinite(want.params) if wide and case.name == "default" else 0
         for mode, row in rows.items():
             if mode in policy.additive and (
                 lowered.delta is None or dtype not in ("float32", "float64")
             ):
                 row.error = "not additive" if lowered.delta is None else "float32 and float64 only"
                 continue
-            wide = dtype in ("float32", "float64")
             often = mode not in policy.slow and not (brief and mode in policy.once)
             seldom = number > 0 or not wide or (brief and (steps > 100 or dtype == "float64"))
             if not often and seldom:
@@ -477,6 +478,7 @@ def _rows(
                 row.ulp, row.error = math.inf, f"{type(error).__name__}: {error}"[:300]
                 continue
             row.cases += 1
+            row.infinite += infinite
             row.subnormal += gap.subnormal
             if gap.products > row.products:
                 row.products, row.allowed = gap.products, gap.allowed
@@ -486,6 +488,11 @@ def _rows(
         first = next(iter(rows.values()))
         first.ours, first.native = _from_oracle(lowered, runner, package, min(steps, 200), seed)
     return list(rows.values())
+
+
+def _infinite(values: Sequence[Any]) -> int:
+    """How many numbers are inf or NaN: that they are so everywhere shows little."""
+    return sum(int(np.sum(~np.isfinite(v))) for v in values)
 
 
 def _given(g: Any, p: Any) -> Any:
@@ -571,7 +578,7 @@ def _schedule_rows(
     want = np.array([schedule_value(entry.lowered, n, _functions(hypers)) for n in at])
     rows = []
     for mode in backend.modes:
-        row = Row(program.name, backend.name, mode, "float64", cases=1)
+        row = Row(program.name, backend.name, mode, "float64", cases=1, infinite=_infinite([want]))
         try:
             got = runner.schedule(package, program.name, hypers, at, mode)
             gap = Gap()
@@ -832,6 +839,8 @@ def show(rows: Sequence[dict[str, Any]], steps: int, console: Any) -> None:
         console.print(SUBNORMAL, highlight=False)
     if any(r.get("products") for r in rows):
         console.print(PRODUCTS, highlight=False)
+    if any(r.get("infinite") for r in rows):
+        console.print(INFINITE, highlight=False)
     distances = [r for r in rows if not math.isnan(r["ours"])]
     if distances:
         lines = [["spec", "framework", "ours", "its own"]]
@@ -885,17 +894,22 @@ PRODUCTS = (
     "~ after matrix products, which each library adds up in its own order: in units of the last place of "
     "the largest entry; within what any order may lead to"
 )
+INFINITE = (
+    "! some numbers are inf or NaN with default hyperparameters, and equal bits say nothing about those"
+)
 SUBNORMAL = "* but for numbers below the smallest normal one, which XLA flushes to zero"
 
 
 def entry(rows: Sequence[dict[str, Any]]) -> str:
     """The largest distance over some rows.
 
-    A star where flushed subnormal numbers were left apart; after ~, where there are matrix products, how
-    far apart they lead, unless something is farther than that allows.
+    A star where flushed subnormal numbers were left apart, an exclamation mark where numbers are not
+    finite; after ~, where there are matrix products, how far apart they lead, unless something is farther
+    than that allows.
     """
     shown = [r for r in rows if r["cases"] or r["ulp"]]
-    if not any(r["ulp"] for r in shown) and any(r.get("products") for r in shown):
-        return f"~{max(r['products'] for r in shown):.2g}"
     star = "*" if any(r["subnormal"] for r in shown) else ""
+    star += "!" if any(r.get("infinite") for r in shown) else ""
+    if not any(r["ulp"] for r in shown) and any(r.get("products") for r in shown):
+        return f"~{max(r['products'] for r in shown):.2g}{star.lstrip('*')}"
     return f"{max(r['ulp'] for r in shown):g}{star}" if shown else "-"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -118,8 +119,31 @@ def test_only_freeze_and_language_see_sympy():
     assert not seen & {"lower.py", "emit.py", "render.py", "interpret.py", "ir.py", "verify.py"}
 
 
-def test_the_readme_is_current():
-    assert (ROOT / "README.md").read_text() == readme.current()
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: page.name)
+def test_a_page_is_current(page: Path):
+    assert page.read_text() == readme.current()[page]
+
+
+def test_pages_lead_somewhere():
+    """Links to files and to headings, and no marked block that nobody fills."""
+    for page in readme.PAGES:
+        text = page.read_text()
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            file, _, heading = link.partition("#")
+            if "://" in file:
+                continue
+            target = (page.parent / file).resolve() if file else page
+            assert target.exists(), f"{page.name}: {link}"
+            if heading:
+                assert heading in _anchors(target.read_text()), f"{page.name}: {link}"
+        for name in re.findall(r"<!-- begin: (\w+) -->", text):
+            assert name in readme.blocks(), name
+
+
+def _anchors(text: str) -> set[str]:
+    """GitHub's: lower case, without punctuation, hyphens for spaces."""
+    heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
 @pytest.mark.parametrize("backend", FRAMEWORK)

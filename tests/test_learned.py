@@ -121,7 +121,7 @@ def test_torch_copies_have_the_weights() -> None:
             params, optimizer = copy.deepcopy((params, optimizer))
             optimizer.load_state_dict(optimizer.state_dict())
     assert all(np.array_equal(p.detach(), q) for p, q in zip(params, numpy_run(), strict=True))
-    assert set(optimizer.state_dict()) == {"state", "param_groups"}
+    assert set(optimizer.state_dict()) == {"state", "param_groups", "algorithm"}
     with pytest.raises(ValueError, match=r"Learned: weights lacks"):
         optimizer.weights = {}
 

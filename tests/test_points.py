@@ -128,7 +128,7 @@ def test_a_function_may_use_its_memory_again():
 # PyTorch ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("set_to_none", [True, False, "forgotten"])
 def test_torch(set_to_none):
     torch = pytest.importorskip("torch")
     from generated.torch import AdamWSAM
@@ -138,7 +138,8 @@ def test_torch(set_to_none):
     for step in range(STEPS):
 
         def closure(step=step):
-            optimizer.zero_grad(set_to_none)
+            if set_to_none != "forgotten":
+                optimizer.zero_grad(set_to_none)
             loss = sum((p * p).sum() * (0.25 if step % 2 else 0.125) for p in params)
             loss.backward()
             return loss
@@ -160,6 +161,8 @@ def test_torch_refuses():
         STORM(params).step()
     with pytest.raises(TypeError, match=r"SVRG: step reads full_gradient\. Pass full_gradient=\.\.\."):
         SVRG(params).step(lambda: None)
+    with pytest.raises(ValueError, match=r"STORM: the closure left no gradient\. Call backward\(\)"):
+        STORM(params).step(lambda: (params[0] ** 2).sum())
     with pytest.raises(TypeError, match=r"AdamW: step was given h; it reads nothing but gradients"):
         AdamW(params).step(h=1)
     optimizer = Sophia(params)

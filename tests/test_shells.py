@@ -340,6 +340,11 @@ def test_numpy_copies_go_on_with_the_same_bits(through):
     same(copied, trajectory(lr=Cosine(0.1, total=5)))
 
 
+def unnamed(optimizer):
+    """Its state, without the name of the algorithm that it belongs to."""
+    return {k: v for k, v in optimizer.state_dict().items() if k != "algorithm"}
+
+
 def test_numpy_refuses_a_state_dict_that_does_not_fit():
     optimizer, params = running(2)
     before = frozen(optimizer.state_dict()), frozen(params)
@@ -349,7 +354,8 @@ def test_numpy_refuses_a_state_dict_that_does_not_fit():
     nesterov.step(GRADS[0])
     for wrong, words in [
         (other.state_dict(), ["w", "(3,)", "(4, 3)"]),
-        (nesterov.state_dict(), ["expected is", "theta", "Another optimizer saved it"]),
+        (nesterov.state_dict(), ["is of nesterov", "Another optimizer saved it"]),
+        (unnamed(nesterov), ["expected is", "theta", "Another optimizer saved it"]),
         ({}, ["not what state_dict() gave"]),
         (None, ["not what state_dict() gave"]),
         (AdamW([np.zeros(3)]).state_dict(), ["other parameters", "[0]"]),
@@ -584,7 +590,10 @@ def test_torch_refuses_a_state_dict_that_does_not_fit():
         (made.AdamW([p]).state_dict(), ["has 1 parameters", "2 here"]),
         (made.AdamW([{"params": [p]}, {"params": []}]).state_dict(), ["2 param groups"]),
         (narrow.state_dict(), ["parameter 0", "(2,)", "(4, 3)"]),
-        (nesterov.state_dict(), ["theta", "Another optimizer saved it"]),
+        (nesterov.state_dict(), ["is of nesterov", "Another optimizer saved it"]),
+        (unnamed(nesterov), ["theta", "Another optimizer saved it"]),
+        (made.RAdam(params.values()).state_dict() | {"algorithm": "radam"}, ["is of radam"]),
+        (backwards(optimizer), ["the step of", "-5"]),
     ]:
         with pytest.raises(ValueError) as caught:
             optimizer.load_state_dict(wrong)
@@ -592,7 +601,33 @@ def test_torch_refuses_a_state_dict_that_does_not_fit():
         assert (frozen(params), torch_frozen(optimizer)) == before
     few = made.Lion(torch_params().values())  # its states are among AdamW's
     with pytest.raises(ValueError, match="Another optimizer saved it"):
-        few.load_state_dict(optimizer.state_dict())
+        few.load_state_dict(unnamed(optimizer))
+
+
+def backwards(optimizer):
+    """Its state, with a count of steps that cannot be."""
+    saved = copy.deepcopy(optimizer.state_dict())
+    next(iter(saved["state"].values()))["step"] = -5
+    return saved
+
+
+def test_torch_refuses_what_other_frameworks_take():
+    torch, made = pytest.importorskip("torch"), package("torch")
+    with pytest.raises(TypeError, match=r"AdamW: params is a model\. Pass its named_parameters\(\)"):
+        made.AdamW(torch.nn.Linear(2, 1))
+    with pytest.raises(TypeError, match=r"AdamW: step was given a list as closure.* call loss\.backward"):
+        made.AdamW([torch.nn.Parameter(torch.ones(2))]).step([torch.ones(2)])
+
+
+def test_torch_refuses_parameters_in_another_order():
+    """Equal shapes would be taken for each other."""
+    torch, made = pytest.importorskip("torch"), package("torch")
+    pair = [(n, torch.nn.Parameter(torch.ones(3))) for n in ("q", "k")]
+    saved = made.AdamW(pair).state_dict()
+    with pytest.raises(ValueError, match="number 0 is k here and q there"):
+        made.AdamW(pair[::-1]).load_state_dict(saved)
+    made.AdamW([(f"module.{n}", p) for n, p in pair]).load_state_dict(saved)
+    made.AdamW([p for _, p in pair]).load_state_dict(saved)
 
 
 @pytest.mark.parametrize("name", ["AdamW", "LAMB", "Adafactor"])

@@ -931,12 +931,18 @@ class Optimizer:
             kind: {k: x if k == "step" else float(x) for k, x in values.items()}
             for kind, values in self.shared.items()
         }
-        return {"steps": self.steps, "state": state} | ({"shared": kept} if kept else {})
+        made = {"algorithm": self.method.name, "steps": self.steps, "state": state}
+        return made | ({"shared": kept} if kept else {})
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`; refused, with nothing changed, where it does not fit."""
         if not isinstance(saved, Mapping) or not {"steps", "state"} <= saved.keys():
             raise ValueError(f"{self.name}: this is not what state_dict() gave. Pass that.")
+        if saved.get("algorithm", self.method.name) != self.method.name:
+            raise ValueError(
+                f"{self.name}: the saved state is of {saved['algorithm']}. Another optimizer saved it: load "
+                "it into that one."
+            )
         counts = [saved["steps"], *(slot["step"] for slot in saved["state"].values() if "step" in slot)]
         for n in counts:
             if np.ndim(n) or np.asarray(n).dtype.kind not in "iu" or n < 0:

@@ -2499,10 +2499,7 @@ class _Shell:
     ) -> list[Any]:
         """The states of each parameter."""
         method = self.method
-        if getattr(getattr(state, "tensors", None), "_fields", None) != method.state._fields:
-            raise TypeError(
-                f"{method.name}: the state is not of this optimizer. Pass what init or the last step gave."
-            )
+        self.own(state)
         try:
             columns = [structure.flatten_up_to(tree) for tree in state.tensors]
         except ValueError:
@@ -2523,6 +2520,14 @@ class _Shell:
             if known != [k for k in self.codes(x) if getattr(slot, k) is not None]:
                 raise ValueError(f"{method.name}: {_OTHERWISE.format('states')}")
         return slots
+
+    def own(self, state: State) -> None:
+        """Refuse the state of another optimizer, and what is none."""
+        if getattr(getattr(state, "tensors", None), "_fields", None) != self.method.state._fields:
+            raise TypeError(
+                f"{self.method.name}: the state is not of this optimizer. Pass what init or the last step "
+                "gave: step(params, grads, state), update(grads, state, params)."
+            )
 
     def codes(self, p: Any) -> list[str]:
         """The states of a parameter that are kept in 8 bits."""
@@ -2762,6 +2767,8 @@ class _Shell:
             raise TypeError(
                 f"{self.method.name}: step was given {', '.join(odd)}; it {reads}. Leave it out."
             )
+        if isinstance(grads, State):
+            raise TypeError(f"{self.method.name}: the order is step(params, grads, state).")
         gradient = grads if callable(grads) else None
         if callable(grads):
             grads = grads(params)
@@ -2797,6 +2804,8 @@ class _Shell:
             What optax.apply_updates adds to the parameters, and the new state.
         """
         method = self.method
+        if isinstance(updates, State):
+            raise TypeError(f"{method.name}: the order is update(grads, state, params).")
         extra = {k: x for k, x in extra_args.items() if k in ("gradient", *method.inputs)}
 
         def exact(p: Any, i: int, *arguments: Any) -> tuple[Any, Any, Any]:
@@ -2862,6 +2871,7 @@ class _Shell:
         """The parameters to evaluate the model with."""
         if self.method.evaluate is None:
             return params
+        self.own(state)
         values = getattr(state.tensors, self.method.evaluate)
         leaves, structure = jax.tree.flatten(params)
         with _wide_enough(params):

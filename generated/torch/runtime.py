@@ -2162,6 +2162,7 @@ def decided(method: Method, hypers: Mapping[str, Any]) -> Method:
 
 _NAMED = "Pass model.named_parameters()."
 # The entry of a param group that says which rules its parameters are meant by.
+_ALGORITHM = "algorithm"  # in a state_dict: the name of its spec
 _RULES = "rules"
 _PARAMETERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # The entry of a parameter's state that holds what it is trained with, while it is evaluated.
@@ -2380,6 +2381,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         weights: Mapping[str, Any] | None = None,
     ) -> None:
         """Check the hyperparameters and take the parameters, as `torch.optim.Optimizer` does."""
+        if isinstance(params, torch.nn.Module):
+            raise TypeError(f"{self._name}: params is a model. Pass its named_parameters() or parameters().")
         self.weights = weights
         Flag.check(self._name, "compile", compile)
         self._compile = compile
@@ -2643,8 +2646,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             self._check_point()
         loss = None
         if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+            loss = self._evaluated(closure)
         ready = []
         for index, group in enumerate(self.param_groups):
             setting = self._setting(group)
@@ -2670,6 +2672,20 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             group[_SHARED] = kept
         return loss
 
+    def _evaluated(self, closure: Callable[[], Any]) -> Any:
+        """What the closure returns; of several gradients each is its own, zeroed by the closure or not."""
+        params = [p for group in self.param_groups for p in group["params"]] if self._takes_several else []
+        for p in params:
+            p.grad = None
+        with torch.enable_grad():
+            loss = closure()
+        if params and all(p.grad is None for p in params):
+            raise ValueError(
+                f"{self._name}: the closure left no gradient. Call backward() in it, on a loss that depends "
+                "on the parameters."
+            )
+        return loss
+
     @property
     def _takes_several(self) -> bool:
         return any(isinstance(then, str) for _, then in self.method.passes)
@@ -2681,6 +2697,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 f"{self._name} takes several gradients a step. Pass a closure that sets the gradients "
                 "to zero, computes the loss, calls backward() and returns the loss: "
                 "optimizer.step(closure)."
+            )
+        if closure is not None and not callable(closure):
+            raise TypeError(
+                f"{self._name}: step was given a {type(closure).__name__} as closure, which is no function. "
+                "Gradients are read from the parameters: call loss.backward(), then optimizer.step()."
             )
         names = self.method.inputs
         if odd := [k for k in given if k not in names]:
@@ -2708,8 +2729,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         def elsewhere(points: list[Tensor]) -> list[Tensor]:
             for p, point in zip(params, points, strict=True):
                 p.copy_(round_to(point, p.dtype).reshape(p.shape))
-            with torch.enable_grad():
-                closure()
+            self._evaluated(closure)
             return [self._further(p).clone().reshape(x.shape) for p, x in zip(params, points, strict=True)]
 
         try:
@@ -3092,6 +3112,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     # Saving and loading ---------------------------------------------------------------------------
 
+    def state_dict(self) -> dict[str, Any]:
+        """torch's two entries, and the algorithm: another one may have states of the same names."""
+        return {**super().state_dict(), _ALGORITHM: self.method.name}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict()`; refused, with nothing changed, where it does not fit.
 
@@ -3108,6 +3132,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     def _understood(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """A checkpoint with every state checked, copied, and shielded from torch's cast."""
         saved, live = state_dict["param_groups"], self.param_groups
+        if state_dict.get(_ALGORITHM, self.method.name) != self.method.name:
+            raise ValueError(
+                f"{self._name}: the checkpoint is of {state_dict[_ALGORITHM]}. Another optimizer saved it: "
+                "load it into that one."
+            )
         if len(saved) != len(live):
             raise ValueError(
                 f"{self._name}: the checkpoint has {len(saved)} param groups, the optimizer has "
@@ -3121,6 +3150,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     f"checkpoint and {len(new['params'])} here. Build the optimizer over the same "
                     "parameters in the same order."
                 )
+            _same_order(self._name, index, old.get("param_names"), new.get("param_names"))
             groups.append({**{name: new[name] for name in self.domains}, **old})
             groups[-1].pop(_RULES, None)
             groups[-1] |= {_RULES: new[_RULES]} if _RULES in new else {}
@@ -3160,6 +3190,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 )
             fitted[field] = saved[field].detach().to(p.device, dtype, copy=True)
         fitted["step"] = int(saved["step"])
+        if fitted["step"] < 0:
+            raise ValueError(
+                f"{self._name}: the step of {called} is {fitted['step']} in the checkpoint. It must be 0 or "
+                "more."
+            )
         for field in own:
             fitted[field] = float(saved[field])
         return fitted
@@ -3204,6 +3239,20 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 self.state[p] = slot.entries
         if "_evaluating" not in state:
             self._evaluating = any(_TRAINING in slot for slot in self.state.values())
+
+
+def _same_order(name: str, index: int, saved: Sequence[str] | None, live: Sequence[str] | None) -> None:
+    """Refuse parameters that change places, where both sides have their names.
+
+    Other names are none of our business: a wrapped model has them.
+    """
+    if saved and live and sorted(saved) == sorted(live) and list(saved) != list(live):
+        at = next(i for i, (a, b) in enumerate(zip(saved, live, strict=True)) if a != b)
+        raise ValueError(
+            f"{name}: the parameters of param group {index} are in another order than in the checkpoint: "
+            f"number {at} is {live[at]} here and {saved[at]} there. Build the optimizer over them in that "
+            "order."
+        )
 
 
 # --------------------------------------------------------------------------------------------------
