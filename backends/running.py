@@ -84,9 +84,10 @@ class Policy:
             count for all, which goes on; `refuse`: every gradient must be there.
         rounds: hyperparameters that the framework keeps in float32, so that they count as that.
         additive: modes that are exact for additive programs and float32 or float64 only.
-        once: modes of which tests, which have little time, run as little.
         flushes: whether subnormal numbers become zeros, here or there.
         slow: modes that take so long that one case in float32 and one in float64 must do.
+        once: modes that tests, which have little time, run in float32 only.
+        whole: modes that compile each case as a whole, so that tests leave high hyperparameters to others.
     """
 
     missing: str = "skip"
@@ -94,6 +95,7 @@ class Policy:
     additive: frozenset[str] = frozenset()
     slow: frozenset[str] = frozenset()
     once: frozenset[str] = frozenset()
+    whole: frozenset[str] = frozenset()
     flushes: bool = False
 
 

@@ -82,10 +82,24 @@ def parse(file: str) -> ast.Module:
         raise SpecError(file, _longest(lines), TOO_DEEP) from None
     except ValueError as error:  # a null byte
         raise SpecError(file, 1, f"this is not Python: {error}. Correct the file.") from None
+    _deep(file, tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and _calls(node.value) == "names":
             _names(file, node)
     return tree
+
+
+_DEEPEST = 200  # operations in one another; how long Python's own stack is depends on who else is there
+
+
+def _deep(file: str, tree: ast.Module) -> None:
+    """Refuse what no reader could follow, and no recursion over the tree."""
+    waiting: list[tuple[ast.AST, int]] = [(tree, 0)]
+    while waiting:
+        node, depth = waiting.pop()
+        if depth > _DEEPEST:
+            raise SpecError(file, getattr(node, "lineno", 1), TOO_DEEP)
+        waiting += [(inner, depth + isinstance(inner, ast.expr)) for inner in ast.iter_child_nodes(node)]
 
 
 def _longest(lines: list[str]) -> int:

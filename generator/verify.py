@@ -8,7 +8,6 @@ the 50-digit oracle. Must not know: any framework (each backend's runner does).
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib
 import itertools
 import json
@@ -111,7 +110,7 @@ def cases(
 
     bfloat16 and float16 are computed in float32, where the absurd cases are covered. `brief` is for
     tests, which compile each case: each is there once, low hyperparameters in float64, the others in
-    float32, the schedule together with the high ones; of a long run the default is enough.
+    float32, the schedule together with the defaults; of a long run that and, in float64, a constant.
     """
     default, shapes = defaults(program), ONLY[program.only]
     scheduled = None
@@ -121,25 +120,25 @@ def cases(
         total = max(steps - 2, 2)
         rate = {"base_lr": 10 * default["lr"], "warmup": min(5, total // 2), "total": total}
         scheduled = (SCHEDULE, {**rate, "lr_min": default["lr"] / 10})
-    narrow, long = dtype in ("bfloat16", "float16"), brief and steps > 100
+    narrow, long = dtype in ("bfloat16", "float16"), brief and steps > _FEW
     if not brief or long or dtype != "float64":
-        yield _case("default", dtype, steps, seed, default, shapes)
+        driven = scheduled if brief and dtype == "float32" else None
+        yield _case("default", dtype, steps, seed, default, shapes, driven)
     if program.name in STORED:
         for i, (store, states) in enumerate(WAYS.get(dtype, ())):
-            case = _case(f"{store} {states}", dtype, min(steps, 100), seed + 4 + i, default, LARGE)
+            case = _case(f"{store} {states}", dtype, min(steps, _FEW), seed + 4 + i, default, LARGE)
             yield replace(case, storage=Storage(store, states, seed))
-    if scheduled and (not brief or (long and dtype == "float32")):
+    if scheduled and not brief:
         yield _case("schedule", dtype, steps, seed + 1, default, shapes, scheduled)
     if narrow or long:
         return
     if not brief or dtype == "float64":
         yield _case("low", dtype, steps, seed + 2, _extreme(program, low=True), shapes)
     if not brief or dtype == "float32":
-        high = _extreme(program, low=False)
-        yield _case("high", dtype, steps, seed + 3, high, shapes, scheduled if brief else None)
+        yield _case("high", dtype, steps, seed + 3, _extreme(program, low=False), shapes)
         for i, chosen in enumerate(choices(program)):
             name = ", ".join(f"{k}={value}" for k, value in chosen.items())
-            yield _case(name, dtype, min(steps, 100), seed + 20 + i, {**default, **chosen}, shapes)
+            yield _case(name, dtype, min(steps, _FEW), seed + 20 + i, {**default, **chosen}, shapes)
 
 
 def defaults(program: Program) -> dict[str, Any]:
@@ -175,6 +174,20 @@ def choices(program: Program) -> list[dict[str, Any]]:
 
 
 _MANY = 12  # combinations of choices
+_FEW = 100  # steps
+
+
+def _left_out(policy: Policy, mode: str, case: Case, first: bool, dtype: str, brief: bool) -> str:
+    """Why a mode does not run a case; empty where it does."""
+    seldom = not first or dtype not in ("float32", "float64")
+    single, long = dtype == "float32", len(case.grads) > _FEW
+    if mode in policy.slow and (seldom or (brief and (long or not single))):
+        return "one case of float32 and one of float64 only"
+    if brief and mode in policy.once and (long or not single):
+        return "left to long runs without haste"
+    if brief and mode in policy.whole and case.name == "high":
+        return "left to modes that need not compile it"
+    return ""
 
 
 def _extreme(program: Program, low: bool) -> dict[str, Any]:
@@ -430,7 +443,6 @@ def _forget(package: str) -> None:
             for value in list(vars(module).values()):
                 getattr(value, "cache_clear", lambda: None)()
             del sys.modules[name]
-    gc.collect()
 
 
 def _rows(
@@ -463,10 +475,8 @@ def _rows(
             ):
                 row.error = "not additive" if lowered.delta is None else "float32 and float64 only"
                 continue
-            often = mode not in policy.slow and not (brief and mode in policy.once)
-            seldom = number > 0 or not wide or (brief and (steps > 100 or dtype == "float64"))
-            if not often and seldom:
-                row.error = row.error or "one case of float32 and one of float64 only"
+            if why := _left_out(policy, mode, case, number == 0, dtype, brief):
+                row.error = row.error or why
                 continue
             run = Run(
                 package, lowered.program.name, case.params, case.grads, case.hypers,
@@ -484,7 +494,7 @@ def _rows(
                 row.products, row.allowed = gap.products, gap.allowed
             if gap.ulp > row.ulp:
                 row.ulp, row.where = gap.ulp, f"{case.name}: {gap.where}"
-    if dtype == "float32" and rows:
+    if dtype == "float32" and not brief and rows:
         first = next(iter(rows.values()))
         first.ours, first.native = _from_oracle(lowered, runner, package, min(steps, 200), seed)
     return list(rows.values())
@@ -636,29 +646,41 @@ def _constant(n: Any) -> Any:
 def _transform_rows(
     entry: Entry, backend: Backend, runner: Any, package: ModuleType, dtypes: Sequence[str]
 ) -> list[Row]:
-    program, rows = entry.program, []
+    program = entry.program
+    rows: list[Row] = []
     rng = np.random.default_rng(5)
     for dtype in dtypes:
         kind = numpy_dtype(dtype)
         shapes = ONLY[program.only]
         g = [np.asarray(rng.standard_normal(s) * 3).astype(kind) for s in shapes]
         theta = [np.asarray(rng.standard_normal(s)).astype(kind) for s in shapes]
-        given = {"int": 5, "bool": True}
-        hypers = {p.name: given.get(p.domain.type, 0.37) for p in program.parameters}
-        kind = compute_dtype(dtype)
-        runs = [Exact(entry.lowered, np.array(p), dtype=kind, stream=i) for i, p in enumerate(theta)]
         clock: dict[str, Any] = {"t": 3} if entry.lowered.clocked else {}
-        interpret.step(runs, g, hypers, **clock)
-        want = [r.theta for r in runs]
-        for mode in backend.modes:
-            row = Row(program.name, backend.name, mode, dtype, cases=1)
-            try:
-                got = runner.transform(package, program.name, hypers, theta, g, mode, **clock)
-                row.ulp = max(distance(a, b) for a, b in zip(want, got, strict=True))
-            except Exception as error:
-                row.ulp, row.error = math.inf, f"{type(error).__name__}: {error}"[:300]
-            rows.append(row)
+        made = {mode: Row(program.name, backend.name, mode, dtype) for mode in backend.modes}
+        for hypers in transform_hypers(program):
+            kind = compute_dtype(dtype)
+            runs = [Exact(entry.lowered, np.array(p), dtype=kind, stream=i) for i, p in enumerate(theta)]
+            interpret.step(runs, g, hypers, **clock)
+            want = [r.theta for r in runs]
+            for mode, row in made.items():
+                try:
+                    got = runner.transform(package, program.name, hypers, theta, g, mode, **clock)
+                    gap = max(distance(a, b) for a, b in zip(want, got, strict=True))
+                except Exception as error:
+                    row.ulp, row.error = math.inf, f"{type(error).__name__}: {error}"[:300]
+                    continue
+                row.cases += 1
+                row.infinite += _infinite(want) if dtype in ("float32", "float64") else 0
+                if gap > row.ulp:
+                    row.ulp, row.where = gap, ", ".join(f"{k}={x}" for k, x in hypers.items())
+        rows += made.values()
     return rows
+
+
+def transform_hypers(program: Program) -> list[dict[str, Any]]:
+    """Ordinary numbers, with every choice."""
+    given = {"int": 5, "float": 0.37}
+    made = {p.name: given.get(p.domain.type, _some(p.domain)) for p in program.parameters}
+    return [{**made, **chosen} for chosen in ({}, *choices(program))]
 
 
 # ---------------------------------------------------------------------------------------------------

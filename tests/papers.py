@@ -766,8 +766,9 @@ def _quantile(high: int, low: int) -> float:
     return float(-x if high >= 2**31 else x)
 
 
-def centralize(theta: Array, g: Array, *, last: bool) -> Array:
+def centralize(theta: Array, g: Array, *, outputs: str) -> Array:
     """Less the mean of each output's slice. arXiv:2004.01461, equation 1."""
+    last = outputs == "last"
     slices = np.moveaxis(g, -1, 0) if last else g  # outputs first
     made = np.stack([w - w.sum() / w.size for w in slices]) if g.ndim > 1 else slices
     return np.moveaxis(made, 0, -1) if last else made

@@ -95,7 +95,9 @@ class _Maker:
         if depth > 1 and self.rng.random() < 0.3:
             a, b = self.condition(depth - 1), self.condition(depth - 1)
             return self.pick(Call("and", (a, b)), Call("or", (a, b)), Call("not", (a,)))
-        op = self.pick("lt", "le", "gt", "ge", "eq", "ne")
+        op = self.pick("lt", "le", "gt", "ge", "eq", "ne", "finite")
+        if op == "finite":
+            return Call(op, (self.tensor(depth - 1),))
         return Call(op, (self.tensor(depth - 1), self.any_number(depth - 1)))
 
     def choice(self, depth: int) -> ir.Expr:

@@ -7,6 +7,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import elsewhere
 import numpy as np
 import pytest
 
@@ -174,7 +175,7 @@ def test_same_bits(backend: str, file: Path) -> None:
     except ImportError as missing:
         pytest.skip(str(missing))
     dtypes = ("float32", "float64")
-    found = verify.job(str(file), f"backends.{backend}", 20, dtypes, "cpu", brief=True)
+    found = elsewhere.job(str(file), f"backends.{backend}", 20, dtypes, "cpu", brief=True)
     assert not [r for r in found if r["ulp"] > 0]
     assert {r["spec"] for r in found if r["cases"]} == set(NAMES)
 
@@ -513,3 +514,17 @@ def late(lr: NonNegative = 1e-2):
         m[t] = g[t] / global_norm(g[t])
     theta[t] = theta[t-1] - lr * m[t]
 '''
+
+
+def test_torch_compiles_as_often_as_there_are_kinds_of_parameters():
+    """torch.compile gives up on a function that it has compiled eight times; ours are several."""
+    torch = pytest.importorskip("torch")
+    made = pytest.importorskip("generated.torch")
+    shapes = [(2,) * n for n in range(1, 6)]
+    kinds = [(shape, dtype) for shape in shapes for dtype in (torch.float32, torch.float64)]
+    params = [torch.nn.Parameter(torch.ones(shape, dtype=dtype)) for shape, dtype in kinds]
+    optimizer = made.LARS(params, lr=1e-2, compile=True)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert not any(p.isnan().any() or (p == 1).any() for p in params)

@@ -170,9 +170,9 @@ def test_centralize_is_its_own_derivative(framework: str) -> None:
 
     def transformed(g: Any) -> Any:
         if framework == "jax":
-            rule = package.centralize(last=True)
+            rule = package.centralize(outputs="last")
             return rule.update([g], rule.init([g]))[0][0]
-        return package.centralize([g], last=True)[0]
+        return package.centralize([g], outputs="last")[0]
 
     g, back = tensor(framework, x), tensor(framework, w)
     if framework == "torch":

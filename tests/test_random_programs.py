@@ -21,12 +21,12 @@ COUNT = 100
 SEEDS = {
     ("torch", "compile"): 12,
     ("jax", "eager"): 12,
-    ("jax", "op by op"): 40,
-    ("jax", "jit"): 50,
-    ("jax", "update"): 30,
-    ("tensorflow", "eager"): 25,
-    ("tensorflow", "graph"): 30,
-    ("tensorflow", "xla"): 30,
+    ("jax", "op by op"): 20,
+    ("jax", "jit"): 25,
+    ("jax", "update"): 15,
+    ("tensorflow", "eager"): 15,
+    ("tensorflow", "graph"): 15,
+    ("tensorflow", "xla"): 20,
 }
 
 

@@ -153,6 +153,8 @@ def test_a_parameter_under_rules_has_the_bits_of_an_optimizer_of_its_own(
         for mode in BACKENDS[backend].modes:
             if mode in runner.POLICY.additive and not additive:
                 continue
+            if dtype == "float64" and mode in runner.POLICY.whole:
+                continue  # which parameter has which hyperparameters is no matter of precision
             extra = besides(name, grads)
             run = Run(package, entry.program.name, params, grads, hypers, rules=CASES[name][0], **extra)
             got = runner.trajectory(run, mode)

@@ -26,6 +26,7 @@ POLICY = Policy(
     additive=frozenset({"update"}),
     slow=frozenset({"op by op"}),
     once=frozenset({"eager"}),
+    whole=frozenset({"jit", "update"}),
     flushes=True,
 )
 

@@ -20,7 +20,12 @@ from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run, fu
 from backends.tensorflow.native import native as native
 
 # Keras keeps learning_rate in a float32 variable, and one count for all variables.
-POLICY = Policy(missing="clock", rounds=frozenset({"lr"}), flushes=True)
+POLICY = Policy(
+    missing="clock",
+    rounds=frozenset({"lr"}),
+    whole=frozenset({"graph", "xla"}),
+    flushes=True,
+)
 
 warnings.filterwarnings("ignore", message="Gradients do not exist for variables")  # on purpose, here
 

@@ -31,6 +31,7 @@ from backends.domains import (
     Domain,
     Flag,
     PositiveCount,
+    another,
     check_relations,
     check_shape,
     check_weights,
@@ -1059,9 +1060,13 @@ def _as_tensors(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @functools.cache
-def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel as one pass over memory: one compilation for all sizes, steps and groups."""
-    compiled: Callable[..., Any] = torch.compile(step, dynamic=True, fullgraph=True)
+def _compiled(step: Callable[..., Any], axes: int, dtype: torch.dtype) -> Callable[..., Any]:
+    """The kernel as one pass over memory: one compilation for all sizes, steps and groups.
+
+    A function of its own for each number of axes and dtype: torch.compile gives up on one that it has
+    compiled eight times.
+    """
+    compiled: Callable[..., Any] = torch.compile(another(step), dynamic=True, fullgraph=True)
     return compiled
 
 
@@ -1695,7 +1700,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     def _called_kernel(self, step: Callable[..., Any], *arguments: Any) -> Any:
         """The step of a kernel, compiled where that is possible."""
         try:
-            return _compiled(step)(*_as_tensors(arguments))
+            theta = arguments[0]
+            return _compiled(step, theta.ndim, theta.dtype)(*_as_tensors(arguments))
         except Exception as error:
             self._go_on_without_compiler(error)
             return step(*arguments)
@@ -1716,7 +1722,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         state = method.state(**none | {name: joined(x[name] for x in kept) for name in fields})
         theta, g = joined(self._loaded(p, job.setting) for p in params), joined(p.grad for p in params)
         try:
-            theta, state = _compiled(method.step)(*_as_tensors((theta, g, state, job.s)))
+            kernel = _compiled(method.step, 1, theta.dtype)
+            theta, state = kernel(*_as_tensors((theta, g, state, job.s)))
         except Exception as error:
             self._go_on_without_compiler(error)
             return False

@@ -185,9 +185,16 @@ def told(choices: Mapping[str, str], hypers: Mapping[str, Any]) -> tuple[tuple[s
 @functools.cache
 def settled(kernel: Any, said: tuple[tuple[str, Any], ...]) -> Any:
     """The kernel that has been told of the choices, a function of its own to every compiler."""
+    own = another(kernel)
+    own.__kwdefaults__ = {**(kernel.__kwdefaults__ or {}), **dict(said)}
+    return own
+
+
+def another(kernel: Any) -> Any:
+    """The same kernel as a function of its own to every compiler."""
     code = kernel.__code__.replace()
     own = types.FunctionType(code, kernel.__globals__, kernel.__name__, kernel.__defaults__)
-    own.__kwdefaults__ = {**(kernel.__kwdefaults__ or {}), **dict(said)}
+    own.__kwdefaults__ = kernel.__kwdefaults__
     return own
 
 

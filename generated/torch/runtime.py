@@ -187,9 +187,16 @@ def told(choices: Mapping[str, str], hypers: Mapping[str, Any]) -> tuple[tuple[s
 @functools.cache
 def settled(kernel: Any, said: tuple[tuple[str, Any], ...]) -> Any:
     """The kernel that has been told of the choices, a function of its own to every compiler."""
+    own = another(kernel)
+    own.__kwdefaults__ = {**(kernel.__kwdefaults__ or {}), **dict(said)}
+    return own
+
+
+def another(kernel: Any) -> Any:
+    """The same kernel as a function of its own to every compiler."""
     code = kernel.__code__.replace()
     own = types.FunctionType(code, kernel.__globals__, kernel.__name__, kernel.__defaults__)
-    own.__kwdefaults__ = {**(kernel.__kwdefaults__ or {}), **dict(said)}
+    own.__kwdefaults__ = kernel.__kwdefaults__
     return own
 
 
@@ -2344,9 +2351,13 @@ def _as_tensors(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @functools.cache
-def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel as one pass over memory: one compilation for all sizes, steps and groups."""
-    compiled: Callable[..., Any] = torch.compile(step, dynamic=True, fullgraph=True)
+def _compiled(step: Callable[..., Any], axes: int, dtype: torch.dtype) -> Callable[..., Any]:
+    """The kernel as one pass over memory: one compilation for all sizes, steps and groups.
+
+    A function of its own for each number of axes and dtype: torch.compile gives up on one that it has
+    compiled eight times.
+    """
+    compiled: Callable[..., Any] = torch.compile(another(step), dynamic=True, fullgraph=True)
     return compiled
 
 
@@ -2980,7 +2991,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     def _called_kernel(self, step: Callable[..., Any], *arguments: Any) -> Any:
         """The step of a kernel, compiled where that is possible."""
         try:
-            return _compiled(step)(*_as_tensors(arguments))
+            theta = arguments[0]
+            return _compiled(step, theta.ndim, theta.dtype)(*_as_tensors(arguments))
         except Exception as error:
             self._go_on_without_compiler(error)
             return step(*arguments)
@@ -3001,7 +3013,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         state = method.state(**none | {name: joined(x[name] for x in kept) for name in fields})
         theta, g = joined(self._loaded(p, job.setting) for p in params), joined(p.grad for p in params)
         try:
-            theta, state = _compiled(method.step)(*_as_tensors((theta, g, state, job.s)))
+            kernel = _compiled(method.step, 1, theta.dtype)
+            theta, state = kernel(*_as_tensors((theta, g, state, job.s)))
         except Exception as error:
             self._go_on_without_compiler(error)
             return False

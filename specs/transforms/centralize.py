@@ -4,7 +4,7 @@ u = names("u")
 
 
 @transform("Centralize")
-def centralize(last: bool):
+def centralize(outputs: Choice["first", "last"]):
     """Take from the gradient its mean over all axes but that of the outputs.
 
     Source: Yong, Huang, Hua & Zhang, Gradient Centralization: A New Optimization Technique for Deep
@@ -12,11 +12,11 @@ def centralize(last: bool):
     Note: for parameters with two axes or more; the gradients of others pass.
 
     Args:
-        last: whether outputs are counted by the last axis, as in Keras' and JAX' kernels, or by the
-            first, as in torch's weights.
+        outputs: the axis that counts them: the last in Keras' and JAX' kernels, the first in torch's
+            weights.
     """
     with case(matrix):
-        with when(last):
+        with when(equal(outputs, "last")):
             u[t] = g[t] - mean_but_last(g[t])
         with otherwise():
             u[t] = g[t] - mean_but_first(g[t])

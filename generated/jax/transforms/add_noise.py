@@ -50,8 +50,7 @@ class AddNoiseState(NamedTuple):
 
 def add_noise_init(theta: Tensor) -> AddNoiseState:
     """The states before the first step."""
-    return AddNoiseState(
-    )
+    return AddNoiseState()
 
 
 def add_noise_scalars(

@@ -33,8 +33,7 @@ class WeightDecayState(NamedTuple):
 
 def weight_decay_init(theta: Tensor) -> WeightDecayState:
     """The states before the first step."""
-    return WeightDecayState(
-    )
+    return WeightDecayState()
 
 
 def weight_decay_scalars(

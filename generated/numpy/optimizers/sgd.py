@@ -34,8 +34,7 @@ class SGDState(NamedTuple):
 
 def sgd_init(theta: Array) -> SGDState:
     """The states before the first step."""
-    return SGDState(
-    )
+    return SGDState()
 
 
 def sgd_scalars(

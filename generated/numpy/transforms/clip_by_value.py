@@ -32,8 +32,7 @@ class ClipByValueState(NamedTuple):
 
 def clip_by_value_init(theta: Array) -> ClipByValueState:
     """The states before the first step."""
-    return ClipByValueState(
-    )
+    return ClipByValueState()
 
 
 def clip_by_value_scalars(

@@ -39,8 +39,7 @@ class DecoupledWeightDecayState(NamedTuple):
 
 def decoupled_weight_decay_init(theta: Array) -> DecoupledWeightDecayState:
     """The states before the first step."""
-    return DecoupledWeightDecayState(
-    )
+    return DecoupledWeightDecayState()
 
 
 def decoupled_weight_decay_scalars(

@@ -38,8 +38,7 @@ class SGDL2State(NamedTuple):
 
 def sgd_l2_init(theta: Tensor) -> SGDL2State:
     """The states before the first step."""
-    return SGDL2State(
-    )
+    return SGDL2State()
 
 
 def sgd_l2_scalars(

@@ -44,8 +44,7 @@ class ClipByNormState(NamedTuple):
 
 def clip_by_norm_init(theta: Tensor) -> ClipByNormState:
     """The states before the first step."""
-    return ClipByNormState(
-    )
+    return ClipByNormState()
 
 
 def clip_by_norm_scalars(

@@ -33,8 +33,7 @@ class ClipByValueState(NamedTuple):
 
 def clip_by_value_init(theta: Tensor) -> ClipByValueState:
     """The states before the first step."""
-    return ClipByValueState(
-    )
+    return ClipByValueState()
 
 
 def clip_by_value_scalars(

@@ -37,8 +37,7 @@ class SGDState(NamedTuple):
 
 def sgd_init(theta: Tensor) -> SGDState:
     """The states before the first step."""
-    return SGDState(
-    )
+    return SGDState()
 
 
 def sgd_scalars(

@@ -35,8 +35,7 @@ class ClipByGlobalNormState(NamedTuple):
 
 def clip_by_global_norm_init(theta: Tensor) -> ClipByGlobalNormState:
     """The states before the first step."""
-    return ClipByGlobalNormState(
-    )
+    return ClipByGlobalNormState()
 
 
 def clip_by_global_norm_scalars(
