@@ -15,7 +15,7 @@ test: $(VENV)/test.stamp
 	$(BIN)/python -m generator build --check
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 verify: $(VENV)/test.stamp
 	$(BIN)/python -m generator verify --steps 1000 --jobs $(JOBS) --json docs/verify.json

@@ -10,7 +10,7 @@ and the package's `__init__`, and `runtime.py`. Adding one edits nothing outside
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -97,7 +97,9 @@ class Backend:
         legalize: replaces operations by the backend's own of equal value (guards).
         elementary: its words for `floor`, `where` and `absolute` in step scope, and its `guard`.
         spelling: what its users call a hyperparameter, by name or by (spec, name).
-        together: hyperparameters that its users pass as one tuple.
+        together: hyperparameters that its users pass as one tuple, by its name or by (spec, name).
+        dialects: whose definitions of well-known names it knows: specs called NAME_torch are those of
+            torch, and `like_torch.py` of every package has them as NAME.
         implied: hyperparameters, by kind, that the shell supplies: base_lr of a torch schedule.
         modes: how its code runs; `verify` compares each.
         runner: import path of the module that runs a trajectory in a mode.
@@ -113,7 +115,8 @@ class Backend:
     legalize: Callable[[Lowered], Lowered] = lambda lowered: lowered
     elementary: Table = field(default_factory=dict)
     spelling: Mapping[str | tuple[str, str], str] = field(default_factory=dict)
-    together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    together: Mapping[str | tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    dialects: tuple[str, ...] = ()
     implied: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     modes: tuple[str, ...] = ()
     runner: str = ""
@@ -123,6 +126,15 @@ class Backend:
     def spelled(self, spec: str, name: str) -> str:
         """What this backend's users call a hyperparameter."""
         return self.spelling.get((spec, name), self.spelling.get(name, name))
+
+
+    def bundled(self, spec: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """The tuples that this backend's users pass: name, and what is in it."""
+        for key, members in self.together.items():
+            if isinstance(key, str):
+                yield key, members
+            elif key[0] == spec:
+                yield key[1], members
 
 
 def discover() -> dict[str, Backend]:

@@ -8,6 +8,7 @@ package stands alone.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import numbers
 import types
@@ -27,8 +28,10 @@ class Domain:
     low_open: bool = False
     high_open: bool = True
     choices: tuple[str, ...] = ()
+    parts: tuple[Domain, ...] = ()  # of the entries of a tuple, where they differ
     many: bool = False
     optional: bool = False
+    least: int = 0  # how many entries a tuple has at least
 
     def check(self, owner: str, name: str, value: Any) -> None:
         """Refuse a value outside the set; the message names owner, hyperparameter and remedy."""
@@ -37,10 +40,16 @@ class Domain:
         if self.many:
             if not isinstance(value, (tuple, list)):
                 raise TypeError(f"{owner}: {name} must be {self.phrase}, got {value!r}.")
+            self.long_enough(owner, name, value)
             for entry in value:
                 self.entry(owner, name, entry)
             return
         self.entry(owner, name, value)
+
+    def long_enough(self, owner: str, name: str, value: Any) -> None:
+        """Refuse a tuple that lacks entries which the equations read."""
+        if self.many and isinstance(value, (tuple, list)) and len(value) < self.least:
+            raise ValueError(f"{owner}: {name} must be {self.phrase}, got {value!r}.")
 
     def entry(self, owner: str, name: str, value: Any) -> None:
         """Refuse one value."""
@@ -52,10 +61,14 @@ class Domain:
             if value not in self.choices:
                 raise ValueError(wrong)
         elif self.kind == "schedule":
-            if not (callable(value) or _is_number(value)):
+            if isinstance(value, type) or not (callable(value) or _is_number(value)):
                 raise TypeError(f"{wrong} Pass a schedule, a function of the step, or a number.")
         else:
             self.number(wrong, value)
+
+    def part(self, i: int) -> Domain:
+        """The domain of an entry of a tuple that bundles hyperparameters."""
+        return self.parts[i] if self.parts else self
 
     def number(self, wrong: str, value: Any) -> None:
         """Refuse what is not a number of the interval; NaN lies in none."""
@@ -85,14 +98,22 @@ Flag = Domain("True or False", "bool")
 AnySchedule = Domain("a schedule", "schedule")
 
 
-def tuple_of(domain: Domain) -> Domain:
-    """A tuple whose entries lie in a domain."""
-    return replace(domain, phrase=f"a tuple, each entry {domain.phrase}", many=True)
+def tuple_of(domain: Domain, least: int = 0) -> Domain:
+    """A tuple whose entries lie in a domain; `least` says how many are read by themselves."""
+    entries = "1 entry" if least == 1 else f"{least} entries"
+    whole = f"a tuple of {entries} or more, each" if least else "a tuple, each entry"
+    return replace(domain, phrase=f"{whole} {domain.phrase}", many=True, least=least)
 
 
 def optional(domain: Domain) -> Domain:
     """A value of a domain, or None."""
     return replace(domain, phrase=f"{domain.phrase}, or None", optional=True)
+
+
+def each_of(*domains: Domain) -> Domain:
+    """A tuple with an entry of each of these domains."""
+    phrase = ", then ".join(dict.fromkeys(d.phrase for d in domains))
+    return Domain(f"a tuple of {phrase}", domains[0].kind, parts=domains)
 
 
 def _is_number(value: Any) -> bool:
@@ -112,8 +133,23 @@ def check_all(
     for name, domain in domains.items():
         value = values[name]
         entries = value if domain.many and isinstance(value, (tuple, list)) else (value,)
+        domain.long_enough(owner, name, value)
         if not any(unchecked(entry) for entry in entries):
             domain.check(owner, name, value)
+
+
+def check_schedule(owner: str, name: str, domain: Domain, value: Any, counts: bool = True) -> None:
+    """Refuse a function that cannot be a schedule in place of a number; `counts`: it is given the count."""
+    wrong = f"{owner}: {name} must be {domain.phrase}, or a function of the number of finished steps, got"
+    if isinstance(value, type):
+        raise TypeError(f"{wrong} the class {value.__name__}. Make a schedule of it, {value.__name__}(...).")
+    try:
+        inspect.signature(value).bind(*[0] * counts)
+    except ValueError:  # a function of C has no signature
+        return
+    except TypeError as error:
+        what = f"{wrong} {value!r}, which cannot be called with that alone: {error}."
+        raise TypeError(f"{what} Pass a schedule that is made, or, for example, lambda n: 0.1.") from None
 
 
 def check_weights(owner: str, shapes: Mapping[str, tuple[int, ...]], weights: Any) -> dict[str, Any]:
@@ -154,17 +190,32 @@ def check_relations(
     owner: str, requires: Callable[..., Mapping[str, Any]] | None, values: Mapping[str, Any]
 ) -> None:
     """Refuse hyperparameters that do not fit each other; by the spec's names."""
-    for text, holds in (requires(**values) if requires else {}).items():
+    try:
+        relations = requires(**values) if requires else {}
+    except TypeError:  # a schedule cannot be compared
+        if not any(map(callable, values.values())):
+            raise
+        return
+    for text, holds in relations.items():
         if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
 
 
 def told(choices: Mapping[str, str], hypers: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """What kernels are told of choices: themselves, or of a hyperparameter whether it is given."""
-    return tuple(
-        (name, hypers[h] if name == h else hypers[h] is not None) for name, h in choices.items()
-    )
+    """What kernels are told: choices themselves, of options whether given, of numbers whether above 0.
+
+    A number that is not known yet, a tensor or a schedule, counts as above 0.
+    """
+    made: list[tuple[str, Any]] = []
+    for name, h in choices.items():
+        value = hypers[h]
+        if name == f"has_{h}":
+            value = value is not None
+        elif name == f"with_{h}":
+            value = not _is_number(value) or bool(value > 0)
+        made.append((name, value))
+    return tuple(made)
 
 
 @functools.cache
@@ -178,7 +229,9 @@ def settled(kernel: Any, said: tuple[tuple[str, Any], ...]) -> Any:
 def another(kernel: Any) -> Any:
     """The same kernel as a function of its own to every compiler."""
     code = kernel.__code__.replace()
-    own = types.FunctionType(code, kernel.__globals__, kernel.__name__, kernel.__defaults__)
+    own = types.FunctionType(
+        code, kernel.__globals__, kernel.__name__, kernel.__defaults__, kernel.__closure__
+    )
     own.__kwdefaults__ = kernel.__kwdefaults__
     return own
 

@@ -86,10 +86,10 @@ class Rule:
         self.hypers = {key: _plain_number(value) for key, value in hypers.items()}
         for word in patterns:
             if not isinstance(word, str):
-                raise TypeError(
-                    f"{self}: a pattern must be text, got {word!r}. By the number of axes a rule goes with "
-                    "ndim, max_ndim or min_ndim."
-                )
+                remedy = "By the number of axes a rule goes with ndim, max_ndim or min_ndim."
+                if isinstance(word, Iterable):
+                    remedy = "A list of names is Rule(names=[...]); several patterns are Rule(p, q)."
+                raise TypeError(f"{self}: a pattern must be text, got {word!r}. {remedy}")
         if isinstance(names, str) or not all(isinstance(x, str) for x in self.names or ()):
             raise TypeError(f"Rule: names must be a list of names, got {names!r}. Pass names=[...].")
         for word, given in self.sizes.items():
@@ -272,7 +272,7 @@ class Rules:
             names = self.spelling.get(word, word)
             entries = [names] if isinstance(names, str) else list(names)
             for i, name in enumerate(entries):
-                self.domains[name] = domain
+                self.domains[name] = domain if isinstance(names, str) else domain.part(i)
                 self.words[name] = word if isinstance(names, str) else f"{word}[{i}]"
         self.settings: dict[tuple[int, ...], Setting] = {(): Setting()}
         self.overrides = [

@@ -6,6 +6,7 @@ framework. A backend's `runner` module offers
     trajectory(run: Run, mode: str) -> Outcome      the generated shell, as its users run it
     kernels(modules, mode, inputs) -> list          many generated kernels in one compiled function
     POLICY: Policy                                  where its ecosystem's contract differs
+    wake() -> None                                  optional: does what its framework writes about, once
     forget() -> None                                optional: lets go of what was compiled
 """
 
@@ -86,16 +87,18 @@ class Policy:
         additive: modes that are exact for additive programs and float32 or float64 only.
         flushes: whether subnormal numbers become zeros, here or there.
         slow: modes that take so long that one case in float32 and one in float64 must do.
-        once: modes that tests, which have little time, run in float32 only.
-        whole: modes that compile each case as a whole, so that tests leave high hyperparameters to others.
+        dispatched: modes in which Python calls each kernel, of which one case in float32 and one in float64
+            must do where there are more than a hundred steps.
+        compiled: modes that compile, each case anew. Tests, which have little time, run one case of a
+            program in each of them, and every other case in one of them at most, in turn.
     """
 
     missing: str = "skip"
     rounds: frozenset[str] = frozenset()
     additive: frozenset[str] = frozenset()
     slow: frozenset[str] = frozenset()
-    once: frozenset[str] = frozenset()
-    whole: frozenset[str] = frozenset()
+    dispatched: frozenset[str] = frozenset()
+    compiled: frozenset[str] = frozenset()
     flushes: bool = False
 
 

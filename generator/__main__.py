@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "--steps", type=_count, default=20, metavar="N", help="%(default)s if none"
     )
     verified.add_argument("--jobs", type=_count, metavar="J", help="processes; 1 if none")
-    verified.add_argument("--json", metavar="FILE", help="write the measurements, too")
+    verified.add_argument("--json", metavar="FILE", help="add the measurements to those in a file")
     verified.add_argument("--device", metavar="D", help="a device of the framework, such as cuda")
     verified.add_argument("--seed", type=_seed, default=0, metavar="S", help="%(default)s if none")
 

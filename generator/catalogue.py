@@ -19,7 +19,7 @@ from pathlib import Path
 from generator import compose, derive, language
 from generator.check import Checked, check, reached
 from generator.errors import NotAvailable as NotAvailable
-from generator.errors import SpecError, explain, suggest
+from generator.errors import SpecError, explain, place, suggest
 from generator.freeze import freeze
 from generator.ir import Lowered, Program
 from generator.language import Chain, Learner, Spec
@@ -48,22 +48,26 @@ class Entry:
         spec = self.spec
         if isinstance(spec, Spec):
             return freeze(spec.trace)
-        if isinstance(spec, Learner):
-            made = Entry(spec.part).checked.program
-            made = derive.hypergradient(
-                made, spec.wrt, spec.kappa, spec.name, spec.class_name, spec.file, spec.line
-            )
-            return replace(made, file=spec.file, line=spec.line)
-        parts = [Entry(part).checked.program for part in spec.parts]
-        together = compose.route if spec.routed else compose.chain
-        made = together(parts, spec.name, spec.class_name)
-        return replace(made, file=spec.file, line=spec.line)
+        made = _learnt(spec) if isinstance(spec, Learner) else _together(spec)
+        return replace(
+            made,
+            file=spec.file,
+            line=spec.line,
+            parameters=tuple(replace(p, line=spec.line) for p in made.parameters),
+            requires=tuple((e, spec.line) for e, _ in made.requires),
+        )
 
     @functools.cached_property
     def checked(self) -> Checked:
         """The checked program."""
-        made = check(self.program)
-        if isinstance(self.spec, Spec):
+        spec, program = self.spec, self.program
+        try:
+            made = check(program)
+        except SpecError as error:
+            if isinstance(spec, Spec):
+                raise  # else the parts are right, and the line is one of theirs
+            raise SpecError(spec.file, spec.line, error.message) from None
+        if isinstance(spec, Spec):
             reached(self.program)  # last: what is wrong with an equation may be why a name is left over
             declared(self.spec.file)
         return made
@@ -72,6 +76,24 @@ class Entry:
     def lowered(self) -> Lowered:
         """The single assignments; `NotAvailable` where there is no code yet."""
         return lower(self.checked)
+
+
+def _learnt(spec: Learner) -> Program:
+    """An optimizer that learns a hyperparameter."""
+    part = Entry(spec.part).checked.program
+    given = spec.wrt, spec.kappa, spec.name, spec.class_name
+    return derive.hypergradient(part, *given, spec.file, spec.line)
+
+
+def _together(spec: Chain) -> Program:
+    """Several programs as one; or one under another name."""
+    parts = [Entry(part).checked.program for part in spec.parts]
+    if len(parts) == 1:
+        return replace(parts[0], name=spec.name, class_name=spec.class_name)
+    try:
+        return (compose.route if spec.routed else compose.chain)(parts, spec.name, spec.class_name)
+    except compose.Misfit as why:
+        raise SpecError(spec.file, spec.line, str(why)) from None
 
 
 def load(path: Path) -> list[Entry]:
@@ -153,6 +175,8 @@ def entries(wanted: Sequence[str] = ()) -> list[Entry]:
                 f"{word!r} does not say what learns what. Write hypergradient(adamw, lr): a spec, then "
                 "the name of one of its hyperparameters."
             )
+        elif " as " in word:
+            chosen.append(chained(word))
         else:
             raise UnknownName(f"no spec is called {word!r}.{suggest(word, files)}")
     made = [e for path in chosen for e in (load(path) if isinstance(path, Path) else [path])]
@@ -161,7 +185,7 @@ def entries(wanted: Sequence[str] = ()) -> list[Entry]:
         for name in {e.spec.name, e.spec.class_name}:
             other = seen.setdefault(name, e)
             if other is not e:
-                where = f"{Path(other.spec.file).name}:{other.spec.line}"
+                where = place(Path(other.spec.file).name, other.spec.line)
                 message = f"{name} is declared twice ({where}). Rename one of them."
                 raise SpecError(e.spec.file, e.spec.line, message)
     return made
@@ -173,12 +197,13 @@ def learning(word: str, part: str, wrt: str, called: str | None) -> Entry:
     if len(found) != 1:
         raise UnknownName(f"{part.strip()} has {len(found)} specs. Take a file that has one.")
     made = language.hypergradient(found[0].spec, wrt, class_name=called or "")
-    return Entry(replace(made, file=str(SPECS.parent / word.strip()), line=1), word)
+    return Entry(replace(made, file=word.strip(), line=0), word)
 
 
 def chained(word: str) -> Entry:
     """The chain that a text names: `clip_by_norm > adamw`, or `clip_by_norm > adamw as ClippedAdamW`.
 
+    One spec alone gets another name: `adamw as Mine`. There is no file; messages name the text.
     Between two optimizers | stands for route and binds more tightly: `clip_by_norm > muon | adamw`.
     """
     text, _, called = word.partition(" as ")
@@ -199,10 +224,7 @@ def chained(word: str) -> Entry:
         name = re.sub(r"_+", "_", name).strip("_")
     if not class_name.isidentifier():
         raise UnknownName(f"{class_name!r} is not a class name. Write one like ClippedAdamW.")
-    file = SPECS.parent / text.strip()  # there is none; this is what messages name
-    if len(parts) == 1 and isinstance(parts[0], Chain):
-        return Entry(replace(parts[0], name=name, class_name=class_name), word)
-    return Entry(Chain(tuple(parts), name, class_name, str(file), 1), word)
+    return Entry(Chain(tuple(parts), name, class_name, text.strip(), 0), word)
 
 
 def _one(word: str) -> Spec | Chain | Learner:
@@ -220,7 +242,7 @@ def _routed(text: str) -> Chain:
         raise UnknownName(f"{text!r} is not two optimizers. Write muon | adamw.")
     parts = tuple(map(_one, words))
     name, class_name = ("".join(x) for x in zip(*((f"_{p.name}", p.class_name) for p in parts), strict=True))
-    return Chain(parts, name[1:], class_name, str(SPECS.parent / text), 1, routed=True)
+    return Chain(parts, name[1:], class_name, text, 0, routed=True)
 
 
 def available(chosen: Sequence[Entry]) -> tuple[list[Lowered], list[str]]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from generator import ir, regions, sample, shapes
-from generator.errors import SpecError, brief, elsewhere, line_of, shallow, twice
+from generator.errors import SpecError, brief, elsewhere, line_of, shallow, twice, uncounted
 from generator.infer import SIZES, TENSORS, Definition, Inference, Info, is_call, wider
 from generator.language import ENTRIES, LARGEST, PACKAGE, RESERVED, reserved
 from generator.regions import EVERYWHERE, Fact, Region
@@ -320,7 +320,9 @@ class _Checker(Inference):
             taken |= {"point", "point_next"}
         if self.raises:
             taken.add("power")
-        taken |= {p.told(h.name) for h in p.parameters if h.domain.optional and p.told(h.name) != h.name}
+        numbers = regions.amounts_of(p)
+        options = [h.name for h in p.parameters if h.domain.optional or h.name in numbers]
+        taken |= {p.told(name) for name in options} - set(options)
         inner = (e for s in ir.statements(p.body) for x in ir.expressions(s) for e in ir.walk(x))
         if any(is_call(e, *ir.GLOBAL) for e in inner):
             taken |= {"shared", f"{p.class_name}Sums", f"{p.class_name}Shared"}
@@ -416,7 +418,23 @@ class _Checker(Inference):
                 "when(...) decides for all parameters at once: its condition is of t, "
                 "hyperparameters or a global reduction. Use where(condition, a, b) for values."
             )
+        if word == "when" and regions.static(e):
+            self.decidable(e)
         return regions.fact(word, e)
+
+    def decidable(self, e: ir.Expr) -> None:
+        """Refuse to decide when an optimizer is made on what is not known then."""
+        for name in regions.amounts(e):
+            if self.parameters[name].domain.optional:
+                raise self.fail(
+                    f"{name} may be None, which is what decides on a region. Write "
+                    f"`with when(~equal({name}, None)):`."
+                )
+            if name == "lr":
+                raise self.fail(
+                    "when(lr > 0) is decided when an optimizer is made, and schedules change lr. Use "
+                    "where(lr > 0, a, b)."
+                )
 
     def loop(self, s: ir.Loop) -> None:
         count = self.expr(s.count)
@@ -424,10 +442,7 @@ class _Checker(Inference):
             isinstance(x, ir.Ref | ir.Clock) or is_call(x, *SIZES) for x in ir.walk(s.count)
         )
         if count.type != "int" or counted:
-            raise self.fail(
-                f"iterate(...) counts to an integer that stands fast, not to {self.text(s.count)}. "
-                "Use a number, a Count or length(...)."
-            )
+            raise self.fail(uncounted(self.text(s.count)))
         if isinstance(s.count, ir.Number) and s.count.value > LARGEST:
             what = f"{brief(s.count.value)} is beyond 2**31 - 1, where integers end."
             raise self.fail(f"{what} Write a smaller one.")
@@ -527,13 +542,30 @@ class _Checker(Inference):
         carried = self.loops and name in self.starts and self.loop_of.get(name) in self.loops
         for d in earlier[1:] if carried else earlier:
             if not regions.exclude(d.region, self.region, self.choices) and d.line != line:
+                if d.region - self.region and self.region - d.region:
+                    raise self.both(name, d)
                 raise self.twice(name, d.line, line)
         earlier.append(Definition(line, self.region, info))
         self.info[name] = self.merged(name, earlier[1:] if carried else earlier)
 
     def twice(self, name: str, first: int, line: int) -> SpecError:
-        loop = self.loop_of.get(name, _NO_LOOP)
-        return self.fail(twice(f"{name}[{loop.index or self.clock}]", first), line)
+        return self.fail(twice(self.at(name), first), line)
+
+    def both(self, name: str, d: Definition) -> SpecError:
+        """The refusal of definitions in regions whose conditions are not each other's opposite."""
+        what = f"{self.at(name)} is defined in a region (line {d.line}) and in another, and"
+        for f in d.region - self.region:
+            match f:
+                case "case", ir.Call("gt", (a, b), _), True if (
+                    ("case", ir.Call("gt", (b, a)), True) in self.region - d.region
+                ):
+                    equal, right = f"{self.text(a)} = {self.text(b)}", self.place(regions.opposite(f))
+                    return self.fail(f"{what} neither happens where {equal}. Write {right} here.")
+        return self.fail(f"{what} both may happen. Change a condition, so that one excludes the other.")
+
+    def at(self, name: str) -> str:
+        """A name with its time."""
+        return f"{name}[{self.loop_of.get(name, _NO_LOOP).index or self.clock}]"
 
 
 _NO_LOOP = ir.Loop("", ir.Number(0), (), 0)
@@ -545,21 +577,30 @@ def _computed(e: ir.Expr) -> bool:
 
 
 def _sharding(program: ir.Program) -> str:
-    used = {
-        e.op
+    calls = {
+        e
         for s in ir.statements(program.body)
         for top in ir.expressions(s)
         for e in ir.walk(top)
         if isinstance(e, ir.Call)
     }
+    used = {e.op for e in calls}
     if "matmul" in used:
         return "the whole matrix"
     if any(ir.OPERATIONS[op].shape in ("rows", "cols") for op in used & ir.REDUCTIONS):
         return "all-reduces of rows and columns"
     if used & {"mean_but_first", "mean_but_last"}:
         return "all-reduces of slices"
-    if used & ir.REDUCTIONS:
-        return "an all-reduce of scalars"
+    if sums := [e.op for e in calls if e.op in ir.REDUCTIONS]:
+        together = sum(op.startswith("global") for op in sums)
+        each = len(sums) - together
+        found = ((together, ""), (each, " for each tensor"))
+        texts = [f"{_scalars(n)}{where}" for n, where in found if n]
+        return f"an all-reduce of {' and '.join(texts)}"
     if "noise" in used:
         return "where it begins: random numbers are counted"
     return "nothing: elementwise"
+
+
+def _scalars(count: int) -> str:
+    return "one scalar" if count == 1 else f"{count} scalars"

@@ -50,9 +50,10 @@ def _entries(words: Sequence[str]) -> list[Entry]:
             raise Refused(f"{word} is a backend, not a spec: write --backend {word}.")
     found = catalogue.entries(list(dict.fromkeys(words)))
     files = {Path(e.spec.file) for e in found}
+    known_words = {e.word for e in found} | set(catalogue.builtin())
     for word in words:
         path = Path(word).resolve()
-        if not set(word) & set(">|") and word not in catalogue.builtin() and path not in files:
+        if word not in known_words and path not in files:
             raise SpecError(str(path), 1, "no spec in this file. Decorate a function: @optimizer.")
     return found
 
@@ -395,6 +396,9 @@ def _record(e: Entry, having: Sequence[str]) -> dict[str, Any]:
 
 def show_(arguments: Namespace) -> int:
     """One spec, at any stage."""
+    if arguments.latex and (arguments.stage or arguments.backend):
+        other = "--stage" if arguments.stage else "--backend"
+        raise Refused(f"--latex prints the equations and has no {other}. Leave one of the two away.")
     chosen = _backends(arguments.backend and [arguments.backend])
     stage = arguments.stage or ("text" if arguments.backend else "")
     for number, entry in enumerate(_entries([arguments.spec])):

@@ -27,6 +27,10 @@ from generator.errors import SpecError
 _RESULT = {"optimizer": "theta", "wrapper": "theta", "transform": "u"}
 
 
+class Misfit(Exception):
+    """Why programs do not make one; where they were put together only the caller knows."""
+
+
 def chain(programs: Sequence[ir.Program], name: str, class_name: str) -> ir.Program:
     """One program that does what these do in turn."""
     drawn = {ir.SEED for p in programs if ir.noises(p)}  # one seed for all
@@ -122,7 +126,9 @@ def _may_be_routed(p: ir.Program, region: str) -> None:
     word = "matrices" if region == "matrix" else "other parameters than matrices"
     starts = (s for s in ir.statements(p.body) if isinstance(s, ir.Start | ir.Assign))
     what = ""
-    if p.kind != "optimizer":
+    if p.kind == "schedule":
+        what = f"is a schedule, which is no part of a route. {_AS_RATE}"
+    elif p.kind != "optimizer":
         what = f"is a {p.kind}, and a route has two optimizers. Chain it before or behind the route"
     elif p.only not in ("", region):
         what = f"is not for {word}. Put it on the other side"
@@ -136,7 +142,7 @@ def _may_be_routed(p: ir.Program, region: str) -> None:
     ):
         what = "sums over all parameters, of which a route gives it a part. Chain what sums before the route"
     if what:
-        raise SpecError(p.file, p.line, f"{p.name} {what}.")
+        raise Misfit(f"{p.name} {what}.")
 
 
 def _ratio(rate: ir.Parameter, second: ir.Program, name: str) -> ir.Parameter:
@@ -190,14 +196,17 @@ def _title(
     return f"{title}."
 
 
-def _misplaced(p: ir.Program, core: ir.Program) -> SpecError:
+def _misplaced(p: ir.Program, core: ir.Program) -> Misfit:
     a = "an" if p.kind == "optimizer" else "a"
-    return SpecError(
-        p.file,
-        p.line,
+    if p.kind == "schedule":
+        return Misfit(f"{p.name} is a schedule, which is no part of a chain. {_AS_RATE}.")
+    return Misfit(
         f"{p.name} is {a} {p.kind}, which has no place there in a chain. Put transforms first, then "
-        "one optimizer, then transforms of its change, then wrappers.",
+        "one optimizer, then transforms of its change, then wrappers."
     )
+
+
+_AS_RATE = "Give it as the learning rate to the optimizer that is built"
 
 
 class _Part:
@@ -249,15 +258,13 @@ def _after(program: ir.Program, transform: ir.Program) -> ir.Program:
     """The program with the transform's result in place of its gradient."""
     result = _result(transform)
     if any(isinstance(s, ir.Start) and s.target == "g" for s in ir.statements(program.body)):
-        raise SpecError(
-            program.file,
-            program.line,
+        raise Misfit(
             f"{program.name} keeps the gradient, which a chain would replace. Use {transform.name} "
-            "by itself, before the step.",
+            "by itself, before the step."
         )
     if any(isinstance(s, ir.Start) and s.target == "g" for s in ir.statements(transform.body)):
         result_of = f"{transform.name} keeps the gradient and cannot stand in a chain"
-        raise SpecError(transform.file, transform.line, f"{result_of}. Use it by itself.")
+        raise Misfit(f"{result_of}. Use it by itself.")
     taken_at = [
         i for i, s in enumerate(program.body) if isinstance(s, ir.Assign) and s.target == "g"
     ]
@@ -280,15 +287,13 @@ def _changed(program: ir.Program, transform: ir.Program, taken: set[str]) -> ir.
         case ir.Assign("theta", ir.Call("add", (ir.Ref("theta", 1), x), _)):
             change = x
         case _:
-            raise SpecError(
-                transform.file,
-                transform.line,
+            raise Misfit(
                 f"{transform.name} stands behind {program.name}, which does not end with theta[t] = "
-                "theta[t-1] plus or minus a change. Put it before the optimizer.",
+                "theta[t-1] plus or minus a change. Put it before the optimizer."
             )
     if any(isinstance(s, ir.Start) and s.target == "g" for s in ir.statements(transform.body)):
         what = f"{transform.name} keeps the gradient and cannot stand in a chain. Use it by itself."
-        raise SpecError(transform.file, transform.line, what)
+        raise Misfit(what)
     first: tuple[ir.Statement, ...] = ()
     if isinstance(change, ir.Ref) and not change.lag:
         name = change.name
@@ -325,24 +330,21 @@ def _result(transform: ir.Program) -> str:
 def _wrapped(wrapper: ir.Program, program: ir.Program) -> ir.Program:
     """The wrapper with the program's equations where it asks for an update."""
     if wrapper.evaluate is not None and program.evaluate is not None:
-        raise SpecError(
-            wrapper.file,
-            wrapper.line,
-            f"{wrapper.name} and {program.name} both say what to evaluate with. Leave one of them out.",
-        )
+        what = f"{wrapper.name} and {program.name} both say what to evaluate with. Leave one of them out."
+        raise Misfit(what)
     held = next((s for s in wrapper.body if isinstance(s, ir.When) and _held(wrapper, s)), None)
     clocks = any(
         e == ir.Clock("t") for s in ir.statements(wrapper.body) for x in ir.expressions(s) for e in ir.walk(x)
     )
     if clocks and (held is not None or program.held is not None):
         what = f"{wrapper.name} counts steps that {program.name} does not. Put it inside of what skips steps."
-        raise SpecError(wrapper.file, wrapper.line, what)
+        raise Misfit(what)
     if held is not None:
         kept = {s.target for s in ir.statements(program.body) if isinstance(s, ir.Start | ir.Assign)}
         if program.held is not None or "g" in kept:
             does = "skips steps already" if program.held is not None else "has its own say about the gradient"
             what = f"{program.name} {does}, inside of {wrapper.name}. Wrap another optimizer."
-            raise SpecError(wrapper.file, wrapper.line, what)
+            raise Misfit(what)
     return replace(
         program,
         held=program.held if held is None else held.condition,
@@ -372,10 +374,10 @@ def _spliced(
             if given != ir.Ref("g"):
                 if any(isinstance(x, ir.Assign) and x.target == "g" for x in program.body):
                     what = f"{program.name} takes its gradient at another point than {wrapper.name} knows."
-                    raise SpecError(wrapper.file, s.line, f"{what} Wrap another optimizer.")
+                    raise Misfit(f"{what} Wrap another optimizer.")
                 if any(isinstance(x, ir.Start) and x.target == "g" for x in program.body):
                     what = f"{program.name} keeps the gradient, which {wrapper.name} would replace."
-                    raise SpecError(wrapper.file, s.line, f"{what} Wrap another optimizer.")
+                    raise Misfit(f"{what} Wrap another optimizer.")
                 plain = isinstance(given, ir.Ref) and not given.lag
                 names["g"] = given.name if plain else f"{wrapper.name}_g"  # type: ignore[union-attr]
                 if not plain:

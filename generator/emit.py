@@ -420,6 +420,8 @@ def delta_text(
     assert lowered.delta is not None
     op, value = lowered.delta
     values = [v for v in lowered.step if not isinstance(v, Value) or v.name != lowered.result]
+    if lowered.result in {*uses(values), *(end for _, end in lowered.new_states)}:
+        values = list(lowered.step)  # a state follows from the new parameter: asgd's average
     taken = {v.name for v in lowered.step if isinstance(v, Value)} | {s.name for s in lowered.states}
     name = next(n for n in ("u", "change", "added", "difference") if n not in taken)
     end = Value(name, "neg", (value,), "float", spec=True)

@@ -20,12 +20,16 @@ class SpecError(Exception):
 
     def __init__(self, file: str, line: int, message: str) -> None:
         self.file, self.line, self.message = file, line, message
-        place = f"{shorten(file)}:{line}" if line else shorten(file)  # 0: the file as a whole
-        super().__init__(f"{place}: {message}")
+        super().__init__(f"{place(file, line)}: {message}")
 
 
 class NotAvailable(Exception):
     """A correct program that needs an operation for which no code is generated yet."""
+
+
+def place(file: str, line: int) -> str:
+    """Where something stands; without a line the file as a whole, or a text of the command line."""
+    return f"{shorten(file)}:{line}" if line else shorten(file)
 
 
 def shorten(file: str) -> str:
@@ -54,6 +58,12 @@ def twice(at: str, first: int) -> str:
         f"{at} is defined twice (line {first}). Give one of them another name: each is defined once a "
         "step."
     )
+
+
+def uncounted(text: str) -> str:
+    """The message for a loop whose count is no integer, or one that changes."""
+    what = f"iterate(...) counts to an integer that stands fast, not to {text}."
+    return f"{what} Use a whole number, a Count or length(...)."
 
 
 def elsewhere(kind: str, name: str, right: str) -> str:

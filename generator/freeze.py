@@ -18,9 +18,9 @@ from typing import Any
 import sympy as sp
 from sympy.core.function import AppliedUndef
 
-from generator import ir
+from generator import ir, lengths, regions
 from generator.equations import ascii_expr
-from generator.errors import SpecError, brief, elsewhere, shallow, suggest, twice
+from generator.errors import SpecError, brief, elsewhere, shallow, suggest, twice, uncounted
 from generator.language import LARGEST, Recorded, Trace, Word
 
 _PLAIN = {
@@ -98,11 +98,25 @@ class _Freezer:
             line=spec.line,
             doc=tuple(doc.other),
         )
+        program = self.long_enough(program)
         for p in parameters:
             if p.name == ir.SEED and (ir.noises(program) or spec.kind == "optimizer"):
                 what = "seed is the hyperparameter that noise(...) brings with it, an option of optimizers"
                 raise self.fail(f"{what}. Rename this one.", p.line)
         return ir.seeded(program)
+
+    def long_enough(self, program: ir.Program) -> ir.Program:
+        """The program whose tuples are as long as its equations need, in their domains and defaults."""
+        least = lengths.least(program)
+        made = []
+        for p in program.parameters:
+            length, line = least.get(p.name, (0, 0))
+            if isinstance(p.default, tuple) and len(p.default) < length:
+                what = f"{p.name} = {p.default!r} is too short: line {line} reads {p.name}[{length}]."
+                how = "it an entry" if length == 1 else f"{length} entries or more"
+                raise self.fail(f"{what} Give {how}.", p.line)
+            made.append(replace(p, domain=replace(p.domain, least=length)))
+        return replace(program, parameters=tuple(made))
 
     def printable(self, raw: str) -> None:
         """Refuse a docstring that would end, or mean something else, in the docstring of a module."""
@@ -128,6 +142,8 @@ class _Freezer:
                     count = self.expr(r.value)
                     if isinstance(count, ir.Number) and count.value < 1:
                         raise self.fail(f"iterate({count.value}) does nothing. Remove the loop.")
+                    if not self.whole_number(count):  # before what is read behind the loop
+                        raise self.fail(uncounted(ascii_expr(count)))
                     self.open.append(r)
                     made.append(ir.Loop(r.index.name, count, self.block(r.body), r.line))
                     self.open.pop()
@@ -136,13 +152,33 @@ class _Freezer:
                 case "otherwise":
                     w = made.pop() if before and before.what == "when" else None
                     if not isinstance(w, ir.When):
-                        raise self.fail(
-                            "otherwise() stands directly below a when(...) region. Move it."
-                        )
+                        raise self.fail(self.alone(made[-1] if made else None))
                     made.append(ir.When(w.condition, w.body, self.block(r.body), w.line))
                 case "case":
                     made.append(ir.Case(self.expr(r.value), self.block(r.body), r.line))
         return tuple(made)
+
+    def alone(self, before: ir.Statement | None) -> str:
+        """Why otherwise() cannot stand behind a statement."""
+        if isinstance(before, ir.Case):
+            right = ascii_expr(regions.contrary(before.condition))
+            return f"otherwise() is of when(...), not of case(...). Write `with case({right}):`."
+        return "otherwise() stands directly below a when(...) region. Move it."
+
+    def whole_number(self, e: ir.Expr) -> bool:
+        """Whether an expression can be an integer that is the same in every step."""
+        match e:
+            case ir.Number(value):
+                return isinstance(value, int)
+            case ir.Hyper(name) | ir.Item(name):
+                return self.parameters[name].domain.type == "int"
+            case ir.Call("where", (_, *values), _):
+                return all(map(self.whole_number, values))
+            case ir.Call(op, args, _) if op not in ("rows", "cols"):
+                operation = ir.OPERATIONS.get(op)
+                integer = operation is not None and operation.result in ("int", "same")
+                return integer and all(map(self.whole_number, args))
+        return False
 
     def equation(self, r: Recorded) -> ir.Statement:
         index = self.expr(r.index)

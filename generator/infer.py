@@ -515,7 +515,7 @@ class Inference:
         kind, condition, holds = fact
         if kind == "when" and not holds:
             return f"the otherwise() of when({self.text(condition)})"
-        return f"{kind}({self.text(condition if holds else _negated(condition))})"
+        return f"{kind}({self.text(condition if holds else regions.contrary(condition))})"
 
     def undefined(self, name: str, at: str) -> SpecError:
         """The refusal of a name that nothing defines."""
@@ -695,16 +695,6 @@ def _value(e: ir.Expr) -> Any:
 def is_call(e: ir.Expr, *ops: str) -> bool:
     """Whether an expression is one of these operations."""
     return isinstance(e, ir.Call) and e.op in ops
-
-
-def _negated(condition: ir.Expr) -> ir.Expr:
-    """The opposite of a condition, as people write it."""
-    match condition:
-        case ir.Call("matrix", _, _):
-            return ir.Call("vector", ())
-        case ir.Call("gt", args, _):
-            return ir.Call("le", args)
-    return ir.Call("not", (condition,))
 
 
 def _sizes(shape: Shape) -> str:

@@ -141,6 +141,7 @@ class Domain:
     choices: tuple[str, ...] = ()
     many: bool = False  # a tuple of such values
     optional: bool = False  # None is a value too
+    least: int = 0  # how many values a tuple has at least
 
     def __call__(self) -> None:
         """Nothing: typing's generics ask of their parameters that they be callable."""
@@ -168,7 +169,11 @@ class Domain:
             "choice": f"one of {self.interval}",
             "schedule": "a schedule",
         }[self.type]
-        words = f"a tuple, each entry {words}" if self.many else words
+        if self.many and self.least:
+            entries = "1 entry" if self.least == 1 else f"{self.least} entries"
+            words = f"a tuple of {entries} or more, each {words}"
+        elif self.many:
+            words = f"a tuple, each entry {words}"
         return f"{words}, or None" if self.optional else words
 
     def contains(self, value: object) -> bool:
@@ -176,7 +181,9 @@ class Domain:
         if value is None:
             return self.optional
         if self.many:
-            return isinstance(value, tuple) and all(self._holds(v) for v in value)
+            if not isinstance(value, tuple) or len(value) < self.least:
+                return False
+            return all(self._holds(v) for v in value)
         return self._holds(value)
 
     def _holds(self, value: object) -> bool:
@@ -236,8 +243,11 @@ class Program:
     doc: tuple[str, ...] = ()  # docstring paragraphs that are neither source nor note
 
     def told(self, name: str) -> str:
-        """What a kernel is told of a choice: itself, or of an option whether it is given."""
-        return name if self.parameter(name).domain.type in ("bool", "choice") else f"has_{name}"
+        """What a kernel is told: a choice itself, whether an option is given, whether a number is above 0."""
+        domain = self.parameter(name).domain
+        if domain.type in ("bool", "choice"):
+            return name
+        return f"has_{name}" if domain.optional else f"with_{name}"
 
     def parameter(self, name: str) -> Parameter:
         """The hyperparameter of this name."""

@@ -30,7 +30,7 @@ import sympy as sp
 from generator import ir
 from generator.errors import TOO_DEEP, SpecError, brief, explain, shallow, suggest
 from generator.operators import as_written
-from generator.syntax import Scope, Source, find, scan
+from generator.syntax import Scope, Source, find, scan, written
 
 _FUNCTIONS = (
     *"sqrt abs sign minimum maximum floor where equal finite exp log cos sum mean norm rms".split(),
@@ -86,6 +86,9 @@ class Choice:
         chosen = words if isinstance(words, tuple) else (words,)
         if not chosen or not all(isinstance(w, str) and _WORD.fullmatch(w) for w in chosen):
             raise SpecError(*_here(), 'Choice[...] lists words. Write Choice["a", "b"].')
+        for position, word in enumerate(chosen):
+            if word in chosen[:position]:
+                raise SpecError(*_here(), f"{word!r} stands twice in Choice[...]. Write it once.")
         return ir.Domain("Choice", "choice", choices=chosen)
 
 
@@ -336,7 +339,7 @@ def _counted(name: str, arity: int, operands: tuple[Any, ...]) -> tuple[Any, ...
         raise SpecError(*_here(), f"{name} takes two operands or more. Write {name}(a, b, c).")
     if arity not in (len(operands), ir.ANY):
         nested = f"Nest them: {name}(a, {name}(b, c))." if len(operands) > arity == 2 else ""
-        example = nested or f"Write {name}({', '.join('abc'[:arity])})."
+        example = nested or f"Write {written(name, arity)}."
         number = {0: "no operand", 1: "1 operand"}.get(arity, f"{arity} operands")
         what = f"{name} takes {number}, not {len(operands)}. {example}"
         raise SpecError(*_here(), what)
@@ -441,8 +444,6 @@ def _input(kind: str, name: Any, shape: tuple[str, ...], scope: str) -> Any:
         raise SpecError(*place, f'{kind}(...) takes a name in quotes. Write x = {kind}("x"{rest}).')
     if name in RESERVED | _ASKED:
         raise SpecError(*place, reserved(name, "an input"))
-    if name in current.oracles:
-        raise SpecError(*place, f"the input {name} is declared twice. Use the first one again.")
     current.oracles[name] = (shape, scope)
     return sp.Function(kind)(sp.Symbol(name))
 
@@ -732,6 +733,7 @@ def _scope(spec: Spec, parameters: tuple[ir.Parameter, ...]) -> Scope:
         values=frozenset(own & set(_VALUES)),
         shapes=frozenset(own & set(_SHAPES)),
         lost=missing,
+        reserved={word: reserved(word, "a state") for word in RESERVED},
         timed=frozenset(k for k, v in around.items() if isinstance(v, TimeIndexed)) - hypers,
         numbers=frozenset(k for k, v in around.items() if _constant(v)) - hypers,
         odd={k: _odd(k, v) for k, v in around.items() if k not in ours and _looks_constant(v)},
@@ -757,6 +759,9 @@ def _looks_constant(value: Any) -> bool:
 def _odd(name: str, value: Any) -> str:
     if type(value) in (int, float):
         return f"{name} is {brief(value)}, which is no finite double. Give it another value."
+    if isinstance(value, list | tuple) and value and all(map(_constant, value)):
+        what = f"{name} is a {type(value).__name__}, of which equations cannot read an entry."
+        return f"{what} Give each number a name, or make {name} a hyperparameter: tuple[Real, ...]."
     kind = type(value)
     whose = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}."
     return f"{name} is a {whose}{kind.__name__}, not a plain number. Give it one, such as 0.001."

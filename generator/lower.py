@@ -7,6 +7,7 @@ The rules (each defines bits):
 - the largest expressions of clocks and hyperparameters alone are scalars, evaluated in double;
 - what follows from a parameter's rows and columns alone is computed in double, too, and rounded once;
 - what is divided by something of smaller shape is multiplied by its reciprocal;
+- a quotient of tensors that is not chosen is a quotient by 1;
 - norm(x) is the root of the sum of x*x, rms(x) of the mean; a sum over all parameters is the sum of
   the sums over each;
 - x**k with a literal k is squarings and products, from the lowest bit;
@@ -321,6 +322,7 @@ class _Lowerer:
         taken, ways = set(self.taken), []
         pairs = [(fact, here), (regions.opposite(fact), there)]
         static = not isinstance(condition, Typed)
+        numbers = [] if isinstance(condition, Typed) else regions.amounts(condition)
         by_value = isinstance(condition, Typed) and not condition.tensor
         before, self.deciding = self.deciding, self.deciding or by_value
         around = self.happening
@@ -330,7 +332,7 @@ class _Lowerer:
             self.step, self.known = [], outside[1].new_child()
             self.region, self.now = outside[2] | {f}, dict(outside[3])
             # Scalars are computed in any case, but where choices decide: those may need what is None.
-            self.into = [] if static else outside[4]
+            self.into = [] if static and not numbers else outside[4]
             # Ways that exclude each other may use the same names, but for what enters the step.
             scalars = {v.name for v in ir.values_of((*self.plain[0], *self.into))}
             names, self.taken = self.taken, taken | scalars | set(self.exports)
@@ -350,6 +352,9 @@ class _Lowerer:
             values = [self.left(name, way[0], way[2]) for way in ways]
             some = [x for x in values if x is not None]
             if not any(x.tensor for x in some) and not isinstance(condition, Typed):
+                if numbers:
+                    what = f"{name}, a number, inside of `with when({numbers[0]} > 0):`; use where"
+                    raise self.missing(f"{what}({numbers[0]} > 0, ...)")
                 kept.update([self.decided(name, values, taken, ways)])
                 continue
             if by_value and len(some) == 2 and not any(x.tensor for x in some):
@@ -372,7 +377,7 @@ class _Lowerer:
             carried.append((merged, *operands))  # type: ignore[arg-type]
         one, other = (tuple(way[1]) for way in ways)
         if not isinstance(condition, Typed):
-            after = [ir.made_by(way[4]) for way in ways]
+            after = [ir.made_by(way[4]) for way in ways if not numbers]
             for e in self.exports:
                 if any(e in names for names in after):
                     kept.setdefault(e, tuple(e if e in names else None for names in after))  # type: ignore[arg-type]
@@ -655,6 +660,8 @@ class _Lowerer:
                 return self.make("floordiv", both, "int")
         if e.op == "noise":
             return self.noise(e.text)
+        if e.op == "where":
+            return self.one_of_two(e)
         given = [self.expr(a) for a in e.args]
         match e.op:
             case "power":
@@ -665,13 +672,6 @@ class _Lowerer:
                 return self.make("call", given, "float")
             case "and" | "or" | "not":
                 return self.make(e.op, given, "bool")
-            case "where":
-                values = self.alike(given[1:])
-                if given[0].tensor:
-                    values = [self.as_float(x) for x in values]
-                    if not any(x.tensor for x in values):  # they bring the dtype
-                        values = [self.scalar(x) for x in values]
-                return self.make("where", [given[0], *values], values[0].type)
         if operation.result == "float":
             given = [self.as_float(x) for x in given]
         else:
@@ -680,6 +680,30 @@ class _Lowerer:
         if operation.result in ("same", "int") and given and given[0].type == "int":
             result = "int"
         return self.make(e.op, given, result)
+
+    def one_of_two(self, e: ir.Call) -> Typed:
+        """One of two values."""
+        condition = self.expr(e.args[0])
+        values = self.alike([self.way(condition, a, i == 0) for i, a in enumerate(e.args[1:])])
+        if condition.tensor:
+            values = [self.as_float(x) for x in values]
+            if not any(x.tensor for x in values):  # they bring the dtype
+                values = [self.scalar(x) for x in values]
+        return self.make("where", [condition, *values], values[0].type)
+
+    def way(self, condition: Typed, e: ir.Expr, first: bool) -> Typed:
+        """A value that may not be chosen; a tensor's quotient is by 1 then.
+
+        What is not chosen has the derivative 0 times that of the quotient, and 0 * inf is NaN: a norm
+        of 0 would make NaN of every derivative of the step. What is chosen keeps its bits.
+        """
+        if not (condition.tensor and isinstance(e, ir.Call) and e.op == "div"):
+            return self.expr(e)
+        a, b = (self.as_float(self.expr(x)) for x in e.args)
+        if b.tensor and not b.size and self.together([condition, b]) == self.local(b.shape):
+            one = Typed(Number(1.0), False, "float")
+            b = self.make("where", [condition, *((b, one) if first else (one, b))], "float")
+        return self.divide(a, b)
 
     def product(self, op: str, given: Sequence[Typed]) -> Typed:
         """A matrix product, or a matrix whose rows are columns."""

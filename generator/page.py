@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 
 from backends import Backend
-from generator import facts, show
+from generator import facts, render, show
 from generator.catalogue import SPECS, Entry
 from generator.equations import ascii_expr, latex_lines, latex_name
 from generator.errors import NotAvailable
@@ -58,6 +58,8 @@ class Article:
     source: tuple[str, ...]
     notes: tuple[str, ...]
     missing: str  # why there is no code
+    dialect: str  # whose definition it is: torch, in like_torch; empty: nobody's
+    plain: str  # what its class is called there
 
 
 def catalogue_page(entries: Sequence[Entry], backends: Sequence[Backend]) -> str:
@@ -98,6 +100,8 @@ def _article(entry: Entry) -> Article:
         source=tuple(_linked(_markdown(s)) for s in p.source),
         notes=tuple(_linked(_markdown(n)) for n in p.notes),
         missing=_missing(entry),
+        dialect=render.speaks(p.name),
+        plain=render.plain(p.class_name, render.speaks(p.name)),
     )
 
 

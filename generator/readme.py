@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from generator import verify
+from generator import catalogue, verify
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "README.md", ROOT / "docs/guide.md"
@@ -109,7 +109,8 @@ def table(report: dict[str, Any]) -> str:
         cells = []
         for b, m in columns:
             here = [r for r in rows if (r["spec"], r["backend"], r["mode"]) == (spec, b, m)]
-            cells.append(verify.entry(here).replace("*", "\\*").replace("~", "\\~"))
+            shown = verify.entry(here) if here else ""
+            cells.append(shown.replace("*", "\\*").replace("~", "\\~"))
         lines.append(f"| {spec} | " + " | ".join(cells) + " |")
     versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
     machine = report["machine"]
@@ -119,8 +120,18 @@ def table(report: dict[str, Any]) -> str:
         lines += ["", verify.PRODUCTS.replace("~", "\\~") + "."]
     if any(r.get("infinite") for r in rows):
         lines += ["", verify.INFINITE + "."]
+    if missing := _unmeasured(rows):
+        which = f"{', '.join(missing)}; and empty fields"
+        lines += ["", f"Not measured for that long, but in the tests: {which}."]
     lines += ["", f"Measured on {machine['processor']}, {machine['system']}; {versions}."]
     return "\n".join(lines)
+
+
+def _unmeasured(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Specs of the catalogue that have no row."""
+    measured = {r["spec"] for r in rows}
+    entries = catalogue.entries()
+    return [e.program.name for e in entries if e.spec.kind != "wrapper" and e.program.name not in measured]
 
 
 def accuracy(rows: Sequence[dict[str, Any]]) -> str:

@@ -6,14 +6,15 @@ Must not know: messages, shapes.
 A region is a set of facts: (kind, condition, whether it holds). Two regions exclude each other where
 they disagree on a condition, or where no choice of hyperparameters fulfils both.
 
-A condition of choices alone (bool and choice hyperparameters, and whether an option is None) is
-*static*: decided once and for all when an optimizer is made.
+A condition of choices alone (bool and choice hyperparameters, whether an option is None, and whether
+a number is above 0) is *static*: decided once and for all when an optimizer is made.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 
 from generator import ir
@@ -48,6 +49,19 @@ def opposite(f: Fact) -> Fact:
     return f[0], f[1], not f[2]
 
 
+_CONTRARY = {"gt": "le", "le": "gt", "lt": "ge", "ge": "lt", "matrix": "vector", "vector": "matrix"}
+
+
+def contrary(condition: ir.Expr) -> ir.Expr:
+    """The opposite of a condition on a parameter's shape, as people write it."""
+    match condition:
+        case ir.Call(op, args, _) if op in _CONTRARY:
+            return ir.Call(_CONTRARY[op], args)
+        case ir.Call("not", (inner,), _):
+            return inner
+    return ir.Call("not", (condition,))
+
+
 Choices = Mapping[str, tuple[object, ...]]
 _GIVEN = object()  # an option that is not None, whatever its value
 _MANY = 4096  # more combinations are not tried; then regions count as possible
@@ -60,20 +74,41 @@ def choices(program: ir.Program) -> Choices:
         values: tuple[object, ...] = (_GIVEN,)
         if not p.domain.many and p.domain.type in ("bool", "choice"):
             values = p.domain.choices or (False, True)
+        elif not p.domain.many and not p.domain.optional and p.domain.type in ("float", "int"):
+            values = _amounts(p.domain)
         made[p.name] = (*values, None) if p.domain.optional else values
     return made
+
+
+def _amounts(d: ir.Domain) -> tuple[float, ...]:
+    """A number that is not above 0, and one that is, where a domain has such."""
+    without = d.low < 0 or (d.low == 0 and not d.low_open)
+    return (0.0,) * without + (1.0,) * (d.high > 0)
 
 
 def static(e: ir.Expr) -> bool:
     """Whether a condition is one of choices alone."""
     match e:
-        case ir.Hyper():
+        case ir.Hyper() | ir.Call("gt", (ir.Hyper(), ir.Number(0)), _):
             return True
         case ir.Call("eq" | "ne", args, _):
             return any(isinstance(a, ir.Call) and a.op == "word" for a in args)
         case ir.Call("and" | "or" | "not", args, _):
             return all(map(static, args))
     return False
+
+
+def amounts(e: ir.Expr) -> list[str]:
+    """The numbers of which a static condition asks whether they are above 0."""
+    calls = (x for x in ir.walk(e) if isinstance(x, ir.Call) and x.op == "gt")
+    return [x.args[0].name for x in calls if isinstance(x.args[0], ir.Hyper)]
+
+
+def amounts_of(program: ir.Program) -> list[str]:
+    """The numbers of which a program's regions ask that."""
+    asked = (s.condition for s in ir.statements(program.body) if isinstance(s, ir.When))
+    names = {name for e in asked if static(e) for name in amounts(e)}
+    return [p.name for p in program.parameters if p.name in names]
 
 
 def asked(e: ir.Expr) -> tuple[str, str | None]:
@@ -89,6 +124,9 @@ def decided(e: ir.Expr, given: Mapping[str, object]) -> bool:
     match e:
         case ir.Hyper(name):
             return given[name] is True
+        case ir.Call("gt", (ir.Hyper(name), _), _):  # what changes from step to step counts as above 0
+            value = given[name]
+            return not isinstance(value, numbers.Real) or float(value) > 0
         case ir.Call("not", (inner,), _):
             return not decided(inner, given)
         case ir.Call("and", (a, b), _):
@@ -154,6 +192,8 @@ def _python(e: ir.Expr, told: ir.Program | None) -> tuple[str, int]:
             parts = [_python(a, told) for a in args]
             texts = [text if level >= _LEVELS[op] else f"({text})" for text, level in parts]
             return f"not {texts[0]}" if op == "not" else f" {op} ".join(texts), _LEVELS[op]
+        case ir.Call("gt", (ir.Hyper(name), _), _):
+            return (f"{name} > 0" if told is None else told.told(name)), _ATOM
     assert isinstance(e, ir.Call)
     (name, word), same = asked(e), e.op == "eq"
     if word is not None:

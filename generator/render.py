@@ -437,7 +437,7 @@ def _hypers(program: Program, backend: Backend) -> tuple[Hyper, ...]:
         together = next(
             (
                 (public, tuple(m for m in members if m in names))
-                for public, members in backend.together.items()
+                for public, members in backend.bundled(program.name)
                 if p.name in members and members[1] in names
             ),
             None,
@@ -462,20 +462,28 @@ _TYPES = {"float": "float", "int": "int", "bool": "bool", "choice": "str", "sche
 
 def _hyper(name: str, parts: tuple[ir.Parameter, ...]) -> Hyper:
     first = parts[0]
-    kind = _TYPES[first.domain.type]
     if len(parts) > 1:
-        kind = f"tuple[{', '.join([kind] * len(parts))}]"
+        kind = f"tuple[{', '.join(_type(p.domain) for p in parts)}]"
         default = "(" + ", ".join(repr(p.default) for p in parts) + ")"
         about = "; ".join(f"{p.name}: {p.about.rstrip('.')}" if p.about else p.name for p in parts)
     else:
         default = "" if first.default is ir.REQUIRED else _literal(first.default)
         about = first.about.rstrip(".")
-        kind = f"tuple[{kind}, ...]" if first.domain.many else kind
-        kind = f"{kind} | None" if first.domain.optional else kind
-    phrase = first.domain.phrase if len(parts) == 1 else f"each {first.domain.phrase}"
-    return Hyper(
-        name, tuple(p.name for p in parts), kind, default, about, phrase, _domain(first.domain)
-    )
+        kind = _type(first.domain)
+    phrases = list(dict.fromkeys(p.domain.phrase for p in parts))
+    phrase = ", then ".join(phrases)
+    domain = _domain(first.domain)
+    if len(phrases) > 1:
+        domain = f"each_of({', '.join(_domain(p.domain) for p in parts)})"
+    elif len(parts) > 1:
+        phrase = f"each {phrase}"
+    return Hyper(name, tuple(p.name for p in parts), kind, default, about, phrase, domain)
+
+
+def _type(d: ir.Domain) -> str:
+    """The type of a hyperparameter in a signature."""
+    kind = f"tuple[{_TYPES[d.type]}, ...]" if d.many else _TYPES[d.type]
+    return f"{kind} | None" if d.optional else kind
 
 
 _NAMED = {
@@ -505,7 +513,8 @@ def _domain(d: ir.Domain) -> str:
     if d.optional:
         return f"optional({_domain(replace(d, optional=False))})"
     if d.many:
-        return f"tuple_of({_domain(replace(d, many=False))})"
+        least = f", {d.least}" if d.least else ""
+        return f"tuple_of({_domain(replace(d, many=False, least=0))}{least})"
     if d.name in _NAMED:
         return _NAMED[d.name]
     parts = [f'"{d.phrase}"', *([f'"{d.type}"'] if d.type != "float" else [])]
@@ -528,8 +537,9 @@ def _python(e: ir.Expr, program: Program) -> str:
             return f"len({text})"
         case ir.Call(op, args, _):
             inner = [_python(a, program) for a in args]
-            if op in _SIGNS:
-                return f"({inner[0]} {_SIGNS[op]} {inner[1]})"
+            if op in _SIGNS:  # `and` would look into a tensor
+                sign = {"and": "&", "or": "|"}.get(op, _SIGNS[op])
+                return f"({inner[0]} {sign} {inner[1]})"
             if op == "not":
                 return f"(not {inner[0]})"
     line = program.requires[0][1]
@@ -557,15 +567,39 @@ def _environment(folder: Path) -> jinja2.Environment:
     )
     environment.filters["suffixed"] = lambda text, suffix: text + suffix
     environment.filters["trimmed"] = lambda text: text.rstrip("\n")
+    environment.filters["opened"] = _opened
     environment.filters["quoted"] = lambda text: f'"{text}"'
     environment.tests["in_case"] = lambda name, upper: name[0].isupper() == upper
     return environment
 
 
+def _opened(text: str, indent: int, before: int = 0) -> str:
+    """A call or a tuple with an argument a line where it is too long for one.
+
+    Args:
+        text: the expression, as Python.
+        indent: of the line that it stands in.
+        before: how many characters of that line come before it.
+    """
+    node = ast.parse(text, mode="eval").body
+    if indent + before + len(text) < WIDTH or not isinstance(node, ast.Call | ast.Tuple):
+        return text
+    head = ast.get_source_segment(text, node.func) if isinstance(node, ast.Call) else ""
+    parts = [*node.args, *node.keywords] if isinstance(node, ast.Call) else node.elts
+    inner = [(ast.get_source_segment(text, x) or "", isinstance(x, ast.keyword)) for x in parts]
+    opened = [x if plain else _opened(x, indent + 4) for x, plain in inner]
+    lines = "".join(f"{' ' * (indent + 4)}{x},\n" for x in opened)
+    return f"{head}(\n{lines}{' ' * indent})"
+
+
 def render(lowered: Lowered, backend: Backend) -> str:
     """The text of one module."""
-    template = _environment(backend.folder).get_template(f"{lowered.program.kind}.py.jinja")
-    return _spaced(template.render(v=view(lowered, backend)))
+    return _module(view(lowered, backend), backend)
+
+
+def _module(v: View, backend: Backend) -> str:
+    template = _environment(backend.folder).get_template(f"{v.kind}.py.jinja")
+    return _spaced(template.render(v=v))
 
 
 def _spaced(text: str) -> str:
@@ -607,6 +641,10 @@ def runtime(backend: Backend) -> str:
         "backends.rules": (here / "rules.py").read_text(encoding="utf-8"),
         "generator.elementary": Path(elementary.__file__).read_text(encoding="utf-8"),
         **{m.__name__: Path(m.__file__ or "").read_text(encoding="utf-8") for m in _TEXTS},
+        **{
+            f"backends.{backend.name}.{file.stem}": file.read_text(encoding="utf-8")
+            for file in backend.folder.glob("*.py")
+        },
     }
     tree = ast.parse(text)
     imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
@@ -735,20 +773,41 @@ def package(lowered: Sequence[Lowered], backend: Backend) -> dict[str, str]:
     groups: dict[str, list[View]] = {folder: [] for folder in FOLDERS.values()}
     for program in lowered:
         folder = FOLDERS[program.program.kind]
-        files[f"{folder}/{program.program.name}.py"] = render(program, backend)
-        groups[folder].append(view(program, backend))
+        groups[folder].append(v := view(program, backend))
+        files[f"{folder}/{v.name}.py"] = _module(v, backend)
     environment = _environment(backend.folder)
     for folder, views in groups.items():
         if views:
             text = f'"""{backend.title} {folder}, one a file."""\n'
             files[f"{folder}/__init__.py"] = _edit_note("specs", "those") + text
+    views = [v for g in groups.values() for v in g]
     for name in ("__init__.py", "__init__.pyi"):
         template = environment.get_template(f"package/{name}.jinja")
-        text = template.render(
-            b=backend, groups=groups, views=[v for g in groups.values() for v in g]
-        )
+        text = template.render(b=backend, groups=groups, views=views)
         files[name] = text if name.endswith("i") else _spaced(text)
+    for dialect in dialects():
+        spoken = [(plain(v.public, dialect), v) for v in views if speaks(v.name) == dialect]
+        for ending in ("py", "pyi") if spoken else ():
+            template = environment.get_template(f"dialect.{ending}.jinja")
+            text = template.render(b=backend, dialect=dialect, spoken=spoken)
+            files[f"like_{dialect}.{ending}"] = text if ending == "pyi" else _spaced(text)
     return files
+
+
+@functools.cache
+def dialects() -> tuple[str, ...]:
+    """Whose definitions of well-known names there may be, among all backends."""
+    return tuple(sorted({d for b in backends.discover().values() for d in b.dialects}))
+
+
+def speaks(name: str) -> str:
+    """Whose definition a spec is, by its name: rmsprop_torch is torch's; empty where it is nobody's."""
+    return next((d for d in dialects() if name.endswith(f"_{d}")), "")
+
+
+def plain(public: str, dialect: str) -> str:
+    """What a dialect itself calls what a package calls RMSpropTorch or rmsprop_torch."""
+    return re.sub(rf"_?{dialect}$", "", public, flags=re.IGNORECASE)
 
 
 def write(files: Mapping[str, str], out: Path, stale: bool = True) -> list[str]:

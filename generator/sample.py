@@ -159,6 +159,12 @@ def defaults_fit(program: ir.Program, relation: ir.Expr) -> bool:
         return True
 
 
+def fit(program: ir.Program, given: Mapping[str, Any]) -> bool:
+    """Whether hyperparameters fulfil what a program requires of them."""
+    with np.errstate(all="ignore"):
+        return all(_Values(given).holds(relation) for relation, _ in program.relations)
+
+
 def starts_at_theta(program: ir.Program) -> bool:
     """Whether the point of `g[t] = grad(point)` is theta[0] at t = 1, tried at a few places."""
     rng = random.Random(0)
@@ -186,7 +192,7 @@ def _some(p: ir.Parameter, rng: random.Random) -> Any:
     """A value of a hyperparameter's domain."""
     d = p.domain
     if d.many:
-        return (_one(d, rng), _one(d, rng))
+        return tuple(_one(d, rng) for _ in range(max(d.least, 2)))
     return _one(d, rng)
 
 

@@ -13,7 +13,7 @@ from backends import Backend
 from generator import facts, ir, render
 from generator.catalogue import Entry
 from generator.equations import ascii_expr, ascii_lines, latex_lines
-from generator.errors import NotAvailable, shorten
+from generator.errors import NotAvailable, place
 from generator.terminal import code, heading, table
 
 
@@ -21,7 +21,7 @@ def overview(entry: Entry, offered: Sequence[str]) -> None:
     """Everything that a user of the algorithm asks; `offered`: the backends that have it."""
     program, checked = entry.program, entry.checked
     heading(f"{program.class_name}: {program.title}")
-    print(f"{program.kind} {program.name}, {shorten(program.file)}:{program.line}\n")
+    print(f"{program.kind} {program.name}, {place(program.file, program.line)}\n")
     _lines(ascii_lines(program))
     for paragraph in program.doc:
         print(f"\n{textwrap.fill(paragraph, 96)}")

@@ -13,9 +13,10 @@ import builtins
 import keyword
 import linecache
 import math
+import re
 import tokenize
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,11 +31,17 @@ class Scope:
     values: frozenset[str]  # its other words: t, pi, matrix
     shapes: frozenset[str]  # full, row, column, scalar
     lost: Mapping[str, str]  # its words that the file lacks, or has under another meaning: which
+    reserved: Mapping[str, str]  # words that no names(...) can make: why
     timed: frozenset[str]  # names with a time: theta, m
     numbers: frozenset[str]  # constants of the module
     odd: Mapping[str, str]  # what looks like one and is none: why
     parameters: Mapping[str, str]  # hyperparameters: "number", "schedule", "tuple"
     results: frozenset[str]  # what a spec of this kind defines
+
+    @property
+    def clock(self) -> str:
+        """What names count with."""
+        return "n" if "lr" in self.results else "t"
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,7 @@ def _syntax(error: SyntaxError) -> str:
 
 
 def _names(file: str, node: ast.Assign) -> None:
-    """Refuse `m, v = names("v m")` and `m, v = names("m")`."""
+    """Refuse `m, v = names("v m")`, `m, v = names("m")`, and `v = names("w")`, whose state would be w."""
     target, call = node.targets[0], node.value
     assert isinstance(call, ast.Call)
     listed = target.elts if isinstance(target, ast.Tuple | ast.List) else [target]
@@ -132,11 +139,16 @@ def _names(file: str, node: ast.Assign) -> None:
     if len(given) != len(listed) or not isinstance(text, str):
         return
     words = text.replace(",", " ").split()
-    if len(words) != len(given) or (words != given and sorted(words) == sorted(given)):
+    good = len(set(words)) == len(words) and all(map(_is_plain, words))  # else names(...) says more
+    if len(words) != len(given) or (words != given and good):
         right = f'{", ".join(given)} = names("{" ".join(given)}")'
         raise SpecError(
             file, node.lineno, f"names({text!r}) does not fit the left side. Write {right}."
         )
+
+
+def _is_plain(word: str) -> bool:
+    return word.isidentifier() and word[0].isalpha() and not keyword.iskeyword(word)
 
 
 def declared(file: str) -> None:
@@ -208,7 +220,34 @@ _WITH = {"case", "when", "otherwise"}
 _NAMING = {"update", "oracle", "noise", "meta"}
 _LINES = {"require", "evaluate"}
 _RESULTS = {"theta", "lr"}
+_ASKING = {*_LINES, "case", "when", "iterate"}  # what people give a text that is meant as an expression
+_CHOICE = re.compile(r"\w[\w .+-]*")  # what a choice's word may be
 _LARGEST = 2**53
+
+# How a call is written whose operands are not just any values.
+_WRITTEN = {
+    "case": "case(matrix)",
+    "dense": "dense(W, b, x)",
+    "entry": "entry(x, 1)",
+    "evaluate": "evaluate(x[t])",
+    "first": "first(g)",
+    "grad": "grad(x[t])",
+    "iterate": "iterate(5)",
+    "length": "length(boundaries)",
+    "meta": 'meta("W", (16, 8))',
+    "noise": 'noise("xi")',
+    "oracle": 'oracle("h")',
+    "require": "require(matrix)",
+    "update": "update(g[t])",
+    "when": "when(t > 1)",
+    "where": "where(condition, a, b)",
+}
+
+
+def written(word: str, arity: int) -> str:
+    """How a call of the language's function is written, for messages."""
+    return _WRITTEN.get(word) or f"{word}({', '.join('abc'[:arity])})"
+
 
 # Constructs that have no meaning, and what to do instead.
 _NOT = {
@@ -371,16 +410,42 @@ class _Scanner(ast.NodeVisitor):
         if x in self.scope.timed:
             raise self.refuse(node, f"{x} has a time. Write {x}[t] = ...")
         if called not in _NAMING:
-            raise self.refuse(
-                node,
-                f"{x} = ... is a Python variable, not an equation. Declare "
-                f'{x} = names("{x}") above the function and write {x}[t] = ...',
-            )
+            raise self.refuse(node, self.variable(x))
         if len(node.targets) > 1:
             raise self.refuse(node, f"{called}(...) has one name. Write {x} = {called}(...).")
         self.call(node.value)
+        first = node.value.args[0] if isinstance(node.value, ast.Call) and node.value.args else None
+        if isinstance(first, ast.Constant) and isinstance(first.value, str) and first.value != x:
+            rest = ", (16, 8)" if called == "meta" else ""
+            raise self.refuse(
+                node,
+                f"{x} is called {first.value!r} in {called}(...), which generated code would say. "
+                f'Write {x} = {called}("{x}"{rest}).',
+            )
         self.declare(target)
         self.use.written[x] = node.lineno, x
+
+    def variable(self, x: str) -> str:
+        """Why `x = ...` is no equation, and how the value is written."""
+        scope, own = self.scope, "Give the new value a name of its own."
+        if x in scope.parameters:
+            return f"{x} is a hyperparameter and cannot be defined. {own}"
+        if x in scope.numbers or x in scope.odd:
+            return f"{x} is a constant of this file and cannot be defined. {own}"
+        if x in scope.reserved:
+            return scope.reserved[x]
+        return (
+            f'{x} = ... is a Python variable, not an equation. Declare {x} = names("{x}") above the '
+            f"function and write {x}[{scope.clock}] = ..."
+        )
+
+    def undeclared(self, x: str, known: Iterable[str]) -> str:
+        """What to do about a name that nothing stands for."""
+        if hint := suggest(x, known):
+            return f"{x} is not defined.{hint}"
+        if x in self.scope.reserved:  # declared it would be refused
+            return self.scope.reserved[x]
+        return f'{x} is not defined. Declare it above the function: {x} = names("{x}").'
 
     def equation(self, target: ast.Subscript) -> None:
         """The left side of an equation."""
@@ -479,15 +544,23 @@ class _Scanner(ast.NodeVisitor):
         word = _calls(node)
         if word not in scope.functions and (len(node.args) != 1 or node.keywords):
             name = ast.unparse(node.func)
-            raise self.refuse(node, f"a schedule takes one step. Write {name}(n).")
+            what = f"a schedule takes one step. Write {name}({scope.clock})."
+            raise self.refuse(node, what)
         for k in node.keywords:
             if word != "oracle":
-                right = f"{word}({', '.join('abc'[: scope.functions[word]])})"
+                right = written(word, scope.functions[word])
                 raise self.refuse(node, f"{word} takes no keywords. Write {right}.")
             if k.arg not in ("shape", "scope"):
                 what = 'is no name of an operand. Write oracle("h", shape=row, scope="tensor").'
                 raise self.refuse(node, f"{k.arg} {what}")
             self.operand(k.value, word)
+        match node.args:
+            case [ast.Constant(str() as text)] if word in _ASKING:
+                what = f"{word}(...) takes an expression, not a text. Write {word}({text})."
+                raise self.refuse(node, what)
+            case [_, ast.Constant(str()), *_] if word in _ASKING:
+                what = f"{word} takes 1 operand, not {len(node.args)}. Remove the text."
+                raise self.refuse(node, what)
         if word == "equal" and any(
             isinstance(a, ast.Constant) and a.value is None for a in node.args
         ):
@@ -569,7 +642,7 @@ class _Scanner(ast.NodeVisitor):
             self.visit(function)
         text = ast.unparse(function)
         if text in scope.timed:
-            text = f"{text}[{'n' if 'lr' in scope.results else 't'}]"
+            text = f"{text}[{scope.clock}]"
         raise self.refuse(function, f"{text} is not a function. Write {text} * (...) to multiply.")
 
     def functions(self, word: str) -> str:
@@ -584,13 +657,13 @@ class _Scanner(ast.NodeVisitor):
     def visit_Name(self, node: ast.Name) -> None:
         x, scope = node.id, self.scope
         if x in scope.timed:
-            when = f"{x}[n]" if "lr" in scope.results else f"{x}[t] or {x}[t-1]"
+            when = f"{x}[n]" if scope.clock == "n" else f"{x}[t] or {x}[t-1]"
             raise self.refuse(node, f"{x} has a time. Write {when}.")
         kind = scope.parameters.get(x)
         if kind == "tuple":
             raise self.refuse(node, f"{x} is a tuple. Read one entry: {x}[1].")
         if kind == "schedule":
-            raise self.refuse(node, f"{x} is a schedule. Say at which step: {x}(n).")
+            raise self.refuse(node, f"{x} is a schedule. Say at which step: {x}({scope.clock}).")
         if kind is not None or x in self.local:
             self.use.read.add(x)
             return
@@ -610,8 +683,7 @@ class _Scanner(ast.NodeVisitor):
             instead = f"Use {_INSTEAD[x]}." if x in _INSTEAD else "Write an equation."
             raise self.refuse(node, f"{x} is Python's, not an equation's. {instead}")
         known = scope.timed | scope.numbers | scope.values | set(scope.parameters) | self.local
-        hint = suggest(x, known) or f' Declare it above the function: {x} = names("{x}").'
-        raise self.refuse(node, f"{x} is not defined.{hint}")
+        raise self.refuse(node, self.undeclared(x, known))
 
     def timed(self, node: ast.Name) -> None:
         """The name in front of `[t]`."""
@@ -626,9 +698,9 @@ class _Scanner(ast.NodeVisitor):
             )
         if x in scope.lost:
             raise self.refuse(node, scope.lost[x])
-        hint = suggest(x, scope.timed)
-        declare = f' Declare it above the function: {x} = names("{x}").'
-        raise self.refuse(node, f"{x} is not defined.{hint or declare}")
+        if x in scope.odd:
+            raise self.refuse(node, scope.odd[x])
+        raise self.refuse(node, self.undeclared(x, scope.timed))
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
         base = node.value
@@ -645,7 +717,7 @@ class _Scanner(ast.NodeVisitor):
             raise self.refuse(node, "a name has one time. Write x[t] or x[t-1].")
         for x in ast.walk(node.slice):
             if isinstance(x, ast.Name) and not self.known(x.id):
-                right = "n" if "lr" in self.scope.results else "t"
+                right = self.scope.clock
                 what = f"Write {name}[{right}] or {name}[{right}-1]: an index is {right}, {right}-1"
                 if name in self.scope.parameters:
                     what = "Index by integers 1, 2, ..."
@@ -680,6 +752,9 @@ class _Scanner(ast.NodeVisitor):
                 node, f"{value} is decided already. Use a bool hyperparameter, or a condition."
             )
         if isinstance(value, str):
+            if not _CHOICE.fullmatch(value):
+                what = f"{value!r} is a text, which means nothing here. Write it without quotes."
+                raise self.refuse(node, what)
             raise self.refuse(
                 node, f"{value!r} is a word. Compare a choice with it: equal(x, {value!r})."
             )

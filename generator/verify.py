@@ -18,6 +18,7 @@ import platform
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
@@ -30,7 +31,7 @@ import numpy as np
 import backends
 from backends import Backend
 from backends.running import Outcome, Policy, Run, further
-from generator import catalogue, interpret, ir, products, render
+from generator import catalogue, interpret, ir, products, regions, render, sample
 from generator.catalogue import Entry
 from generator.errors import NotAvailable
 from generator.interpret import Exact, Oracle, schedule_value
@@ -39,6 +40,9 @@ from generator.storage import Storage
 
 SHAPES = ((), (1,), (7,), (64, 33), (3, 3, 8, 16), (0, 4))
 ONLY = {"": SHAPES, "vector": SHAPES[:3], "matrix": ((5, 1), (1, 7), (20, 48), *SHAPES[3:])}
+# What is compiled anew for each shape and case is, in tests, for these; for the last where every number
+# goes its own way.
+FEW_SHAPES = {"": ((7,), (64, 33)), "vector": ((), (7,)), "matrix": ((20, 48), (64, 33))}
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 SCHEDULE = "warmup_cosine"
 # A few programs whose parameters and states are kept in all ways: one that goes number by number, one
@@ -85,6 +89,7 @@ class Row:
     products: float = 0.0  # distance after matrix products, in units of the largest entry's last place
     allowed: float = 0.0  # how large it may be where it is; see products.py
     infinite: int = 0  # numbers of the reference that are inf or NaN although nothing asks for it
+    program: str = ""  # the digest of what was measured, as in the first lines of generated files
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -104,15 +109,20 @@ def compute_dtype(name: str) -> Any:
 
 
 def cases(
-    program: Program, dtype: str, steps: int, seed: int = 0, brief: bool = False
+    lowered: Lowered, dtype: str, steps: int, seed: int = 0, brief: bool = False
 ) -> Iterator[Case]:
     """Default and absurd hyperparameters, constant lr and a schedule, every choice, missing gradients.
 
     bfloat16 and float16 are computed in float32, where the absurd cases are covered. `brief` is for
     tests, which compile each case: each is there once, low hyperparameters in float64, the others in
-    float32, the schedule together with the defaults; of a long run that and, in float64, a constant.
+    float32, the schedule together with the defaults; of a long run that and, in float64, a constant, on a
+    few shapes.
+    All shapes are in float32, the defaults once more on some shapes and on a few, for what is long in
+    compiling; what runs in which mode, `_left_to_others` says.
     """
-    default, shapes = defaults(program), ONLY[program.only]
+    program = lowered.program
+    default, shapes = defaults(program), tuple[tuple[int, ...], ...](ONLY[program.only])
+    few = FEW_SHAPES[program.only][lowered.elementwise :] if brief else shapes
     scheduled = None
     starts = [s.value for s in ir.statements(program.body) if isinstance(s, ir.Start)]
     begins = ir.Hyper("lr") in starts
@@ -121,24 +131,32 @@ def cases(
         rate = {"base_lr": 10 * default["lr"], "warmup": min(5, total // 2), "total": total}
         scheduled = (SCHEDULE, {**rate, "lr_min": default["lr"] / 10})
     narrow, long = dtype in ("bfloat16", "float16"), brief and steps > _FEW
+    if long:
+        shapes = FEW_SHAPES[program.only]
     if not brief or long or dtype != "float64":
         driven = scheduled if brief and dtype == "float32" else None
         yield _case("default", dtype, steps, seed, default, shapes, driven)
+        if brief:
+            every_other = shapes[_turn(program.name, 2) :: 2]
+            yield _case(f"default{_ON_SOME}", dtype, steps, seed, default, every_other, driven)
+            # Gradients that are missing are another function in TensorFlow.
+            yield _case(f"default{_ON_FEW}", dtype, steps, seed, default, few, driven, missing=False)
     if program.name in STORED:
         for i, (store, states) in enumerate(WAYS.get(dtype, ())):
-            case = _case(f"{store} {states}", dtype, min(steps, _FEW), seed + 4 + i, default, LARGE)
+            large = LARGE[1:3] if brief else LARGE
+            case = _case(f"{store} {states}", dtype, min(steps, _FEW), seed + 4 + i, default, large)
             yield replace(case, storage=Storage(store, states, seed))
     if scheduled and not brief:
         yield _case("schedule", dtype, steps, seed + 1, default, shapes, scheduled)
     if narrow or long:
         return
     if not brief or dtype == "float64":
-        yield _case("low", dtype, steps, seed + 2, _extreme(program, low=True), shapes)
+        yield _case("low", dtype, steps, seed + 2, _extreme(program, low=True), few)
     if not brief or dtype == "float32":
-        yield _case("high", dtype, steps, seed + 3, _extreme(program, low=False), shapes)
+        yield _case("high", dtype, steps, seed + 3, _extreme(program, low=False), few)
         for i, chosen in enumerate(choices(program)):
             name = ", ".join(f"{k}={value}" for k, value in chosen.items())
-            yield _case(name, dtype, min(steps, _FEW), seed + 20 + i, {**default, **chosen}, shapes)
+            yield _case(name, dtype, min(steps, _FEW), seed + 20 + i, {**default, **chosen}, few)
 
 
 def defaults(program: Program) -> dict[str, Any]:
@@ -151,6 +169,8 @@ def defaults(program: Program) -> dict[str, Any]:
 
 def _some(d: Domain) -> Any:
     """A value of a domain."""
+    if d.many:
+        return (_some(replace(d, many=False, optional=False)),) * max(d.least, 2)
     if d.type in ("bool", "choice"):
         return d.choices[0] if d.choices else True
     return 1 if d.type == "int" else max(d.low, 0.0) + 0.01
@@ -158,36 +178,64 @@ def _some(d: Domain) -> Any:
 
 def choices(program: Program) -> list[dict[str, Any]]:
     """Other choices than the default: all of them together where they are few, else one by one."""
-    default, every = defaults(program), dict[str, list[Any]]()
+    default, every, numbers = defaults(program), dict[str, list[Any]](), regions.amounts_of(program)
     for p in program.parameters:
         d, values = p.domain, [default[p.name]]
         if d.type in ("bool", "choice") and not d.many:
             values += d.choices or (False, True)
         if d.optional and not d.many:
             values.append(_some(d) if default[p.name] is None else None)
+        if p.name in numbers:
+            values.append(0 * _some(d) if default[p.name] > 0 else 0.9 if d.contains(0.9) else _some(d))
         others = [x for i, x in enumerate(values) if x not in values[:i]]
         every |= {p.name: others} if len(others) > 1 else {}
     if math.prod(len(x) for x in every.values()) > _MANY:
-        return [{name: x} for name, values in every.items() for x in values[1:]]
-    together = [dict(zip(every, x, strict=True)) for x in itertools.product(*every.values())]
-    return together[1:]
+        made = [{name: x} for name, values in every.items() for x in values[1:]]
+    else:
+        made = [dict(zip(every, x, strict=True)) for x in itertools.product(*every.values())][1:]
+    return [chosen for chosen in made if sample.fit(program, {**default, **chosen})]
 
 
+NOT_ADDITIVE = "not additive"
 _MANY = 12  # combinations of choices
 _FEW = 100  # steps
+_ON_SOME, _ON_FEW = ", on some shapes", ", on few shapes"
 
 
-def _left_out(policy: Policy, mode: str, case: Case, first: bool, dtype: str, brief: bool) -> str:
+def _turn(what: str, count: int) -> int:
+    """One of so many, the same in every process."""
+    return zlib.crc32(what.encode()) % count
+
+
+def _left_out(policy: Policy, mode: str, case: Case, first: bool, dtype: str) -> str:
     """Why a mode does not run a case; empty where it does."""
     seldom = not first or dtype not in ("float32", "float64")
-    single, long = dtype == "float32", len(case.grads) > _FEW
-    if mode in policy.slow and (seldom or (brief and (long or not single))):
+    if len(case.grads) > _FEW and mode in policy.dispatched and seldom:
+        return f"of more than {_FEW} steps one case of float32 and one of float64 only"
+    if mode in policy.slow and seldom:
         return "one case of float32 and one of float64 only"
-    if brief and mode in policy.once and (long or not single):
-        return "left to long runs without haste"
-    if brief and mode in policy.whole and case.name == "high":
-        return "left to modes that need not compile it"
     return ""
+
+
+def _left_to_others(
+    policy: Policy, modes: Sequence[str], mode: str, case: Case, dtype: str, spec: str
+) -> str:
+    """The same for tests, which have little time: what compiles runs one case, and others in turn."""
+    name = case.name.removesuffix(_ON_SOME).removesuffix(_ON_FEW)  # one turn, on whatever shapes
+    long = len(case.grads) > _FEW
+    dispatched, compiled = mode in policy.dispatched, mode in policy.compiled
+    if name == "default":
+        shapes = (_ON_SOME if dispatched else _ON_FEW) if compiled else ""
+        if case.name != name + shapes:
+            return "for modes that take longer, or less"
+    slow = mode in policy.slow
+    if not compiled or (name == "default" and dtype == "float32" and not (long and slow)):
+        return ""
+    if slow or (long and dispatched):
+        return "one case only"
+    turns = [m for m in modes if m not in policy.slow]
+    mine = turns[_turn(f"{spec} {dtype} {name}", len(turns))] == mode
+    return "" if mine else "it is the turn of another mode, if any"
 
 
 def _extreme(program: Program, low: bool) -> dict[str, Any]:
@@ -198,7 +246,7 @@ def _extreme(program: Program, low: bool) -> dict[str, Any]:
         d, value = p.domain, default[p.name]
         if d.type == "float" and not d.many and value is not None:
             if d.high == 1.0:
-                value = 0.0 if low else 0.99999
+                value = (1e-6 if d.low_open else 0.0) if low else 0.99999
             elif p.name == "lr":
                 value = 1e-7 if low else 10.0
             elif d.low == 0.0:
@@ -215,6 +263,7 @@ def _case(
     hypers: dict[str, Any],
     shapes: Sequence[tuple[int, ...]],
     schedule: tuple[str, dict[str, Any]] | None = None,
+    missing: bool = True,
 ) -> Case:
     rng = np.random.default_rng(seed)
     kind = numpy_dtype(dtype)
@@ -229,7 +278,7 @@ def _case(
     grads: list[list[Any]] = []
     for step in range(steps):
         made: list[Any] = [gradient(s) for s in shapes]
-        if step % 3 == 2:
+        if missing and step % 3 == 2:
             made[1:4:2] = [None for _ in made[1:4:2]]
         grads.append(made)
     return Case(name, params, grads, hypers, schedule)
@@ -375,14 +424,17 @@ def compared(want: Outcome, got: Outcome, kind: Any, allowed: Outcome | None = N
 # One job: a spec on a backend
 
 
-def _runner(backend: Backend) -> Any:
-    """A backend's runner, imported without what its framework writes while it starts."""
+def _runner(backend: Backend, wake: bool = True) -> Any:
+    """A backend's runner, without what its framework writes while it starts, or looks for devices."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), 2)
-        return importlib.import_module(backend.runner)
+        runner = importlib.import_module(backend.runner)
+        if wake:
+            getattr(runner, "wake", lambda: None)()
+        return runner
     finally:
         os.dup2(kept, 2)
         os.close(kept)
@@ -421,6 +473,7 @@ def job(
     with tempfile.TemporaryDirectory() as folder:
         (schedule,) = catalogue.entries([SCHEDULE])
         for entry in catalogue.entries([path]):
+            before = len(rows)
             package = built([entry, schedule], backend, Path(folder))
             if entry.program.kind == "schedule":
                 rows += _schedule_rows(entry, backend, runner, package, steps)
@@ -433,6 +486,8 @@ def job(
                         device, seed, brief,
                     )  # fmt: skip
             _forget(package.__name__)
+            for row in rows[before:]:
+                row.program = render.digest(entry.program)
     return [asdict(r) for r in rows]
 
 
@@ -460,7 +515,9 @@ def _rows(
 ) -> list[Row]:
     lowered = entry.lowered
     rows = {m: Row(lowered.program.name, backend.name, m, dtype) for m in backend.modes}
-    for number, case in enumerate(cases(lowered.program, dtype, steps, seed, brief)):
+    sums = lowered.delta is not None and dtype in ("float32", "float64")
+    able = [m for m in backend.modes if sums or m not in policy.additive]
+    for number, case in enumerate(cases(lowered, dtype, steps, seed, brief)):
         if policy.missing == "refuse":
             full = [[_given(g, p) for g, p in zip(gs, case.params, strict=True)] for gs in case.grads]
             case = replace(case, grads=full)
@@ -470,12 +527,14 @@ def _rows(
         wide = dtype in ("float32", "float64")
         infinite = _infinite(want.params) if wide and case.name == "default" else 0
         for mode, row in rows.items():
-            if mode in policy.additive and (
-                lowered.delta is None or dtype not in ("float32", "float64")
-            ):
-                row.error = "not additive" if lowered.delta is None else "float32 and float64 only"
+            if mode not in able:
+                row.error = NOT_ADDITIVE if lowered.delta is None else "float32 and float64 only"
                 continue
-            if why := _left_out(policy, mode, case, number == 0, dtype, brief):
+            if brief:
+                why = _left_to_others(policy, able, mode, case, dtype, lowered.program.name)
+            else:
+                why = _left_out(policy, mode, case, number == 0, dtype)
+            if why:
                 row.error = row.error or why
                 continue
             run = Run(
@@ -617,11 +676,11 @@ def schedule_hypers(program: Program, total: int) -> dict[str, Any]:
     for p in program.parameters:
         d = p.domain
         if d.type == "schedule":
-            parts = (_decaying, _constant, _decaying)
+            parts = (_decaying, _constant, *[_decaying] * max(d.least - 2, 1))
             chosen[p.name] = parts if d.many else _decaying
         elif d.many:
-            many = (total // 4, total // 2)
-            chosen[p.name] = many if d.type == "int" else (0.03, 0.007)
+            many: tuple[float, ...] = (total // 4, total // 2) if d.type == "int" else (0.03, 0.007)
+            chosen[p.name] = many + many[-1:] * (d.least - 2)
         elif d.type == "bool":
             chosen[p.name] = True
         elif d.type == "int":
@@ -737,12 +796,15 @@ def main(arguments: argparse.Namespace) -> int:
     dtypes = DTYPES if not getattr(arguments, "dtype", None) else tuple(arguments.dtype)
     work = [(f, b) for f in files for b in paths]
     report = Report(arguments.steps, machine(), versions())
+    kept = _measured_before(arguments.json, report)
     begun = time.monotonic()
     columns = (
         bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.BarColumn(),
         bars.MofNCompleteColumn(), bars.TimeElapsedColumn(),
     )  # fmt: skip
     context, jobs = multiprocessing.get_context("spawn"), arguments.jobs or 1
+    # A job's threads that wait for those of another cost more than they do.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     with bars.Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(_running(work, jobs), total=len(work))
         waiting = list(work)
@@ -754,13 +816,13 @@ def main(arguments: argparse.Namespace) -> int:
                 futures = {pool.submit(job, f, b, *given): (f, b) for f, b in batch}
                 for done in as_completed(futures):
                     waiting.remove(futures[done])
-                    report.rows += _rows_of(done, *futures[done])
+                    report.rows += (found := _rows_of(done, *futures[done]))
+                    counted = f"{len(work) - len(waiting)} of {len(work)}, {time.monotonic() - begun:.0f} s"
+                    _ended(futures[done], found, counted, console)
                     progress.update(task, advance=1, description=_running(waiting, jobs))
-    report.rows.sort(key=lambda r: (r["spec"], r["backend"], r["mode"], r["dtype"]))
-    if arguments.json:
-        target = Path(arguments.json)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(asdict(report), indent=1, default=str) + "\n")
+            if arguments.json:  # what was measured so far is not lost
+                _write(Path(arguments.json), report, kept)
+    report.rows.sort(key=_place)
     show(report.rows, arguments.steps, Console())
     wrong = [r for r in report.rows if r["ulp"] > 0]
     seconds = time.monotonic() - begun
@@ -772,10 +834,44 @@ def main(arguments: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
+def _measured_before(path: str | None, now: Report) -> list[dict[str, Any]]:
+    """The rows of a file that are as good as those of this run: same steps, machine and versions."""
+    if path is None or not Path(path).exists():
+        return []
+    try:
+        before = json.loads(Path(path).read_text())
+        same = all(before[k] == getattr(now, k) for k in ("steps", "machine", "versions"))
+        return list(before["rows"]) if same else []
+    except (ValueError, KeyError, TypeError):
+        return []  # another file, which this run replaces
+
+
+def _write(path: Path, report: Report, kept: Sequence[dict[str, Any]]) -> None:
+    """The measurements as JSON, beside those of other specs and backends that the file had before."""
+    measured = {(r["spec"], r["backend"]) for r in report.rows}
+    others = [r for r in kept if (r["spec"], r["backend"]) not in measured]
+    rows = sorted([*report.rows, *others], key=_place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(asdict(replace(report, rows=rows)), indent=1, default=str) + "\n")
+    os.replace(partial, path)
+
+
+def _place(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["spec"], row["backend"], row["mode"], row["dtype"]
+
+
 def _running(waiting: Sequence[tuple[str, str]], jobs: int) -> str:
     """What the processes work on: they take jobs in order."""
     now = [f"{Path(file).stem} on {path.rpartition('.')[2]}" for file, path in waiting[:jobs]]
     return ", ".join(now[:2]) + (", ..." if len(now) > 2 else "")
+
+
+def _ended(what: tuple[str, str], rows: Sequence[dict[str, Any]], counted: str, console: Any) -> None:
+    """A line for a job that ended, where no bar shows that something happens."""
+    if not console.is_terminal:
+        line = f"{_running([what], 1)}: {entry(rows)} ULP ({counted})"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _having(device: str, paths: Sequence[str], wanted: bool, console: Any) -> list[str]:
@@ -825,7 +921,7 @@ def _backends(wanted: Sequence[str] | None, console: Any) -> list[str]:
         path = name if "." in name else f"backends.{name}"
         backend = backends.load(path)
         try:
-            _runner(backend)
+            _runner(backend, wake=False)
         except ImportError as error:
             if wanted:
                 raise catalogue.UnknownName(

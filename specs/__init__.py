@@ -47,10 +47,12 @@ Regions: `with case(matrix):` and `with case(vector):` for parameters with two a
     require(matrix), and other parameters are refused. `with when(condition):` and
     `with otherwise():` are for steps: a condition on t decides for all parameters at once, and a
     state that is not set keeps its value, as theta does.
-Choices: a condition of bools, equal(choice, "a") and equal(option, None), joined by & | ~, is decided
-    once and for all when an optimizer is made: in `with when(nesterov):` nothing is computed, and no
-    state exists, where nesterov is False. What may be None is read in a region only where it is not,
-    `with when(~equal(mu, None)):`. Regions of all words of a choice cover each other.
+Choices: a condition of bools, equal(choice, "a"), equal(option, None) and number > 0, joined by & | ~,
+    is decided once and for all when an optimizer is made: in `with when(nesterov):` nothing is computed,
+    and no state exists, where nesterov is False, as in `with when(momentum > 0):` where momentum is 0.
+    A number that a schedule or a tensor brings counts as above 0. What may be None is read in a region
+    only where it is not, `with when(~equal(mu, None)):`. Regions of all words of a choice cover each
+    other.
 Gradients: `g[t] = grad(point)` where the gradient is not taken at theta[t-1]; evaluate(x[t]) names
     what the model is evaluated with where that is not theta. `h[t] = grad(point)` takes one more in
     the same step, at a point of what is known by then, g[t] included.

@@ -15,7 +15,7 @@ from conftest import resident
 
 from generator import verify
 
-MUCH = 3 * 2**30  # bytes
+MUCH = 5 * 2**30  # bytes
 _pool: ProcessPoolExecutor | None = None
 
 

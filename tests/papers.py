@@ -39,6 +39,7 @@ Sources of the optimizers:
     learned             after Andrychowicz et al., NeurIPS 2016, arXiv:1606.04474
     adahessian          Yao et al., AAAI 2021, Algorithm 1, arXiv:2006.00719
     schedule_free_*     Defazio et al., NeurIPS 2024, equations 3 to 5, Algorithm 1, arXiv:2405.15682
+    *_torch             PyTorch 2.13, the documentation of torch.optim
     *_hd, *_hd_beta     Baydin et al., ICLR 2018, section 3, arXiv:1703.04782
 Sources of the schedules and transforms stand beside them.
 """
@@ -522,6 +523,310 @@ def adafactor(
         u = g / np.sqrt(v)
         u = u / max(1.0, np.sqrt(np.mean(u**2)) / clip)
         theta = theta - max(eps2, np.sqrt(np.mean(theta**2))) * rho * u
+        path.append(theta)
+    return path
+
+
+def sgd_torch(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> list[Array]:
+    """Momentum that begins with the first gradient, whole; later ones are dampened."""
+    buffer, path = None, []
+    for g in grads:
+        g = g + weight_decay * theta
+        if momentum:
+            buffer = g if buffer is None else momentum * buffer + (1 - dampening) * g
+            g = g + momentum * buffer if nesterov else buffer
+        theta = theta - lr * g
+        path.append(theta)
+    return path
+
+
+def adam_torch(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    amsgrad: bool,
+    decoupled_weight_decay: bool,
+) -> list[Array]:
+    """Adam on the penalty's gradient or on shrunken parameters; a maximum is taken before the correction."""
+    m, v, top, path = 0.0, 0.0, np.zeros_like(theta), []
+    for t, g in enumerate(grads, 1):
+        if decoupled_weight_decay:
+            theta = theta * (1 - lr * weight_decay)
+        else:
+            g = g + weight_decay * theta
+        m, v = m + (1 - beta1) * (g - m), v + (1 - beta2) * (g * g - v)
+        top = np.maximum(top, v)
+        root = np.sqrt((top if amsgrad else v) / (1 - beta2**t))
+        theta = theta - lr * m / (1 - beta1**t) / (root + eps)
+        path.append(theta)
+    return path
+
+
+def adamw_torch(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    amsgrad: bool,
+) -> list[Array]:
+    """The same, always on shrunken parameters."""
+    given = {"beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
+    return adam_torch(theta, grads, lr=lr, **given, decoupled_weight_decay=True)
+
+
+def rmsprop_torch(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    alpha: float,
+    eps: float,
+    weight_decay: float,
+    momentum: float,
+    centered: bool,
+) -> list[Array]:
+    """Momentum of gradients over their running root mean square, or standard deviation, and eps."""
+    mean = square = buffer = 0.0
+    path = []
+    for g in grads:
+        g = g + weight_decay * theta
+        mean, square = mean + (1 - alpha) * (g - mean), square + (1 - alpha) * (g * g - square)
+        size = np.sqrt(square - mean * mean if centered else square) + eps
+        buffer = momentum * buffer + g / size
+        theta = theta - lr * buffer
+        path.append(theta)
+    return path
+
+
+def adagrad_torch(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    lr_decay: float,
+    weight_decay: float,
+    initial_accumulator_value: float,
+    eps: float,
+) -> list[Array]:
+    """The gradient over the root of the sum of all squares, at a falling rate."""
+    total, path = np.full_like(theta, initial_accumulator_value), []
+    for finished, g in enumerate(grads):
+        g = g + weight_decay * theta
+        total = total + g * g
+        theta = theta - lr / (1 + finished * lr_decay) * g / (np.sqrt(total) + eps)
+        path.append(theta)
+    return path
+
+
+def adadelta_torch(
+    theta: Array, grads: Sequence[Array], *, lr: float, rho: float, eps: float, weight_decay: float
+) -> list[Array]:
+    """Adadelta on the penalty's gradient."""
+    mean_g2, mean_x2, path = np.zeros_like(theta), np.zeros_like(theta), []
+    for g in grads:
+        g = g + weight_decay * theta
+        mean_g2 = mean_g2 + (1 - rho) * (g * g - mean_g2)
+        step = g * np.sqrt((mean_x2 + eps) / (mean_g2 + eps))
+        mean_x2 = mean_x2 + (1 - rho) * (step * step - mean_x2)
+        theta = theta - lr * step
+        path.append(theta)
+    return path
+
+
+def adamax_torch(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> list[Array]:
+    """The corrected mean over a falling maximum of |g| + eps."""
+    m, norm, path = 0.0, np.zeros_like(theta), []
+    for t, g in enumerate(grads, 1):
+        g = g + weight_decay * theta
+        m = m + (1 - beta1) * (g - m)
+        norm = np.maximum(norm * beta2, np.abs(g) + eps)
+        theta = theta - lr * m / ((1 - beta1**t) * norm)
+        path.append(theta)
+    return path
+
+
+def nadam_torch(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    momentum_decay: float,
+    decoupled_weight_decay: bool,
+) -> list[Array]:
+    """The gradient's step and the mean's, one after the other, each over the corrected root."""
+    m, v, product, path = 0.0, 0.0, 1.0, []
+    for t, g in enumerate(grads, 1):
+        if decoupled_weight_decay:
+            theta = theta * (1 - lr * weight_decay)
+        else:
+            g = g + weight_decay * theta
+        now, then = (beta1 * (1 - 0.96 ** (i * momentum_decay) / 2) for i in (t, t + 1))
+        product = product * now
+        m, v = m + (1 - beta1) * (g - m), v + (1 - beta2) * (g * g - v)
+        root = np.sqrt(v / (1 - beta2**t)) + eps
+        theta = theta - lr * (1 - now) / (1 - product) * g / root
+        theta = theta - lr * then / (1 - product * then) * m / root
+        path.append(theta)
+    return path
+
+
+def radam_torch(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled_weight_decay: bool,
+) -> list[Array]:
+    """The corrected mean; where rho > 5 rectified and over the root plus eps, which is then corrected."""
+    m, v, rho_inf, path = 0.0, 0.0, 2 / (1 - beta2) - 1, []
+    for t, g in enumerate(grads, 1):
+        if decoupled_weight_decay:
+            theta = theta * (1 - lr * weight_decay)
+        else:
+            g = g + weight_decay * theta
+        m, v = m + (1 - beta1) * (g - m), v + (1 - beta2) * (g * g - v)
+        step, rho = m / (1 - beta1**t), rho_inf - 2 * t * beta2**t / (1 - beta2**t)
+        if rho > 5:
+            now, limit = (rho - 4) * (rho - 2) / rho, (rho_inf - 4) * (rho_inf - 2) / rho_inf
+            step = step * math.sqrt(now / limit * (1 - beta2**t)) / (np.sqrt(v) + eps)
+        theta = theta - lr * step
+        path.append(theta)
+    return path
+
+
+def rprop_torch(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    etaminus: float,
+    etaplus: float,
+    step_size_min: float,
+    step_size_max: float,
+) -> list[Array]:
+    """Sizes grow where the sign stays and shrink where it turns; there the gradient counts as 0."""
+    last, size, path = np.zeros_like(theta), np.full_like(theta, lr), []
+    for g in grads:
+        same = np.sign(g) * np.sign(last)
+        factor = np.choose(1 + same.astype(int), [etaminus, 1.0, etaplus])
+        size = np.clip(size * factor, step_size_min, step_size_max)
+        last = np.where(same < 0, 0.0, g)
+        theta = theta - size * np.sign(last)
+        path.append(theta)
+    return path
+
+
+def asgd_torch(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    lambd: float,
+    alpha: float,
+    t0: float,
+    weight_decay: float,
+) -> list[Array]:
+    """The path itself; its average from step t0 on is beside it."""
+    path = []
+    for finished, g in enumerate(grads):
+        rate = lr / (1 + lambd * lr * finished) ** alpha
+        theta = theta * (1 - lambd * rate) - rate * (g + weight_decay * theta)
+        path.append(theta)
+    return path
+
+
+def adafactor_torch(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    beta2_decay: float,
+    eps1: float | None,
+    eps2: float,
+    d: float,
+    weight_decay: float,
+) -> list[Array]:
+    """The second moment of a matrix from means of rows and columns, bounded below."""
+    least = 2.0**-23 if eps1 is None else eps1
+    rows = columns = full = 0.0
+    path = []
+    for t, g in enumerate(grads, 1):
+        new, rate = t**beta2_decay, max(eps2, np.sqrt(np.mean(theta**2))) * min(lr, 1 / math.sqrt(t))
+        if g.ndim == 2:
+            rows = rows + new * (np.mean(g**2, 1, keepdims=True) - rows)
+            columns = columns + new * (np.mean(g**2, 0, keepdims=True) - columns)
+            v = rows @ columns / max(np.mean(rows), least)
+        else:
+            v = full = full + new * (g**2 - full)
+        u = g / np.maximum(np.sqrt(v), least)
+        u = u / max(1.0, np.sqrt(np.mean(u**2)) / d)
+        theta = theta * (1 - lr * weight_decay) - rate * u
+        path.append(theta)
+    return path
+
+
+def muon_torch(
+    theta: Array,
+    grads: Sequence[Array],
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
+    ns_coefficients: tuple[float, ...],
+    eps: float,
+    ns_steps: int,
+    adjust_lr_fn: str | None,
+) -> list[Array]:
+    """An average with a look-ahead; its singular values, of norm 1, through an odd polynomial."""
+    m, path = np.zeros_like(theta), []
+    rows, cols = theta.shape[-2:]
+    a, b, c = ns_coefficients
+    size = math.sqrt(max(1, rows / cols))
+    if adjust_lr_fn == "match_rms_adamw":
+        size = 0.2 * math.sqrt(max(rows, cols))
+    for g in grads:
+        m = m + (1 - momentum) * (g - m)
+        left, s, right = np.linalg.svd(g + momentum * (m - g) if nesterov else m, full_matrices=False)
+        s = s / np.maximum(np.linalg.norm(s, axis=-1, keepdims=True), eps)
+        for _ in range(ns_steps):
+            s = a * s + b * s**3 + c * s**5
+        theta = theta * (1 - lr * weight_decay) - lr * size * (left * s[..., None, :]) @ right
         path.append(theta)
     return path
 

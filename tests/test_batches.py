@@ -1,4 +1,7 @@
-"""Small tensors of one shape go through PyTorch's kernels together, with the bits that they have alone."""
+"""Small tensors of one shape go through PyTorch's kernels together, with the bits that they have alone.
+
+So do those of optimizers whose numbers do not go each its own way; the others' lie flat (test_speeds.py).
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def trained(name, dtype, monkeypatch, small, **hypers):
     return params, optimizer, max(sizes)
 
 
-NAMES = ["adamw", "lamb", "adafactor", "lars", "adam_hd", "nesterov", "lion"]
+NAMES = ["lamb", "adafactor", "lars", "adam_hd"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -56,7 +59,7 @@ def test_same_bits(name, dtype, monkeypatch):
 
 
 def test_states_have_memory_of_their_own(monkeypatch):
-    params, optimizer, _ = trained("adamw", torch.float32, monkeypatch, 2**13)
+    params, optimizer, _ = trained("lamb", torch.float32, monkeypatch, 2**13)
     for p in params:
         for x in optimizer.state[p].values():
             if isinstance(x, torch.Tensor):

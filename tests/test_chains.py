@@ -196,6 +196,47 @@ def test_wrong_chains_in_a_spec(line: str, message: str, tmp_path: Any) -> None:
     assert message in str(caught.value) and "mine.py:3:" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "x = chain(adam, lion)",
+            "lion is an optimizer, which has no place there in a chain. Put transforms first, then one "
+            "optimizer, then transforms of its change, then wrappers.",
+        ),
+        (
+            "x = chain(cosine, adam)",
+            "cosine is a schedule, which is no part of a chain. Give it as the learning rate to the "
+            "optimizer that is built.",
+        ),
+        (
+            "x = route(cosine, adam)",
+            "cosine is a schedule, which is no part of a route. Give it as the learning rate to the "
+            "optimizer that is built.",
+        ),
+        (
+            "x = route(adam, muon)",
+            "muon is not for other parameters than matrices. Put it on the other side.",
+        ),
+        (
+            'x = chain(clip_by_norm, adam, class_name="Any")',
+            "generated code has a class Any. Choose another name.",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_where_they_are_put_together(
+    line: str, message: str, tmp_path: Any
+) -> None:
+    parts = "optimizers.adam optimizers.lion optimizers.muon schedules.cosine transforms.clip_by_norm"
+    imports = [f"from specs.{part} import {part.partition('.')[2]}" for part in parts.split()]
+    file = tmp_path / "mine.py"
+    file.write_text("\n".join(["from generator.language import *", *imports, line, ""]))
+    (entry,) = catalogue.load(file)
+    with pytest.raises(SpecError) as caught:
+        entry.checked  # noqa: B018 - asked for
+    assert str(caught.value) == f"{file}:7: {message}"
+
+
 def test_transforms_behind_an_optimizer_have_its_change(tmp_path: Any) -> None:
     """adam > clip_by_norm > decoupled_weight_decay has the bits of optax's chain of the three."""
     jax, optax = pytest.importorskip("jax"), pytest.importorskip("optax")

@@ -148,6 +148,8 @@ def test_help(run: Run, words: list[str]) -> None:
         ("show adamw --backend nunpy", "no backend is called 'nunpy'. Did you mean numpy?"),
         ("show adamw --stage soup", "argument --stage: invalid choice: 'soup'"),
         ("show", "the following arguments are required: NAME"),
+        ("show mine.py --latex --stage text", "--latex prints the equations and has no --stage. Leave one"),
+        ("show mine.py --latex --backend numpy", "--latex prints the equations and has no --backend."),
         ("verify --steps 0", "argument --steps: '0' is not 1 or more"),
         ("verify --steps many", "argument --steps: 'many' is not 1 or more"),
         ("verify --seed -1", "argument --seed: '-1' is not 0 or more"),
@@ -197,10 +199,10 @@ def test_no_traceback_from_a_process() -> None:
 
 
 def test_the_catalogue_is_built_checked_and_restored(generated: Path, run: Run) -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()  # on one core, whatever else the machine is doing
     done = run("build")
     assert done.code == 0
-    assert time.perf_counter() - begin < 10
+    assert time.process_time() - begin < 10
     first = contents(generated)
     assert {"README.md", "__init__.py", "numpy/optimizers/adamw.py"} <= set(first)
     assert {name.partition("/")[0] for name in first if "/" in name} == set(
@@ -577,7 +579,7 @@ COLUMNS = {
     "jax": ("eager", "op by op", "jit", "update"),
     "numpy": ("numpy",),
     "tensorflow": ("eager", "graph", "xla"),
-    "torch": ("compile", "eager"),
+    "torch": ("default", "eager", "fused"),
 }
 
 
@@ -600,7 +602,7 @@ def test_verify_shows_every_column(width: int) -> None:
     for b, modes in COLUMNS.items():
         assert table.count(b) == len(modes)
         assert all(m in table for m in modes)
-    assert failures.count("ULP, m") == 10
+    assert failures.count("ULP, m") == sum(map(len, COLUMNS.values()))
     if width == 200:
         assert len(shown) == 1
 
@@ -627,10 +629,23 @@ def test_verify_says_what_runs() -> None:
     assert measured._running([], 1) == ""
 
 
+def test_verify_tells_what_ended_where_there_is_no_bar() -> None:
+    rows = [asdict(measured.Row("mine", "jax", mode, "float32", cases=1)) for mode in ("eager", "jit")]
+    broken = [asdict(measured.Row("mine", "jax", "-", "-", float("inf"), error="no"))]
+    pipe, terminal = io.StringIO(), io.StringIO()
+    what = ("/x/mine.py", "backends.jax")
+    measured._ended(what, rows, "3 of 4, 12 s", Console(file=pipe, width=20))
+    measured._ended(what, broken, "4 of 4, 15 s", Console(file=pipe, width=20))
+    measured._ended(what, rows, "3 of 4, 12 s", Console(file=terminal, force_terminal=True))
+    assert pipe.getvalue() == "mine on jax: 0 ULP (3 of 4, 12 s)\nmine on jax: inf ULP (4 of 4, 15 s)\n"
+    assert terminal.getvalue() == ""
+
+
 def test_verify_is_silent_while_a_framework_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "noisy_runner.py").write_text("import os\nos.write(2, b'I0000 noise')\n")
+    wakes = "def wake():\n    os.write(2, b'E0000 no such device')\n"
+    (tmp_path / "noisy_runner.py").write_text(f"import os\nos.write(2, b'I0000 noise')\n{wakes}")
     monkeypatch.syspath_prepend(tmp_path)
     numpy = importlib.import_module("backends.numpy").backend
     measured._runner(replace(numpy, runner="noisy_runner"))
@@ -719,6 +734,21 @@ def test_a_chain_is_shown_and_built(run: Run, here: Path) -> None:
     assert run("show", "lion > cautious", "--stage", "lowered").code == 0
 
 
+def test_one_spec_under_another_name(run: Run, here: Path) -> None:
+    done = run("build", "--chain", "adamw", "--name", "Foo", "--backend", "numpy", "--out", "mine")
+    assert done.code == 0 and "from mine import Foo" in done.out
+    assert "class Foo(Optimizer):" in (here / "mine/optimizers/foo.py").read_text()
+    done = run("show", "cosine as Half")
+    assert done.code == 0 and "schedule half, cosine\n" in done.out
+    done = run("show", "mine.py as Other")
+    assert done.code == 0 and "optimizer other, mine.py\n" in done.out
+
+
+def test_what_learns_is_named_from_any_folder(run: Run, here: Path) -> None:
+    done = run("show", "hypergradient(sgd, lr)")
+    assert done.code == 0 and "optimizer sgd_hd, hypergradient(sgd, lr)\n" in done.out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -731,8 +761,17 @@ def test_a_chain_is_shown_and_built(run: Run, here: Path) -> None:
         (["show", "clip_by_norm > adan"], "adan keeps the gradient, which a chain would replace."),
         (["show", "schedule_free_sgd > polyak_average"], "both say what to evaluate with. Leave one"),
         (["build", "--name", "X", "--out", "mine"], "--name names a chain."),
+        (["show", "adamw > lion"], "adamw > lion: lion is an optimizer, which has no place there"),
+        (["show", "adam | muon"], "adam | muon: muon is not for other parameters than matrices. Put it on"),
+        (
+            ["show", "hypergradient(adamw, foo)"],
+            "hypergradient(adamw, foo): adamw has no hyperparameter 'foo'. It has lr, beta1, beta2, eps, "
+            "weight_decay.",
+        ),
+        (["build", "--chain", "adamw", "--name", "a b", "--out", "x"], "'a b' is not a class name."),
+        (["build", "--chain", "adamm", "--name", "X", "--out", "x"], "no spec is called 'adamm'."),
     ],
 )
-def test_wrong_chains(run: Run, words: list[str], message: str) -> None:
+def test_wrong_chains(run: Run, here: Path, words: list[str], message: str) -> None:
     done = run(*words)
     assert done.code == 2 and message in done.err

@@ -15,7 +15,9 @@ from generator import catalogue, interpret, summation, verify
 from generator.verify import Case
 
 MODES = {"numpy": "numpy", "torch": "eager", "jax": "jit", "tensorflow": "eager"}
-SPECS = ("lars", "lamb", "adafactor", "clip_by_global_norm > adamw")
+SPECS = ("lars", "lamb", "adafactor", "clip_by_global_norm > adamw", "adamw_sam")
+# Those that take gradients elsewhere, evaluate elsewhere, or read a Hessian's diagonal.
+OTHERS = ("svrg", "storm", "schedule_free_sgd", "schedule_free_adamw", "sophia", "adahessian")
 SHAPES = ((3, 4), (1, 5), (5, 1), (), (0, 4), (2, 3, 4, 5))
 
 
@@ -31,11 +33,11 @@ def case(entry: catalogue.Entry) -> Case:
         if step == 5:
             made[5][1, 2, 3, 4] = np.nan
         grads.append(made)
-    return Case("edges", params, grads, verify.defaults(entry.program))
+    return verify._extended(Case("edges", params, grads, verify.defaults(entry.program)), entry.lowered)
 
 
 @pytest.mark.parametrize("backend", MODES)
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", SPECS + OTHERS)
 def test_edges(spec: str, backend: str, tmp_path: Path) -> None:
     pytest.importorskip(backend)
     (entry,) = catalogue.entries([spec])
@@ -44,23 +46,61 @@ def test_edges(spec: str, backend: str, tmp_path: Path) -> None:
     c = case(entry)
     want = verify.reference(entry.lowered, None, c, "float32", runner.POLICY)
     package = verify.built([entry], record, tmp_path)
-    run = Run(package, entry.program.name, c.params, c.grads, c.hypers)
+    run = Run(package, entry.program.name, c.params, c.grads, c.hypers, further=c.further, given=c.given)
     got: Outcome = runner.trajectory(run, MODES[backend])
     gap = verify.compared(want, got, np.float32)
     assert gap.ulp == 0, gap.where
     finite = [bool(np.isfinite(p).all()) for p in got.params]
-    # One NaN is its own tensor's matter, unless a norm is of everything.
+    # One NaN is its own tensor's matter, unless a norm is of everything; SAM takes one that is NaN for 0.
     everything = [p.size == 0 for p in got.params]
     assert finite == (everything if ">" in spec else [True] * 5 + [False])
 
 
 def test_zero_gradients_leave_no_nan() -> None:
-    for spec in SPECS:
+    for spec in SPECS + OTHERS:
         (entry,) = catalogue.entries([spec])
+        if entry.lowered.given:  # a further gradient
+            continue
         run = interpret.Exact(entry.lowered, np.ones((2, 3), np.float32))
         for _ in range(2):
             run.step(np.zeros((2, 3), np.float32), verify.defaults(entry.program))
         assert np.isfinite(run.theta).all(), spec
+
+
+@pytest.mark.parametrize(
+    "spec", ["lars", "adafactor", "storm", "adamw_sam", "schedule_free_sgd", "schedule_free_adamw"]
+)
+def test_training_is_one_jitted_function(spec: str) -> None:
+    """The start of the states, gradients and steps in one function; NumPy's bits come out.
+
+    Halves and quarters of parameters are gradients that no compiler rounds in its own way.
+    """
+    jax = pytest.importorskip("jax")
+    jaxs, numpys = (importlib.import_module(f"generated.{x}") for x in ("jax", "numpy"))
+    rng = np.random.default_rng(3)
+    params = {str(s): np.asarray(rng.standard_normal(s)).astype(np.float32) for s in SHAPES}
+    factors = {k: np.float32((0.5, 0.0, 0.25)[i % 3]) for i, k in enumerate(params)}
+
+    def gradient(params: Any) -> Any:
+        return {k: p * factors[k] for k, p in params.items()}
+
+    optimizer = jaxs.create(spec)
+    several = spec in ("storm", "adamw_sam")
+
+    @jax.jit
+    def trained(params: Any) -> Any:
+        def one(carry: Any, _: None) -> Any:
+            params, state = carry
+            return optimizer.step(params, gradient if several else gradient(params), state), None
+
+        return jax.lax.scan(one, (params, optimizer.init(params)), length=3)[0][0]
+
+    got = trained(params)
+    reference = numpys.create(spec, params)
+    for _ in range(3):
+        reference.step(gradient)
+    for k, p in params.items():
+        assert verify.distance(p, np.asarray(got[k])) == 0, k
 
 
 # --------------------------------------------------------------------------------------------------

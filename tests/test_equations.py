@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -70,13 +71,16 @@ def source(program: ir.Program) -> str:
     for p in program.parameters:
         domain = domains.get(p.domain.name, p.domain.name)
         if domain == "Domain":
-            domain = f"Annotated[float, Domain({p.domain.low}, {p.domain.high})]"
+            ends = [f'float("{x}")' if math.isinf(x) else x for x in (p.domain.low, p.domain.high)]
+            opened = f"low_open={p.domain.low_open}, high_open={p.domain.high_open}"
+            domain = f"Annotated[float, Domain({ends[0]}, {ends[1]}, {opened})]"
         if p.domain.type == "choice":
             domain = f"Choice[{', '.join(map(repr, p.domain.choices))}]"
         domain = f"tuple[{domain}, ...]" if p.domain.many else domain
         domain = f"Optional[{domain}]" if p.domain.optional else domain
         signature.append(f"{p.name}: {domain}")
-    body = []
+    relations = (re.sub(r"^(.*) = (.*)$", r"equal(\1, \2)", ascii_expr(e)) for e, _ in program.relations)
+    body = [f"require({relation})" for relation in relations]
     for line in ascii_lines(program):
         line = re.sub(r"^( *)for (\w+) = 1, \.\.\., (.*):$", r"\1for \2 in iterate(\3):", line)
         line = re.sub(r"^( *)(when|case) (.*):$", r"\1with \2(\3):", line)

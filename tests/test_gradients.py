@@ -41,6 +41,13 @@ HYPERS: dict[str, dict[str, float]] = {
 }
 FIRST = {"radam": 4}
 NAMES = tuple(HYPERS)
+
+
+def in_modes(*modes: str) -> list[tuple[str, str]]:
+    """Each optimizer in each mode; what is long in compiling in the first and the last."""
+    return [(n, m) for n in NAMES for m in modes if n != "learned" or m in (modes[0], modes[-1])]
+
+
 EAGER_AND_COMPILED = [*((n, "eager") for n in NAMES), ("adamw", "compile"), ("learned", "compile")]
 
 
@@ -312,6 +319,49 @@ def check_at_zero(found: Point) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
+# Norms of 0: what a ratio of norms does where it is not chosen, 0/0, is nothing to a derivative
+
+
+RATIOS = {
+    "lamb": {"lr": 0.1, "beta1": 0.75, "beta2": 0.875, "eps": 0.125, "weight_decay": 0.0},
+    "lars": {"lr": 0.1, "mu": 0.75, "weight_decay": 0.0, "trust": 0.5},
+}
+# One step from states of 0, whose ratio is 1: the slope by g is that of -lr * g / eps, and of -lr * g.
+BY_G = {"lamb": -0.1 / 0.125, "lars": -0.1}
+
+
+@pytest.mark.parametrize("at", [0.0, 1.0])
+@pytest.mark.parametrize("name", RATIOS)
+@pytest.mark.parametrize("framework", ["torch", "jax", "tensorflow"])
+def test_norms_of_zero(framework: str, name: str, at: float) -> None:
+    module = pytest.importorskip(framework)
+    runtime: Any = import_module(f"generated.{framework}.runtime")
+    m, hypers = method(framework, name), RATIOS[name]
+    theta, g = np.full((2, 3), at), np.zeros((2, 3))
+
+    def value(theta: Any, g: Any, s: Any) -> Any:
+        return m.step(theta, g, m.init(theta), s)[0]
+
+    if framework == "torch":
+        x, y = (module.tensor(a, requires_grad=True) for a in (theta, g))
+        s = runtime.rounded(m.scalars(1, **hypers), module.float64)
+        found = module.autograd.grad(value(x, y, s).sum(), (x, y))
+    elif framework == "jax":
+        with module.enable_x64(True):
+            s = jax_scalars(m, 1, {}, hypers)
+            slopes = module.jit(module.grad(lambda x, y: value(x, y, s).sum(), (0, 1)))
+            found = slopes(module.numpy.asarray(theta), module.numpy.asarray(g))
+    else:
+        x, y = module.constant(theta), module.constant(g)
+        with module.GradientTape() as tape:
+            tape.watch((x, y))
+            end = module.reduce_sum(value(x, y, runtime.step_scalars(m, 1, module.float64, hypers)))
+        found = tape.gradient(end, (x, y))
+    np.testing.assert_allclose(found[0], np.ones((2, 3)), rtol=1e-14)
+    np.testing.assert_allclose(found[1], np.full((2, 3), BY_G[name]), rtol=1e-14)
+
+
+# --------------------------------------------------------------------------------------------------
 # JAX
 
 
@@ -358,8 +408,7 @@ def jax_point(p: Point) -> Point:
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), p)
 
 
-@pytest.mark.parametrize("mode", ["op by op", "jit", "scan"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "mode"), in_modes("op by op", "scan", "jit"))
 def test_jax(name: str, mode: str) -> None:
     jax = pytest.importorskip("jax")
     function = functools.partial(jax_scan if mode == "scan" else jax_chain, name)
@@ -467,8 +516,7 @@ def tf_found(function: Callable[[Point], Any], p: Point, mode: str) -> Any:
     return differentiated(p)
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "mode"), in_modes("eager", "graph", "xla"))
 def test_tensorflow(name: str, mode: str) -> None:
     pytest.importorskip("tensorflow")
     (_, theta), found = tf_found(functools.partial(tf_chain, name), tf_point(start(name)), mode)

@@ -394,10 +394,10 @@ def test_inputs(tmp_path: Path) -> None:
     program = spec(
         tmp_path,
         """
-        h = oracle("hessian")
+        hessian = oracle("hessian")
         loss = oracle("loss", shape=scalar, scope="global")
         xi = noise("xi")
-        theta[t] = theta[t-1] - g[t] / h * loss + xi
+        theta[t] = theta[t-1] - g[t] / hessian * loss + xi
         """,
     )
     nodes = [e for e in ir.walk(program.body[0].value) if isinstance(e, Call)]  # type: ignore[union-attr]
@@ -448,10 +448,10 @@ DOMAINS = [
     ("Optional[Decay] = None", D("Decay", low=0.0, high=1.0, optional=True), None),
     (
         "tuple[PositiveCount, ...] = (1, 2)",
-        D("PositiveCount", "int", low=1, many=True),
+        D("PositiveCount", "int", low=1, many=True, least=1),
         (1, 2),
     ),
-    ("tuple[Real, ...] = (1, 2.5)", D("Real", many=True), (1.0, 2.5)),
+    ("tuple[Real, ...] = (1, 2.5)", D("Real", many=True, least=1), (1.0, 2.5)),
     (
         "Optional[tuple[Real, ...]] = None",
         D("Real", many=True, optional=True),
@@ -933,10 +933,10 @@ INFERRED = {
         {"n_p": "float tensor scalar", "n_g": "float tensor scalar", "r": "float tensor scalar"},
         0,
         (),
-        "an all-reduce of scalars",
+        "an all-reduce of 2 scalars for each tensor",
         "",
     ),
-    "lamb": ({"r": "float tensor scalar"}, 0, (), "an all-reduce of scalars", ""),
+    "lamb": ({"r": "float tensor scalar"}, 0, (), "an all-reduce of 2 scalars for each tensor", ""),
     "adafactor": (
         {"R": "float tensor row", "C": "float tensor column", "beta": "float step scalar"},
         0,
@@ -955,8 +955,8 @@ INFERRED = {
         "the whole matrix",
         "",
     ),
-    "clip_by_global_norm": ({}, 0, (), "an all-reduce of scalars", ""),
-    "sam": ({}, 2, (), "an all-reduce of scalars", "<wrapped>"),
+    "clip_by_global_norm": ({}, 0, (), "an all-reduce of one scalar", ""),
+    "sam": ({}, 2, (), "an all-reduce of one scalar", "<wrapped>"),
     "svrg": ({}, 2, ("full_gradient",), "nothing: elementwise", ""),
     "storm": ({}, 2, (), "nothing: elementwise", ""),
     "schedule_free_sgd": (
@@ -973,10 +973,10 @@ INFERRED = {
         {"skipped": "float global scalar", "good": "bool global scalar"},
         0,
         (),
-        "an all-reduce of scalars",
+        "an all-reduce of one scalar",
         "<wrapped>",
     ),
-    "cautious": ({}, 0, (), "an all-reduce of scalars", "<wrapped>"),
+    "cautious": ({}, 0, (), "an all-reduce of one scalar for each tensor", "<wrapped>"),
     "momentum_sgd": ({}, 0, (), "nothing: elementwise", ""),
     "optional_momentum": ({}, 0, (), "nothing: elementwise", ""),
     "hessian_step": (

@@ -59,8 +59,23 @@ def paper(name):
 @pytest.mark.parametrize("ordinary", [True, False], ids=["default", "other"])
 @pytest.mark.parametrize(("name", "shape"), SHAPES, ids=str)
 def test_optimizer(name, shape, ordinary):
+    hypers = hypers_of(ENTRIES[name], ordinary)
+    follows(name, shape, hypers)
+
+
+CHOOSING = [n for n in OPTIMIZERS if verify.choices(ENTRIES[n].program)]
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_choices(name):
     entry = ENTRIES[name]
-    hypers = hypers_of(entry, ordinary)
+    for chosen in verify.choices(entry.program):
+        follows(name, shapes(entry)[-1], {**hypers_of(entry, False), **chosen})
+
+
+def follows(name, shape, hypers):
+    """The spec's trajectory is the paper's."""
+    entry = ENTRIES[name]
     rng = np.random.default_rng(1)
     theta = rng.standard_normal(shape)
     slope, noise = rng.uniform(0.5, 2, shape), rng.standard_normal((STEPS, *shape))

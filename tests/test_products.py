@@ -110,7 +110,7 @@ def test_products_are_of_the_last_two_axes(tmp_path: Path) -> None:
 
 def muon_run(operations: products.Operations) -> Any:
     (entry,) = catalogue.entries(["muon"])
-    case = next(iter(verify.cases(entry.program, "float32", 4)))
+    case = next(iter(verify.cases(entry.lowered, "float32", 4)))
     policy = importlib.import_module("backends.numpy.runner").POLICY
     return verify.reference(entry.lowered, None, case, "float32", policy, operations)
 
@@ -145,7 +145,7 @@ def test_the_tolerance_tells_orders_from_mistakes() -> None:
 
 def test_what_no_product_leads_to_has_its_bits() -> None:
     (entry,) = catalogue.entries(["muon_adamw"])
-    case = next(iter(verify.cases(entry.program, "float32", 4)))
+    case = next(iter(verify.cases(entry.lowered, "float32", 4)))
     policy = importlib.import_module("backends.numpy.runner").POLICY
     want = verify.reference(entry.lowered, None, case, "float32", policy)
     bounds = verify.allowed(entry.lowered, None, case, "float32", policy, want)

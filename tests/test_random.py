@@ -19,7 +19,7 @@ from generator.verify import distance
 
 MODES = {
     "numpy": ("numpy",),
-    "torch": ("eager", "compile"),
+    "torch": ("eager", "fused"),
     "jax": ("op by op", "jit"),
     "tensorflow": ("eager", "graph", "xla"),
 }
@@ -67,7 +67,7 @@ def in_mode(backend: str, mode: str, function: Callable[..., Any], tensor: Any) 
     if backend == "torch":
         module._dynamo.reset()
         compiled = module.compile(function, dynamic=True, fullgraph=True)
-        made = (compiled if mode == "compile" else function)(module.from_numpy(tensor))
+        made = (compiled if mode == "fused" else function)(module.from_numpy(tensor))
         return [x.numpy() for x in made]
     if backend == "jax":
         jax = importlib.import_module("jax")
@@ -260,7 +260,7 @@ def test_torch_compiles_noise_once(tmp_path: Any) -> None:
     chained = one("add_noise > heavy_ball")
     package: Any = verify.built([chained], discover()["torch"], tmp_path)
     p = torch.nn.Parameter(torch.ones(4, 3))
-    optimizer = package.create(chained.program.name, [p], compile=True)
+    optimizer = package.create(chained.program.name, [p], fused=True)
     for step in range(4):
         p.grad = torch.ones(4, 3) * step
         if step < 2:

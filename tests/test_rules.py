@@ -147,14 +147,15 @@ def test_a_parameter_under_rules_has_the_bits_of_an_optimizer_of_its_own(
     hypers = {p.name: p.default for p in entry.program.parameters} | CASES[name][1]
     additive = entry.lowered.delta is not None
     scalars = {s.name for s in entry.lowered.scalar_states}
+    modes = [m for m in BACKENDS[backend].modes if m not in runner.POLICY.slow]
+    modes = [m for m in modes if additive or m not in runner.POLICY.additive]
+    turn = modes[list(CASES).index(name) % len(modes)]
     for dtype in ("float32", "float64"):
         ends, states = apart(name, dtype)
         params, grads = inputs(dtype)
-        for mode in BACKENDS[backend].modes:
-            if mode in runner.POLICY.additive and not additive:
-                continue
-            if dtype == "float64" and mode in runner.POLICY.whole:
-                continue  # which parameter has which hyperparameters is no matter of precision
+        for mode in modes:
+            if mode in runner.POLICY.compiled and (dtype == "float64" or mode != turn):
+                continue  # which parameter has which hyperparameters is no matter of precision or mode
             extra = besides(name, grads)
             run = Run(package, entry.program.name, params, grads, hypers, rules=CASES[name][0], **extra)
             got = runner.trajectory(run, mode)
@@ -298,6 +299,12 @@ def test_rules_are_plain_data() -> None:
             TypeError,
             "Rule(1, lr=1.0): a pattern must be text, got 1. By the number of axes a rule goes with ndim, "
             "max_ndim or min_ndim.",
+        ),
+        (
+            lambda: Rule(["x", "y"], lr=1.0),
+            TypeError,
+            "Rule(['x', 'y'], lr=1.0): a pattern must be text, got ['x', 'y']. A list of names is "
+            "Rule(names=[...]); several patterns are Rule(p, q).",
         ),
         (
             lambda: Rule(names="x", lr=1.0),

@@ -186,6 +186,18 @@ def test_create_has_the_specs_names_and_says_what_it_lacks(name):
     assert "beta3" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("torch", dict(beta1=0.8, betas=(0.1, 0.2)), "beta1 and betas"),
+        ("jax", dict(lr=0.1, learning_rate=0.2), "lr and learning_rate"),
+    ],
+)
+def test_create_drops_nothing_that_is_given_twice(name, given, words):
+    with pytest.raises(TypeError, match=f"adamw: {words} are the same, and both are given. Leave one out"):
+        package(name).create("adamw", *parameters(name), **given)
+
+
 # ---------------------------------------------------------------------------------------------------
 # NumPy
 
@@ -236,6 +248,7 @@ def test_numpy_refuses_parameters_that_it_cannot_update():
     read_only.flags.writeable = False
     wrong = [
         (TypeError, {"a": w, "n": np.arange(3)}, ["parameter n", "int64", "astype"]),
+        (TypeError, {"a": w, "n": w.astype(w.dtype.newbyteorder("S"))}, ["byte order", "(numpy.float32)"]),
         (TypeError, {"a": w, "n": 1.5}, ["parameter n", "float", "numpy.asarray"]),
         (TypeError, {"a": w, "n": None}, ["parameter n", "NoneType"]),
         (ValueError, {"a": read_only}, ["parameter a", "read-only", "copy"]),
@@ -256,6 +269,14 @@ def test_numpy_refuses_an_array_that_was_made_read_only_before_anything_changes(
     unchanged(optimizer, params, ValueError, GRADS[1], "parameter b", "read-only")
 
 
+def test_numpy_refuses_parameters_that_share_memory():
+    x = np.zeros((4, 6), np.float32)
+    for a, b in ((x, x[1:]), (x[:3], x[2:]), (x[:, ::2], x[:, ::3]), (x, x.T), (x[::-1], x[:1])):
+        with pytest.raises(ValueError, match=r"AdamW: \w and \w share memory\. Pass copies"):
+            package("numpy").AdamW({"a": a, "b": b})
+    package("numpy").AdamW([x[:2], x[2:3, ::2], x[2:3, 1::2], x[3:], x[:0], x[:0]])  # side by side
+
+
 def test_numpy_refuses_two_parameters_of_one_path():
     w, b = start().values()
     with pytest.raises(ValueError, match=r"AdamW: .*a\.b"):
@@ -273,6 +294,61 @@ def test_numpy_attributes_are_checked_when_they_are_set(hyper, value):
     optimizer.lr, optimizer.beta1 = np.float32(0.5), np.int64(0)
     optimizer.step(GRADS[1])
     assert all(np.isfinite(p).all() for p in params.values())
+
+
+class Recorded(AdamW):
+    """With attributes of its own."""
+
+    losses = None
+    rates: list
+
+    def __init__(self, *args, **hypers):
+        self.before = 1
+        super().__init__(*args, **hypers)
+        self.before, self.losses, self.rates, self._cache = 2, [], [], {}
+
+
+def test_numpy_attributes_that_are_settled_are_refused():
+    optimizer, params = running()
+    before = frozen(optimizer.state_dict()), repr(optimizer), frozen(params)
+    made = r"is settled when the optimizer is made\. Make another"
+    for name, value, words in [
+        ("store", "kahan", rf"AdamW: store {made}, AdamW\(params, store=\.\.\.\)"),
+        ("states", "zzz", f"AdamW: states {made}"),
+        ("seed", "a", f"AdamW: seed {made}"),
+        ("rules", [3], f"AdamW: rules {made}"),
+        ("params", 3, rf"AdamW: params {made}, AdamW\(params\)\."),
+        ("storage", None, f"AdamW: storage {made}"),
+        ("state", {}, "AdamW: state is what the steps made. Pass it to load_state_dict"),
+        ("t", -5, "AdamW has no t. There are lr, beta1, beta2, eps, weight_decay"),
+        ("foo", 1, "AdamW has no foo. There are lr"),
+        ("lrr", 1, "AdamW has no lrr. Did you mean lr"),
+    ]:
+        with pytest.raises(AttributeError, match=words):
+            setattr(optimizer, name, value)
+    with pytest.raises(ValueError, match=r"AdamW: steps must be an integer in \[0, inf\), got -1"):
+        optimizer.steps = -1
+    assert (frozen(optimizer.state_dict()), repr(optimizer), frozen(params)) == before
+    optimizer.steps, optimizer._own = 7, 1
+    recorded = copy.deepcopy(Recorded(params))
+    recorded.before, recorded.losses = 3, [1.0]
+    with pytest.raises(AttributeError, match="Recorded has no others"):
+        recorded.others = 1
+
+
+@pytest.mark.parametrize("name", ["numpy", "jax"])
+def test_a_function_that_is_no_schedule_is_named(name):
+    made, word = package(name), WRITTEN[name]["lr"]
+    owner, schedule = ("AdamW", made.Cosine) if name == "numpy" else ("adamw", made.cosine)
+    for wrong in (schedule, lambda: 1.0):
+        with pytest.raises(TypeError) as caught:
+            constructed(name, lr=wrong)
+        said = str(caught.value)
+        assert said.startswith(f"{owner}: {word} must be {NUMBERS}, or a function of the number of finished")
+        assert "Make a schedule of it, Cosine(...)" in said or "Pass a schedule that is made" in said
+    constructed(name, lr=lambda n, extra=1: 0.1)
+    with pytest.raises(TypeError, match="must be a schedule, got <class"):
+        (made.Warmup if name == "numpy" else made.warmup)(5, Cosine)
 
 
 def test_numpy_checks_what_a_schedule_gives():
@@ -493,6 +569,46 @@ def test_torch_refuses_parameters_and_groups_whole():
     optimizer.add_param_group({"params": [b], "eps": 1e-3})
 
 
+def test_torch_refuses_a_parameter_that_overlaps_itself():
+    torch, made = pytest.importorskip("torch"), package("torch")
+    params = torch_params()
+    wide = torch.ones(1).expand(3).requires_grad_()
+    for given, called in [([wide], "parameter 1 of param group 0"), ([("x", wide)], "parameter x")]:
+        first = [("w", params["w"])] if called == "parameter x" else [params["w"]]
+        with pytest.raises(ValueError, match=f"AdamW: {called} overlaps itself in memory: .* Pass a copy"):
+            made.AdamW(first + given)
+    optimizer = made.AdamW(params.values())
+    params["b"].data = torch.ones(1).expand(3)  # afterwards: the first parameter must not move
+    for p in params.values():
+        p.grad = torch.ones(p.shape)
+    torch_refused(optimizer, params, ValueError, "parameter 1 of param group 0 overlaps itself")
+    nothing = torch.ones(1).expand(2).reshape(1, 2)[:0]
+    assert nothing.stride()[1] == 0
+    made.AdamW([torch.ones(3, 1).expand(3, 1), nothing])
+
+
+def test_torch_refuses_what_no_group_can_have():
+    made = package("torch")
+    w, b = torch_params().values()
+    optimizer = made.AdamW([w])
+    for entries, words in [
+        ({"lrr": 1}, r"lrr of param group 1 is no hyperparameter\. Did you mean lr\?"),
+        ({"weight_dacay": 0}, "Did you mean weight_decay"),
+        ({"beta1": 0.5}, "Did you mean betas"),
+        ({"store": "zzz"}, r"store of param group 1 is an option .* AdamW\(params, store=\.\.\.\)"),
+        ({"compile": 3}, "compile of param group 1 is an option of the optimizer as a whole"),
+        ({"rules": 1}, "rules of param group 1 is an option of the optimizer as a whole"),
+    ]:
+        with pytest.raises(TypeError, match=f"AdamW: .*{words}"):
+            made.AdamW([{"params": [w]}, {"params": [b], **entries}])
+        with pytest.raises(TypeError, match=f"AdamW: .*{words}"):
+            optimizer.add_param_group({"params": [b], **entries})
+        assert len(optimizer.param_groups) == 1
+    own = {"initial_lr": 0.1, "max_lr": 1.0, "max_momentum": 0.9, "name": "head", "foreach": None}
+    optimizer.add_param_group({"params": [b], **own})
+    made.Momentum([{"params": [b], **own}])
+
+
 @pytest.mark.parametrize(("hyper", "value"), CASES)
 def test_torch_checks_groups_changed_between_steps(hyper, value):
     params = torch_params()
@@ -599,6 +715,24 @@ def test_torch_refuses_a_state_dict_that_does_not_fit():
             optimizer.load_state_dict(wrong)
         assert all(word in str(caught.value) for word in words), str(caught.value)
         assert (frozen(params), torch_frozen(optimizer)) == before
+    module = torch.nn.Linear(2, 1)
+    for wrong in ({}, None, module.state_dict(), {"state": {0: 1}, "param_groups": []}):
+        with pytest.raises(ValueError, match=r"AdamW: this is not what state_dict\(\) of an optimizer gave"):
+            optimizer.load_state_dict(wrong)
+        assert (frozen(params), torch_frozen(optimizer)) == before
+    for slot, group, words in [
+        ({"step": "x"}, {}, "the step of parameter 0 of param group 0 is 'x'.* integer, 0 or more"),
+        ({"step": 1.5}, {}, "the step of parameter 0 of param group 0 is 1.5"),
+        ({"step": math.nan}, {}, "the step of parameter 0 of param group 0 is nan"),
+        ({"m": None}, {}, r"m of parameter 0 .* is None .* tensor of shape \(4, 3\)"),
+        ({}, {"lr": -1}, r"lr of param group 0 in the checkpoint must be a number in \[0, inf\), got -1"),
+    ]:
+        saved = copy.deepcopy(optimizer.state_dict())
+        saved["state"][0] |= slot
+        saved["param_groups"][0] |= group
+        with pytest.raises(ValueError, match=f"AdamW: {words}"):
+            optimizer.load_state_dict(saved)
+        assert (frozen(params), torch_frozen(optimizer)) == before
     few = made.Lion(torch_params().values())  # its states are among AdamW's
     with pytest.raises(ValueError, match="Another optimizer saved it"):
         few.load_state_dict(unnamed(optimizer))
@@ -665,6 +799,43 @@ def test_torch_schedules_of_ours_drive_optimizers_of_torch():
         schedule.step()
     assert rates == [Cosine(0.1, total=4)(n) for n in range(5)]
     assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
+
+
+def test_torch_schedules_go_on_from_their_own_state_alone():
+    torch, made = pytest.importorskip("torch"), package("torch")
+    optimizer = made.AdamW(torch_params().values(), lr=0.1)
+    schedule, other = (made.WarmupCosine(optimizer, warmup=2, total=9) for _ in range(2))
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+    saved, before = schedule.state_dict(), frozen(other.state_dict())
+    foreign = torch.optim.lr_scheduler.StepLR(optimizer, 2).state_dict()
+    unnamed = {k: x for k, x in saved.items() if k != "schedule"}
+    for wrong, words in [
+        ({}, r"not what state_dict\(\) of a schedule gave"),
+        (None, r"not what state_dict\(\) of a schedule gave"),
+        (made.Cosine(optimizer, total=5).state_dict(), "is of cosine. Another schedule saved it"),
+        (foreign, "is of a schedule with step_size, gamma"),
+        ({**saved, "last_epoch": -3}, "the saved last_epoch is -3"),
+        ({**saved, "base_lrs": []}, "one for each of the 1 param groups"),
+    ]:
+        with pytest.raises(ValueError, match=f"WarmupCosine: .*{words}"):
+            other.load_state_dict(wrong)
+        assert frozen(other.state_dict()) == before
+    for right in (saved, unnamed):
+        other.load_state_dict(right)
+        assert frozen(other.state_dict()) == frozen(saved)
+
+
+def test_torch_names_what_is_missing():
+    made = package("torch")
+    with pytest.raises(TypeError, match=r"Nesterov: watch was given a int\. Pass the model"):
+        made.Nesterov(torch_params().values()).watch(3)
+    params = torch_params()
+    optimizer = made.AdamW(params.values())
+    torch_steps(optimizer, params, GRADS[:1])
+    del optimizer.param_groups[0]["lr"]
+    torch_refused(optimizer, params, ValueError, 'param group 0 has no lr. Set optimizer.param_groups[0]["lr')
 
 
 def test_torch_schedules_of_torch_drive_ours():
@@ -782,6 +953,47 @@ def test_jax_refuses_parameters_and_states_that_do_not_fit():
     for other in (package("jax").lion().init(params), None):
         with pytest.raises(TypeError, match="adamw: the state is not of this optimizer"):
             optimizer.step(params, params, other)
+
+
+def test_jax_refuses_the_state_of_another_optimizer_that_keeps_the_same():
+    pytest.importorskip("jax")
+    made, params = package("jax"), jax_tree(START)
+    state = made.momentum(0.1).init(params)
+    with pytest.raises(TypeError, match="heavy_ball: the state is not of this optimizer"):
+        made.heavy_ball(0.1).step(params, jax_tree(GRADS[0]), state)
+
+
+def test_jax_checks_what_a_schedule_gives_where_it_is_known():
+    jax, made = pytest.importorskip("jax"), package("jax")
+    jnp, params = jax.numpy, jax_tree(START)
+    for value, error, text in [
+        (math.nan, ValueError, "nan"),
+        (-1, ValueError, "-1"),
+        (jnp.float32(-1), ValueError, ".*-1.0"),
+        ("a", TypeError, "'a'. Pass a number, not text"),
+        (None, TypeError, "None"),
+    ]:
+        optimizer = made.adamw(lambda n, value=value: value)
+        state = optimizer.init(params)
+        for step in (optimizer.step, lambda p, g, s, o=optimizer: o.update(g, s, p)):
+            with pytest.raises(error, match=rf"adamw: learning_rate.* must be a number in .*, got {text}"):
+                step(params, params, state)
+    traced = made.adamw(lambda n: jnp.where(n < 0, 1.0, -1.0))  # a tracer is not looked into
+    jax.jit(traced.step)(params, params, traced.init(params))
+
+
+@pytest.mark.parametrize("name", ["jax", "tensorflow"])
+def test_schedules_refuse_counts_below_0(name):
+    made = package(name)
+    schedule = made.create("warmup_cosine", 0.1, warmup=5, total=9)
+    for n in (-1, np.int64(-1), np.arange(-1, 3)):
+        with pytest.raises(ValueError, match="n must be an integer, 0 or more, got"):
+            schedule(n)
+    tensors = importlib.import_module("jax.numpy" if name == "jax" else "tensorflow")
+    asarray = tensors.asarray if name == "jax" else tensors.constant
+    with pytest.raises(ValueError, match="n must be an integer, 0 or more, got"):
+        schedule(asarray(-1))
+    assert float(schedule(asarray(0))) == 0.0 and len(schedule.table(3)) == 3
 
 
 def test_jax_chains_with_optax():
@@ -926,6 +1138,54 @@ def test_keras_refuses_gradients_that_do_not_fit():
     same(valued(params), trajectory(lr=RATE))
 
 
+def test_keras_refuses_what_is_no_list_of_variables():
+    made, params = package("tensorflow"), variables()
+    optimizer, both = made.AdamW(0.1), [*params.values()]
+    keras_steps(optimizer, params, GRADS[:1])
+    before, grads = keras_frozen(optimizer, params), [*GRADS[1].values()]
+    for call, words in [
+        (lambda: optimizer.apply(None, both), "grads must be a list .* got a NoneType"),
+        (lambda: optimizer.apply(both[0], both), "grads must be a list .* got a .*Variable"),
+        (lambda: optimizer.apply(grads, 3), "variables must be a list .* got a int"),
+        (lambda: made.AdamW().build(None), r"variables must be a list .* Call build\(variables\)"),
+        (lambda: optimizer.apply(both, grads), r"parameter 0 is a ndarray, not a variable\. The order is"),
+        (lambda: optimizer.apply_gradients(zip(both, grads, strict=True)), "parameter 0 is a ndarray"),
+    ]:
+        with pytest.raises(TypeError, match=f"AdamW: {words}"):
+            call()
+        assert keras_frozen(optimizer, params) == before
+
+
+def saved_by(optimizer):
+    store = {}
+    optimizer.save_own_variables(store)
+    return store
+
+
+def test_keras_refuses_a_saved_state_that_does_not_fit():
+    keras, made = pytest.importorskip("keras"), package("tensorflow")
+    optimizer, params = made.AdamW(0.1), variables()
+    keras_steps(optimizer, params, GRADS[:1])
+    adam, narrow = made.Adam(0.2), made.AdamW(0.2)
+    keras_steps(adam, variables())
+    narrow.build([keras.Variable(np.ones((4, 3), np.float32)), keras.Variable(np.ones(2, np.float32))])
+    before, unnamed = keras_frozen(optimizer, params), saved_by(optimizer)
+    assert bytes(unnamed.pop("algorithm")) == b"adamw"
+    for store, words in [
+        (saved_by(adam), "is of adam. Another optimizer saved it"),
+        (saved_by(narrow), r"the saved .*b_m has shape \(2,\); expected is \(3,\)"),
+        ({f"x{k}": v for k, v in unnamed.items()}, "has no entry 0"),
+    ]:
+        with pytest.raises(ValueError, match=f"AdamW: .*{words}"):
+            optimizer.load_own_variables(store)
+        assert keras_frozen(optimizer, params) == before
+    for store in (saved_by(optimizer), unnamed):  # former versions saved no name
+        again, copied = made.AdamW(0.3), variables()
+        again.build([*copied.values()])
+        again.load_own_variables(store)
+        assert [x for _, x in keras_frozen(again, copied)[1]] == [x for _, x in before[1]]
+
+
 def test_keras_refuses_an_integer_parameter():
     keras, tf = pytest.importorskip("keras"), pytest.importorskip("tensorflow")
     n = keras.Variable(np.arange(3), dtype="int32", name="n")
@@ -960,6 +1220,32 @@ def test_keras_attributes_are_checked_when_they_are_set(hyper, value):
         setattr(optimizer, WRITTEN["tensorflow"][hyper], value)
     assert refusal("tensorflow", hyper, value) in str(caught.value)
     assert optimizer.get_config() == before
+
+
+def test_keras_checks_what_a_schedule_gives_where_it_is_known():
+    keras, tf, made = pytest.importorskip("keras"), pytest.importorskip("tensorflow"), package("tensorflow")
+
+    class Given(keras.optimizers.schedules.LearningRateSchedule):
+        def __init__(self, value):
+            self.value = value
+
+        def __call__(self, step):
+            return self.value
+
+    for value, error, text in [
+        (math.nan, ValueError, "nan"),
+        (-1, ValueError, "-1"),
+        (tf.constant(-1.0), ValueError, ".*-1.0"),
+        ("a", TypeError, "'a'. Pass a number, not text"),
+        (None, TypeError, "None"),
+    ]:
+        for word in ("learning_rate", "weight_decay"):
+            optimizer, params = made.AdamW(**{word: Given(value)}), variables()
+            optimizer.build([*params.values()])
+            before = keras_frozen(optimizer, params)
+            with pytest.raises(error, match=rf"AdamW: {word}, which a schedule gave, must be .*, got {text}"):
+                keras_steps(optimizer, params, GRADS[:1])
+            assert keras_frozen(optimizer, params) == before
 
 
 def test_keras_attributes_take_numbers():
@@ -997,6 +1283,14 @@ def test_keras_takes_no_decay_where_the_algorithm_has_none():
     with pytest.raises(TypeError, match="Adam: this algorithm has no weight_decay"):
         adam.exclude_from_weight_decay(var_names=["b"])
     assert "weight_decay" not in adam.get_config()
+
+
+def test_keras_says_what_there_is():
+    with pytest.raises(TypeError) as caught:
+        package("tensorflow").AdamW(rule=[])
+    said = str(caught.value)
+    assert said.startswith("AdamW: no hyperparameter is called rule. There are learning_rate, beta_1, ")
+    assert ", rules, name, clipnorm, " in said and said.endswith("states, seed.")
 
 
 def test_keras_makes_sparse_gradients_dense():

@@ -73,6 +73,8 @@ def asked(e):
         (word,) = [a.text for a in e.args if isinstance(a, Call)]
         same = ("is", ("name", hyper), ("word", None if word == "None" else word))
         return same if e.op == "eq" else opposite(same)
+    if e.op == "gt":  # above 0: a number that there is something of
+        return ("with", ("name", e.args[0].name))
     inner = [asked(a) for a in e.args]
     return opposite(*inner) if e.op == "not" else joined(e.op, inner)
 
@@ -149,6 +151,8 @@ class Reader:
 
     def expr(self, e):
         match e:
+            case ast.Name(name) if name in self.told and name.startswith("with_"):
+                return ("with", ("name", self.told[name]))
             case ast.Name(name) if name in self.told:
                 return ("not", ("is", ("name", self.told[name]), ("word", None)))
             case ast.Name(name):

@@ -46,7 +46,10 @@ def assert_exact(found):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ENTRIES)
 def test_same_bits(name, backend):
-    assert_exact(rows(name, backend, 20, verify.DTYPES if name in NARROW else ("float32", "float64")))
+    found = rows(name, backend, 20, verify.DTYPES if name in NARROW else ("float32", "float64"))
+    assert_exact(found)
+    able = {r["mode"] for r in found if r["error"] != verify.NOT_ADDITIVE}
+    assert {r["mode"] for r in found if r["cases"]} == able
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

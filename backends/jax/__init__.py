@@ -48,4 +48,5 @@ backend = Backend(
     runner="backends.jax.runner",
     functions=("optimizer", "schedule", "transform"),
     delta=True,
+    dialects=("optax",),
 )

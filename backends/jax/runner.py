@@ -25,8 +25,8 @@ POLICY = Policy(
     missing="refuse",
     additive=frozenset({"update"}),
     slow=frozenset({"op by op"}),
-    once=frozenset({"eager"}),
-    whole=frozenset({"jit", "update"}),
+    dispatched=frozenset({"eager"}),
+    compiled=frozenset({"eager", "op by op", "jit", "update"}),
     flushes=True,
 )
 

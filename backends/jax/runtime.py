@@ -28,6 +28,7 @@ from backends.domains import (
     Domain,
     check_all,
     check_relations,
+    check_schedule,
     check_shape,
     check_weights,
     settled,
@@ -148,6 +149,20 @@ def _is_real(x: Any) -> bool:
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, jax.Array)  # tracers too
+
+
+def _known(value: Any) -> np.ndarray[Any, Any] | None:
+    """Numbers that can be looked at without waiting for them or for a device; else None."""
+    if isinstance(value, jax.core.Tracer):
+        return None
+    if isinstance(value, jax.Array):
+        here = all(d.platform == "cpu" for d in value.devices())
+        if not here or not value.is_fully_addressable or not value.is_ready():
+            return None
+    elif not isinstance(value, (bool, int, float, np.ndarray, np.generic)):
+        return None
+    found = np.asarray(value)
+    return found if found.dtype.kind in "biuf" else None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -444,6 +459,8 @@ def _hypers(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
     for name, (spelling, domain) in method.hypers.items():
         if not _scheduled(method, domain, given[name]):
             check_all(method.name, {spelling: domain}, {spelling: given[name]}, _is_array)
+        elif not isinstance(given[name], Schedule):
+            check_schedule(method.name, spelling, domain, given[name])
     check_relations(method.name, method.requires, given)
     for name in method.choices.values():
         spelling, domain = method.hypers[name]
@@ -657,6 +674,9 @@ class Schedule:
         return self(jnp.arange(n))
 
     def _rounded(self, count: Any, dtype: Any) -> Any:
+        known = _known(count)
+        if known is not None and (known < 0).any():
+            raise ValueError(f"{self.method.name}: n must be an integer, 0 or more, got {count!r}.")
         count = jnp.asarray(count)
         if not jnp.issubdtype(count.dtype, jnp.integer):
             count = count.astype(jnp.int32)
@@ -889,6 +909,9 @@ class Transformation(GradientTransformationExtraArgs):  # type: ignore[misc]
 
 class Optimizer(GradientTransformationExtraArgs):  # type: ignore[misc]
     """An optax gradient transformation that has, besides, the exact step.
+
+    What a function of the count gives is checked where it is known without waiting: a number, or an array
+    that lies computed on the CPU. What is traced, or on another device, is not looked into.
 
     Attributes:
         init: `init(params)` gives the state.
@@ -1208,7 +1231,10 @@ class _Shell:
 
     def own(self, state: State) -> None:
         """Refuse the state of another optimizer, and what is none."""
-        if getattr(getattr(state, "tensors", None), "_fields", None) != self.method.state._fields:
+        tensors, wanted = getattr(state, "tensors", None), self.method.state
+        # By name, too: momentum and heavy_ball both keep one v. Another build has other types.
+        same = getattr(tensors, "_fields", None) == wanted._fields
+        if not same or type(tensors).__name__ != wanted.__name__:
             raise TypeError(
                 f"{self.method.name}: the state is not of this optimizer. Pass what init or the last step "
                 "gave: step(params, grads, state), update(grads, state, params)."
@@ -1259,7 +1285,16 @@ class _Shell:
         if isinstance(x, _Scaled):
             return _Scaled(self._at(name, x.value, count), x.factor)
         if callable(x) and not isinstance(x, Schedule):
-            return _kept(self.method, name, x(count))
+            spelling, domain = self.method.hypers[name]
+            value = x(count)
+            found = _known(value)
+            if found is not None:
+                n = _known(count)
+                at = "n" if n is None else int(n)
+                domain.check(self.method.name, f"{spelling}({at})", value if found.ndim else found.item())
+            elif not _is_array(value):
+                domain.check(self.method.name, spelling, value)
+            return _kept(self.method, name, value)
         return x
 
     def given(

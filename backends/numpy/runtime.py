@@ -21,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.domains import (
+    Count,
     Domain,
     PositiveCount,
     check_all,
     check_relations,
+    check_schedule,
     check_shape,
     check_states,
     check_weights,
@@ -356,6 +358,12 @@ def _check_array(owner: str, what: str, path: str, value: Any) -> None:
             f"{owner}: {what} {path or 'array'} is a {type(value).__name__}, not a NumPy array. "
             "Pass numpy.asarray(...)."
         )
+    native = value.dtype.newbyteorder("=")
+    if native != value.dtype and _floating(native):
+        raise TypeError(
+            f"{owner}: {what} {path or 'array'} has dtype {value.dtype}, whose byte order is not this "
+            f"machine's. Convert it, x.astype(numpy.{native})."
+        )
     if not _floating(value.dtype):
         raise TypeError(
             f"{owner}: {what} {path or 'array'} has dtype {value.dtype}; only floating-point arrays "
@@ -369,6 +377,25 @@ def _check_writeable(owner: str, path: str, p: Array) -> None:
             f"{owner}: parameter {path or 'array'} is read-only. Pass a copy, or set "
             "x.flags.writeable = True."
         )
+
+
+def _check_apart(owner: str, arrays: Mapping[str, Array]) -> None:
+    """Refuse arrays that share memory: a step on one would move the other in the middle of its own."""
+    ends = []
+    for path, p in arrays.items():
+        steps = [(n - 1) * stride for n, stride in zip(p.shape, p.strides, strict=True)]
+        low = p.ctypes.data + sum(min(step, 0) for step in steps)
+        high = p.ctypes.data + sum(max(step, 0) for step in steps) + p.itemsize
+        ends += [(low, high, path)] if p.size else []
+    reach: list[tuple[int, str]] = []  # where those that begin earlier end
+    for low, high, path in sorted(ends):
+        reach = [(end, other) for end, other in reach if end > low]
+        for _, other in reach:
+            if np.shares_memory(arrays[path], arrays[other]):
+                raise ValueError(
+                    f"{owner}: {other} and {path} share memory. Pass copies, or the array they are part of."
+                )
+        reach.append((high, path))
 
 
 def _check_gradient(owner: str, path: str, p: Array, g: Any, what: str = "gradient") -> None:
@@ -471,8 +498,9 @@ class Optimizer:
     """Updates arrays in place: `optimizer.step(grads)`.
 
     Every hyperparameter is an attribute, checked when it is set; a float one may be a schedule, a
-    function of the number of finished steps. How parameters and states are kept is the optimizer's
-    `storage`, which stays what it was made with.
+    function of the number of finished steps. So is `steps`, the clock of schedules. All else is settled
+    when the optimizer is made: parameters, rules, and how parameters and states are kept, `storage`. A
+    subclass declares attributes of its own in its body, or begins their names with an underscore.
     """
 
     method: Method
@@ -513,6 +541,7 @@ class Optimizer:
             if id(p) in seen:
                 raise ValueError(f"{self.name}: {seen[id(p)]} and {path} are the same array.")
             seen[id(p)] = path
+        _check_apart(self.name, self._arrays)
         self._streams = {path: i for i, path in enumerate(self._arrays)}  # places, for random numbers
         shapes = [(path, p.shape) for path, p in self._arrays.items()]
         self._settings = dict(zip(self._arrays, self._rules.assign(shapes), strict=True))
@@ -526,9 +555,8 @@ class Optimizer:
 
     def __setattr__(self, name: str, value: Any) -> None:
         made = "state" in self.__dict__  # the last of its own, which a hyperparameter may resemble
-        meant = difflib.get_close_matches(name, self.domains, 1, 0.8) if made else []
-        if meant and name not in self.domains and not hasattr(self, name):
-            raise AttributeError(f"{type(self).__name__} has no {name}. Did you mean {meant[0]}?")
+        if made and name not in self.domains and not name.startswith("_"):
+            self._check_attribute(name, value)
         if name == "weights":
             known = check_weights(self.name, self.method.weights, value)
             value = {k: np.array(x) for k, x in known.items()}
@@ -545,6 +573,30 @@ class Optimizer:
             if name in type(self).method.choices.values():
                 self._choose(f"{name} = {value!r}", {**self.hypers, name: value})
         super().__setattr__(name, value)
+
+    def _check_attribute(self, name: str, value: Any) -> None:
+        """Refuse to set what is settled, or is nothing at all: it would change nothing, or break the run."""
+        owner = type(self).__name__
+        if name == "steps":
+            Count.check(owner, name, value)
+        elif name in ("state", "shared"):
+            raise AttributeError(f"{owner}: {name} is what the steps made. Pass it to load_state_dict.")
+        elif name in ("params", "rules", "store", "states", "seed"):
+            given = "params" if name == "params" else f"params, {name}=..."
+            raise AttributeError(
+                f"{owner}: {name} is settled when the optimizer is made. Make another, {owner}({given})."
+            )
+        elif name in ("name", "storage", "method", "domains"):
+            raise AttributeError(f"{owner}: {name} is settled when the optimizer is made. Make another.")
+        elif not (name in self.__dict__ or any(name in self._declared(c) for c in type(self).__mro__)):
+            meant = difflib.get_close_matches(name, self.domains, 1, 0.8)
+            hint = f"Did you mean {meant[0]}?" if meant else f"There are {', '.join(self.domains)}."
+            raise AttributeError(f"{owner} has no {name}. {hint}")
+
+    @staticmethod
+    def _declared(cls: type) -> set[str]:
+        """What the body of a class names."""
+        return {*vars(cls), *vars(cls).get("__annotations__", {})}
 
     def _choose(self, what: str, hypers: Mapping[str, Any]) -> None:
         """Take other kernels for other choices, unless a parameter's states do not fit them."""
@@ -564,6 +616,8 @@ class Optimizer:
     def _check(self, hypers: Mapping[str, Any]) -> None:
         """Refuse what lies outside its domain; schedules are checked by what they give."""
         known = {k: v for k, v in hypers.items() if not self._scheduled(self.domains[k], v)}
+        for name in hypers.keys() - known.keys():
+            check_schedule(type(self).__name__, name, self.domains[name], hypers[name])
         check_all(type(self).__name__, {k: self.domains[k] for k in known}, known)
         for state, start in self.method.shared_states.items():
             if callable(hypers.get(str(start))):
@@ -973,7 +1027,7 @@ class Optimizer:
                         f"a parameter of shape {p.shape} has shape {shape}."
                     )
         kept = self._kept(saved)
-        self.steps, self.shared = int(saved["steps"]), kept
+        self.__dict__.update(steps=int(saved["steps"]), shared=kept)
         for path, slot in saved["state"].items():
             self.state[path] = {
                 k: np.array(v, fits[path][k].dtype) if k in fits[path] else v for k, v in slot.items()

@@ -24,7 +24,9 @@ backend = Backend(
         "sqrt": "sqrt",
         "abs": "tf.abs",
         "floor": "tf.floor",
-        "where": "tf.where", "fill": "full_like"},
+        "where": "where",
+        "fill": "full_like",
+    },
     scalar={
         **OPERATORS,
         **_FUNCTIONS,
@@ -51,6 +53,7 @@ backend = Backend(
         "eps": "epsilon",
         "base_lr": "initial_learning_rate",
     },
+    dialects=("keras",),
     modes=("eager", "graph", "xla"),
     runner="backends.tensorflow.runner",
 )

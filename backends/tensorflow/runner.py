@@ -23,7 +23,8 @@ from backends.tensorflow.native import native as native
 POLICY = Policy(
     missing="clock",
     rounds=frozenset({"lr"}),
-    whole=frozenset({"graph", "xla"}),
+    dispatched=frozenset({"eager"}),
+    compiled=frozenset({"eager", "graph", "xla"}),
     flushes=True,
 )
 
@@ -182,6 +183,11 @@ def transform(
     ]
     made = _in_mode(lambda *lists: package.create(name, *lists, **clock, **hypers), mode)(*given)
     return [np.asarray(u.numpy()) for u in made]
+
+
+def wake() -> None:
+    """Look for devices now: no level of logging hides what is written of those that are not there."""
+    tf.config.list_physical_devices()
 
 
 def forget() -> None:

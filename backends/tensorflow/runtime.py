@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -1182,6 +1182,12 @@ def _is_tensor(value: Any) -> bool:
     return tf.is_tensor(value) or isinstance(value, (tf.Variable, keras.Variable))
 
 
+def _known(value: Any) -> Any:
+    """The numbers of a tensor as NumPy has them, where no device has to be waited for; else None."""
+    here = isinstance(value, tf.Tensor) and hasattr(value, "numpy") and "CPU" in value.device
+    return value.numpy() if here else None
+
+
 def _canonical(domain: Domain, value: Any) -> Any:
     """A checked value as Python's own type, so that a configuration is JSON."""
     if isinstance(value, (tuple, list)):
@@ -1227,6 +1233,16 @@ def _scaled(value: Any, factor: float) -> Any:
     return rounded(x)(x * factor)
 
 
+def _listed_of(owner: str, what: str, given: Any, call: str) -> list[Any]:
+    """A list, or what else holds one for each parameter, as a list."""
+    if _is_tensor(given) or isinstance(given, (str, Mapping)) or not isinstance(given, Iterable):
+        raise TypeError(
+            f"{owner}: {what} must be a list with one for each parameter, got a {type(given).__name__}. "
+            f"Call {call}."
+        )
+    return list(given)
+
+
 def _check_parameter(owner: str, variable: Any) -> None:
     dtype = _native(variable).dtype
     if dtype not in (tf.float16, tf.bfloat16, tf.float32, tf.float64):
@@ -1269,6 +1285,9 @@ def _dense(owner: str, gradient: Any, variable: Any) -> Tensor:
 # The shell
 
 
+_ALGORITHM = "algorithm"  # the entry of a saved state that holds the name of its spec
+
+
 class KerasOptions(TypedDict, total=False):
     """What every optimizer takes besides its hyperparameters: Keras' own options, and `Storage`."""
 
@@ -1308,8 +1327,10 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     Every hyperparameter is an attribute, checked when it is set; as in Keras, a `fit` or tf.function
     that has been traced keeps the values it was traced with, learning_rate apart. learning_rate lives
-    in Keras' float32 variable and counts as what that holds; a float hyperparameter may also be a
-    generated schedule, which is evaluated in double precision.
+    in Keras' float32 variable and counts as what that holds, whatever is assigned to the variable
+    itself; a float hyperparameter may also be a generated schedule, which is evaluated in double
+    precision. What schedules give is checked in eager steps, on the CPU; what is traced, or on another
+    device, is not looked into.
 
     A variable whose gradient is None is left as it is, with its states; the clock, `iterations`, is
     one for all variables and moves. Parameters in float16 or bfloat16 are computed in float32 and
@@ -1346,7 +1367,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         rate = hypers.pop("learning_rate", 1.0)
         unknown = arguments.keys() - KerasOptions.__annotations__.keys()
         if unknown:
-            known = ", ".join([*self.domains, *KerasOptions.__annotations__])
+            once = ["weights"] if self.method.weights else []
+            known = ", ".join([*once, *self.domains, "rules", "name", *KerasOptions.__annotations__])
             raise TypeError(
                 f"{type(self).__name__}: no hyperparameter is called {', '.join(sorted(unknown))}. "
                 f"There are {known}."
@@ -1470,7 +1492,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """Create the states, in the order variable by variable, named `<variable>_<state>`."""
         if self.built:
             return
-        variables = list(variables)
+        variables = _listed_of(type(self).__name__, "variables", variables, "build(variables)")
         self._check_distinct(variables)
         for variable in variables:
             if not self._overwrite_variable_with_gradient(variable):
@@ -1545,7 +1567,12 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def _check_distinct(self, variables: Sequence[Any]) -> None:
         seen: set[Any] = set()
-        for variable in variables:
+        for i, variable in enumerate(variables):
+            if not hasattr(variable, "assign"):
+                raise TypeError(
+                    f"{type(self).__name__}: parameter {i} is a {type(variable).__name__}, not a variable. "
+                    "The order is apply(grads, variables), of pairs (gradient, variable)."
+                )
             key = self._var_key(variable)
             if key in seen:
                 raise ValueError(
@@ -1631,9 +1658,9 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             raise TypeError(self._takes_more())
         if self._resumed and self.built:
             self._check_point()
-        grads = list(grads)
+        grads = _listed_of(owner, "grads", grads, "apply(grads, variables)")
         given = self._trainable_variables if trainable_variables is None else trainable_variables
-        variables = list(given)
+        variables = _listed_of(owner, "variables", given, "apply(grads, variables)")
         if (self.built or trainable_variables is not None) and len(grads) != len(variables):
             raise ValueError(
                 f"{owner}: {len(grads)} gradients for {len(variables)} parameters. Pass one for each, "
@@ -1874,9 +1901,22 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             now["learning_rate"] = learning_rate
         if not decays:
             now["weight_decay"] = 0.0
+        now = {key: self._given(key, value) for key, value in now.items()}
         named = {self.spelling.get(key, key): now[key] for key in self.domains}
+        words = {self.spelling.get(key, key): key for key in self.domains}
         hypers = setting.over(named, _scaled)
-        return {name: v(self._iterations) if callable(v) else v for name, v in hypers.items()}
+        return {name: self._given(words[name], value) for name, value in hypers.items()}
+
+    def _given(self, key: str, value: Any) -> Any:
+        """What a schedule gives in the coming step, checked where it is known; others as they are."""
+        if not (callable(value) or (key == "learning_rate" and callable(self._learning_rate))):
+            return value
+        given = value(self._iterations) if callable(value) else value
+        known = _known(given) if _is_tensor(given) else given
+        if known is not None or given is None:
+            known = known.item() if getattr(known, "shape", None) == () else known
+            self.domains[key].check(type(self).__name__, f"{key}, which a schedule gave,", known)
+        return given
 
     @contextmanager
     def evaluation(self, variables: Any = None) -> Iterator[None]:
@@ -1923,9 +1963,40 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             for v, value in parked.values:
                 v.assign(value)
 
+    def save_own_variables(self, store: Any) -> None:
+        """Keras' numbered variables, and the algorithm: another one may have as many of the same shapes."""
+        super().save_own_variables(store)
+        # As numbers, which every store keeps.
+        store[_ALGORITHM] = tf.constant([*self.method.name.encode()], tf.uint8).numpy()
+
     def load_own_variables(self, store: Any) -> None:
-        """Load the states that `save_own_variables` saved."""
-        super().load_own_variables(store)
+        """Load what `save_own_variables` saved; refused, with nothing changed, where it does not fit.
+
+        Without variables, before `build`, or with another number of them and no name of an algorithm, as
+        in files of former versions, Keras warns and loads nothing.
+        """
+        owner, name = type(self).__name__, self.method.name
+        saved = {key: store[key] for key in store.keys()}  # noqa: SIM118 - Keras' stores are no mappings
+        its = saved.pop(_ALGORITHM, None)
+        its = name if its is None else bytes(int(x) for x in its).decode(errors="replace")
+        if its != name:
+            raise ValueError(
+                f"{owner}: the saved state is of {its}. Another optimizer saved it: load it into that one, "
+                "or leave it out, model.load_weights(..., skip_mismatch=True)."
+            )
+        variables = self.variables
+        for i, v in enumerate(variables if len(saved) == len(variables) else ()):
+            if str(i) not in saved:
+                raise ValueError(
+                    f"{owner}: the saved state has no entry {i}, for {v.path}. Load what save_own_variables "
+                    "saved."
+                )
+            if tuple(saved[str(i)].shape) != tuple(v.shape):
+                raise ValueError(
+                    f"{owner}: the saved {v.path} has shape {tuple(saved[str(i)].shape)}; expected is "
+                    f"{tuple(v.shape)}. Another optimizer saved it, or one of other parameters."
+                )
+        super().load_own_variables(saved)
         self._resumed = True
 
     def _check_point(self) -> None:
@@ -2110,6 +2181,9 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore
         ints: list[int] = []
         holes = _pack_rate(self, floats, ints)
         n = tf.cast(tf.convert_to_tensor(step), tf.int64)
+        known = _known(n)
+        if known is not None and (known < 0).any():
+            raise ValueError(f"{type(self).__name__}: n must be an integer, 0 or more, got {step!r}.")
         arguments = n, *_vectors(floats, ints)
         if tf.executing_eagerly():
             return _value(holes)(*arguments)

@@ -52,8 +52,14 @@ backend = Backend(
     },
     legalize=_legalized,
     elementary={"floor": "floor", "where": "where", "absolute": "abs"},
-    together={"betas": ("beta1", "beta2", "beta3")},
+    together={
+        "betas": ("beta1", "beta2", "beta3"),
+        ("rprop_torch", "etas"): ("etaminus", "etaplus"),
+        ("rprop_torch", "step_sizes"): ("step_size_min", "step_size_max"),
+        ("adafactor_torch", "eps"): ("eps1", "eps2"),
+    },
+    dialects=("torch",),
     implied={"schedule": ("base_lr",)},
-    modes=("eager", "compile"),
+    modes=("eager", "default", "fused"),
     runner="backends.torch.runner",
 )

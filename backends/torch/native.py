@@ -46,6 +46,24 @@ NATIVE: dict[str, Callable[[list[Any], Hypers], Any]] = {
     "nadam": lambda p, h: torch.optim.NAdam(p, **_adam(h), momentum_decay=h["psi"]),
     # see DIFFERENT; an average is the sum times 1 - mu, which the norm takes out again
     "muon": lambda p, h: torch.optim.Muon(p, lr=h["lr"], momentum=h["mu"], weight_decay=0.0),
+    # torch's own definitions, with every option
+    "sgd_torch": lambda p, h: torch.optim.SGD(p, **_bundled(h)),
+    "adam_torch": lambda p, h: torch.optim.Adam(p, **_bundled(h)),
+    "adamw_torch": lambda p, h: torch.optim.AdamW(p, **_bundled(h)),
+    "rmsprop_torch": lambda p, h: torch.optim.RMSprop(p, **_bundled(h)),
+    "adagrad_torch": lambda p, h: torch.optim.Adagrad(p, **_bundled(h)),
+    "adadelta_torch": lambda p, h: torch.optim.Adadelta(p, **_bundled(h)),
+    "adamax_torch": lambda p, h: torch.optim.Adamax(p, **_bundled(h)),
+    "nadam_torch": lambda p, h: torch.optim.NAdam(p, **_bundled(h)),
+    "radam_torch": lambda p, h: torch.optim.RAdam(p, **_bundled(h)),
+    "rprop_torch": lambda p, h: torch.optim.Rprop(p, **_bundled(h)),
+    "asgd_torch": lambda p, h: torch.optim.ASGD(p, **_bundled(h)),
+    # None is 2**-23, whatever the parameter's dtype
+    "adafactor_torch": lambda p, h: torch.optim.Adafactor(
+        p, **_bundled({**h, "eps1": 2.0**-23 if h["eps1"] is None else h["eps1"]})
+    ),
+    # see DIFFERENT
+    "muon_torch": lambda p, h: torch.optim.Muon(p, **_bundled(h)),
     # see DIFFERENT
     "adafactor": lambda p, h: torch.optim.Adafactor(
         p, lr=h["lr"], eps=(h["eps1"], h["eps2"]), d=h["clip"]
@@ -66,6 +84,7 @@ DIFFERENT: dict[str, str] = {
     "lars": "torch has none",
     "lamb": "torch has none",
     "muon": "multiplies matrices in bfloat16, the spec in the parameter's precision",
+    "muon_torch": "multiplies matrices in bfloat16, the spec in the parameter's precision",
     "adafactor": "bounds the second moment by eps1, the spec adds eps1 to the squared gradient",
     "schedule_free_sgd": "torch has none",
     "schedule_free_adamw": "torch has none",
@@ -81,6 +100,22 @@ WHERE: dict[str, Hypers] = {
 
 def _adam(h: Hypers) -> dict[str, Any]:
     return {"lr": h["lr"], "betas": (h["beta1"], h["beta2"]), "eps": h["eps"]}
+
+
+# What torch's users pass as one tuple.
+BUNDLES = {
+    "betas": ("beta1", "beta2"),
+    "etas": ("etaminus", "etaplus"),
+    "step_sizes": ("step_size_min", "step_size_max"),
+    "eps": ("eps1", "eps2"),
+}
+
+
+def _bundled(h: Hypers) -> dict[str, Any]:
+    """A dialect's hyperparameters as torch has them."""
+    parts = {x for members in BUNDLES.values() for x in members}
+    whole = {k: tuple(h[x] for x in members) for k, members in BUNDLES.items() if members[0] in h}
+    return {**{k: x for k, x in h.items() if k not in parts}, **whole}
 
 
 def agrees(name: str, hypers: Hypers) -> bool:

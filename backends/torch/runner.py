@@ -13,7 +13,8 @@ import torch
 from backends.running import KernelInput, KernelOutput, Outcome, Policy, Run, further
 from backends.torch.native import native as native
 
-POLICY = Policy()
+POLICY = Policy(compiled=frozenset({"fused"}))
+_SPEEDS: dict[str, dict[str, bool]] = {"eager": {"foreach": False}, "default": {}, "fused": {"fused": True}}
 _BF16 = "bfloat16"
 
 
@@ -86,7 +87,7 @@ def trajectory(run: Run, mode: str) -> Outcome:
         given = [(str(i), p) for i, p in enumerate(params)]
         hypers["rules"] = run.rules(run.package)
     optimizer = run.package.create(
-        run.name, given, **hypers, compile=mode == "compile", **run.options
+        run.name, given, **hypers, **_SPEEDS[mode], **run.options
     )
     scheduler = None
     if run.schedule is not None:
@@ -131,7 +132,7 @@ def kernels(
         ]
 
     function: Callable[..., Any] = all_steps
-    if mode == "compile":
+    if mode == "fused":
         torch._dynamo.reset()
         function = cast("Callable[..., Any]", torch.compile(all_steps, fullgraph=True))
     for i in range(inputs[0].steps):

@@ -25,17 +25,24 @@ _WHERE = {
     "Times": "runtime",
     "adabelief": "optimizers.adabelief",
     "adadelta": "optimizers.adadelta",
+    "adadelta_torch": "optimizers.adadelta_torch",
     "adafactor": "optimizers.adafactor",
+    "adafactor_torch": "optimizers.adafactor_torch",
     "adagrad": "optimizers.adagrad",
+    "adagrad_torch": "optimizers.adagrad_torch",
     "adahessian": "optimizers.adahessian",
     "adam": "optimizers.adam",
     "adam_hd": "optimizers.adam_hd",
+    "adam_torch": "optimizers.adam_torch",
     "adamax": "optimizers.adamax",
+    "adamax_torch": "optimizers.adamax_torch",
     "adamw": "optimizers.adamw",
     "adamw_hd": "optimizers.adamw_hd",
     "adamw_sam": "optimizers.adamw_sam",
+    "adamw_torch": "optimizers.adamw_torch",
     "adan": "optimizers.adan",
     "amsgrad": "optimizers.amsgrad",
+    "asgd_torch": "optimizers.asgd_torch",
     "heavy_ball": "optimizers.heavy_ball",
     "lamb": "optimizers.lamb",
     "lars": "optimizers.lars",
@@ -47,15 +54,21 @@ _WHERE = {
     "momentum_hd_beta": "optimizers.momentum_hd_beta",
     "muon": "optimizers.muon",
     "muon_adamw": "optimizers.muon_adamw",
+    "muon_torch": "optimizers.muon_torch",
     "nadam": "optimizers.nadam",
+    "nadam_torch": "optimizers.nadam_torch",
     "nesterov": "optimizers.nesterov",
     "radam": "optimizers.radam",
+    "radam_torch": "optimizers.radam_torch",
     "rmsprop": "optimizers.rmsprop",
+    "rmsprop_torch": "optimizers.rmsprop_torch",
+    "rprop_torch": "optimizers.rprop_torch",
     "schedule_free_adamw": "optimizers.schedule_free_adamw",
     "schedule_free_sgd": "optimizers.schedule_free_sgd",
     "sgd": "optimizers.sgd",
     "sgd_hd": "optimizers.sgd_hd",
     "sgd_l2": "optimizers.sgd_l2",
+    "sgd_torch": "optimizers.sgd_torch",
     "signum": "optimizers.signum",
     "sophia": "optimizers.sophia",
     "storm": "optimizers.storm",
@@ -91,17 +104,24 @@ _WHERE = {
 _BY_NAME = {
     "adabelief": "adabelief",
     "adadelta": "adadelta",
+    "adadelta_torch": "adadelta_torch",
     "adafactor": "adafactor",
+    "adafactor_torch": "adafactor_torch",
     "adagrad": "adagrad",
+    "adagrad_torch": "adagrad_torch",
     "adahessian": "adahessian",
     "adam": "adam",
     "adam_hd": "adam_hd",
+    "adam_torch": "adam_torch",
     "adamax": "adamax",
+    "adamax_torch": "adamax_torch",
     "adamw": "adamw",
     "adamw_hd": "adamw_hd",
     "adamw_sam": "adamw_sam",
+    "adamw_torch": "adamw_torch",
     "adan": "adan",
     "amsgrad": "amsgrad",
+    "asgd_torch": "asgd_torch",
     "heavy_ball": "heavy_ball",
     "lamb": "lamb",
     "lars": "lars",
@@ -113,15 +133,21 @@ _BY_NAME = {
     "momentum_hd_beta": "momentum_hd_beta",
     "muon": "muon",
     "muon_adamw": "muon_adamw",
+    "muon_torch": "muon_torch",
     "nadam": "nadam",
+    "nadam_torch": "nadam_torch",
     "nesterov": "nesterov",
     "radam": "radam",
+    "radam_torch": "radam_torch",
     "rmsprop": "rmsprop",
+    "rmsprop_torch": "rmsprop_torch",
+    "rprop_torch": "rprop_torch",
     "schedule_free_adamw": "schedule_free_adamw",
     "schedule_free_sgd": "schedule_free_sgd",
     "sgd": "sgd",
     "sgd_hd": "sgd_hd",
     "sgd_l2": "sgd_l2",
+    "sgd_torch": "sgd_torch",
     "signum": "signum",
     "sophia": "sophia",
     "storm": "storm",
@@ -163,10 +189,19 @@ _SPELLING: dict[str, dict[str, Any]] = {
     "adadelta": {
         "learning_rate": "lr",
     },
+    "adadelta_torch": {
+        "learning_rate": "lr",
+    },
     "adafactor": {
         "learning_rate": "lr",
     },
+    "adafactor_torch": {
+        "learning_rate": "lr",
+    },
     "adagrad": {
+        "learning_rate": "lr",
+    },
+    "adagrad_torch": {
         "learning_rate": "lr",
     },
     "adahessian": {
@@ -184,7 +219,17 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "b1": "beta1",
         "b2": "beta2",
     },
+    "adam_torch": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
     "adamax": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
+    "adamax_torch": {
         "learning_rate": "lr",
         "b1": "beta1",
         "b2": "beta2",
@@ -204,6 +249,11 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "b1": "beta1",
         "b2": "beta2",
     },
+    "adamw_torch": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
     "adan": {
         "learning_rate": "lr",
         "b1": "beta1",
@@ -214,6 +264,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "learning_rate": "lr",
         "b1": "beta1",
         "b2": "beta2",
+    },
+    "asgd_torch": {
+        "learning_rate": "lr",
     },
     "heavy_ball": {
         "learning_rate": "lr",
@@ -254,7 +307,15 @@ _SPELLING: dict[str, dict[str, Any]] = {
     "muon_adamw": {
         "learning_rate": "lr",
     },
+    "muon_torch": {
+        "learning_rate": "lr",
+    },
     "nadam": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
+    "nadam_torch": {
         "learning_rate": "lr",
         "b1": "beta1",
         "b2": "beta2",
@@ -267,7 +328,18 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "b1": "beta1",
         "b2": "beta2",
     },
+    "radam_torch": {
+        "learning_rate": "lr",
+        "b1": "beta1",
+        "b2": "beta2",
+    },
     "rmsprop": {
+        "learning_rate": "lr",
+    },
+    "rmsprop_torch": {
+        "learning_rate": "lr",
+    },
+    "rprop_torch": {
         "learning_rate": "lr",
     },
     "schedule_free_adamw": {
@@ -285,6 +357,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "learning_rate": "lr",
     },
     "sgd_l2": {
+        "learning_rate": "lr",
+    },
+    "sgd_torch": {
         "learning_rate": "lr",
     },
     "signum": {
@@ -405,6 +480,10 @@ def create(name: str, *args: Any, **hypers: Any) -> Any:
         raise ValueError(f"no algorithm is called {name!r}.{hint}")
     made = __getattr__(_BY_NAME[name])
     for public, spec in _SPELLING.get(name, {}).items():
+        words = [spec] if isinstance(spec, str) else spec
+        if twice := [word for word in words if public in hypers and word in hypers]:
+            given = f"{' and '.join(twice)} and {public} are the same, and both are given"
+            raise TypeError(f"{name}: {given}. Leave one out.")
         if isinstance(spec, str):
             if spec in hypers:
                 hypers[public] = hypers.pop(spec)

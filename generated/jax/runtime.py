@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import inspect
 import math
 import numbers
 import re
@@ -42,8 +43,10 @@ class Domain:
     low_open: bool = False
     high_open: bool = True
     choices: tuple[str, ...] = ()
+    parts: tuple[Domain, ...] = ()  # of the entries of a tuple, where they differ
     many: bool = False
     optional: bool = False
+    least: int = 0  # how many entries a tuple has at least
 
     def check(self, owner: str, name: str, value: Any) -> None:
         """Refuse a value outside the set; the message names owner, hyperparameter and remedy."""
@@ -52,10 +55,16 @@ class Domain:
         if self.many:
             if not isinstance(value, (tuple, list)):
                 raise TypeError(f"{owner}: {name} must be {self.phrase}, got {value!r}.")
+            self.long_enough(owner, name, value)
             for entry in value:
                 self.entry(owner, name, entry)
             return
         self.entry(owner, name, value)
+
+    def long_enough(self, owner: str, name: str, value: Any) -> None:
+        """Refuse a tuple that lacks entries which the equations read."""
+        if self.many and isinstance(value, (tuple, list)) and len(value) < self.least:
+            raise ValueError(f"{owner}: {name} must be {self.phrase}, got {value!r}.")
 
     def entry(self, owner: str, name: str, value: Any) -> None:
         """Refuse one value."""
@@ -67,10 +76,14 @@ class Domain:
             if value not in self.choices:
                 raise ValueError(wrong)
         elif self.kind == "schedule":
-            if not (callable(value) or _is_number(value)):
+            if isinstance(value, type) or not (callable(value) or _is_number(value)):
                 raise TypeError(f"{wrong} Pass a schedule, a function of the step, or a number.")
         else:
             self.number(wrong, value)
+
+    def part(self, i: int) -> Domain:
+        """The domain of an entry of a tuple that bundles hyperparameters."""
+        return self.parts[i] if self.parts else self
 
     def number(self, wrong: str, value: Any) -> None:
         """Refuse what is not a number of the interval; NaN lies in none."""
@@ -100,14 +113,22 @@ Flag = Domain("True or False", "bool")
 AnySchedule = Domain("a schedule", "schedule")
 
 
-def tuple_of(domain: Domain) -> Domain:
-    """A tuple whose entries lie in a domain."""
-    return replace(domain, phrase=f"a tuple, each entry {domain.phrase}", many=True)
+def tuple_of(domain: Domain, least: int = 0) -> Domain:
+    """A tuple whose entries lie in a domain; `least` says how many are read by themselves."""
+    entries = "1 entry" if least == 1 else f"{least} entries"
+    whole = f"a tuple of {entries} or more, each" if least else "a tuple, each entry"
+    return replace(domain, phrase=f"{whole} {domain.phrase}", many=True, least=least)
 
 
 def optional(domain: Domain) -> Domain:
     """A value of a domain, or None."""
     return replace(domain, phrase=f"{domain.phrase}, or None", optional=True)
+
+
+def each_of(*domains: Domain) -> Domain:
+    """A tuple with an entry of each of these domains."""
+    phrase = ", then ".join(dict.fromkeys(d.phrase for d in domains))
+    return Domain(f"a tuple of {phrase}", domains[0].kind, parts=domains)
 
 
 def _is_number(value: Any) -> bool:
@@ -127,8 +148,23 @@ def check_all(
     for name, domain in domains.items():
         value = values[name]
         entries = value if domain.many and isinstance(value, (tuple, list)) else (value,)
+        domain.long_enough(owner, name, value)
         if not any(unchecked(entry) for entry in entries):
             domain.check(owner, name, value)
+
+
+def check_schedule(owner: str, name: str, domain: Domain, value: Any, counts: bool = True) -> None:
+    """Refuse a function that cannot be a schedule in place of a number; `counts`: it is given the count."""
+    wrong = f"{owner}: {name} must be {domain.phrase}, or a function of the number of finished steps, got"
+    if isinstance(value, type):
+        raise TypeError(f"{wrong} the class {value.__name__}. Make a schedule of it, {value.__name__}(...).")
+    try:
+        inspect.signature(value).bind(*[0] * counts)
+    except ValueError:  # a function of C has no signature
+        return
+    except TypeError as error:
+        what = f"{wrong} {value!r}, which cannot be called with that alone: {error}."
+        raise TypeError(f"{what} Pass a schedule that is made, or, for example, lambda n: 0.1.") from None
 
 
 def check_weights(owner: str, shapes: Mapping[str, tuple[int, ...]], weights: Any) -> dict[str, Any]:
@@ -169,17 +205,32 @@ def check_relations(
     owner: str, requires: Callable[..., Mapping[str, Any]] | None, values: Mapping[str, Any]
 ) -> None:
     """Refuse hyperparameters that do not fit each other; by the spec's names."""
-    for text, holds in (requires(**values) if requires else {}).items():
+    try:
+        relations = requires(**values) if requires else {}
+    except TypeError:  # a schedule cannot be compared
+        if not any(map(callable, values.values())):
+            raise
+        return
+    for text, holds in relations.items():
         if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
 
 
 def told(choices: Mapping[str, str], hypers: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """What kernels are told of choices: themselves, or of a hyperparameter whether it is given."""
-    return tuple(
-        (name, hypers[h] if name == h else hypers[h] is not None) for name, h in choices.items()
-    )
+    """What kernels are told: choices themselves, of options whether given, of numbers whether above 0.
+
+    A number that is not known yet, a tensor or a schedule, counts as above 0.
+    """
+    made: list[tuple[str, Any]] = []
+    for name, h in choices.items():
+        value = hypers[h]
+        if name == f"has_{h}":
+            value = value is not None
+        elif name == f"with_{h}":
+            value = not _is_number(value) or bool(value > 0)
+        made.append((name, value))
+    return tuple(made)
 
 
 @functools.cache
@@ -193,7 +244,9 @@ def settled(kernel: Any, said: tuple[tuple[str, Any], ...]) -> Any:
 def another(kernel: Any) -> Any:
     """The same kernel as a function of its own to every compiler."""
     code = kernel.__code__.replace()
-    own = types.FunctionType(code, kernel.__globals__, kernel.__name__, kernel.__defaults__)
+    own = types.FunctionType(
+        code, kernel.__globals__, kernel.__name__, kernel.__defaults__, kernel.__closure__
+    )
     own.__kwdefaults__ = kernel.__kwdefaults__
     return own
 
@@ -278,10 +331,10 @@ class Rule:
         self.hypers = {key: _plain_number(value) for key, value in hypers.items()}
         for word in patterns:
             if not isinstance(word, str):
-                raise TypeError(
-                    f"{self}: a pattern must be text, got {word!r}. By the number of axes a rule goes with "
-                    "ndim, max_ndim or min_ndim."
-                )
+                remedy = "By the number of axes a rule goes with ndim, max_ndim or min_ndim."
+                if isinstance(word, Iterable):
+                    remedy = "A list of names is Rule(names=[...]); several patterns are Rule(p, q)."
+                raise TypeError(f"{self}: a pattern must be text, got {word!r}. {remedy}")
         if isinstance(names, str) or not all(isinstance(x, str) for x in self.names or ()):
             raise TypeError(f"Rule: names must be a list of names, got {names!r}. Pass names=[...].")
         for word, given in self.sizes.items():
@@ -464,7 +517,7 @@ class Rules:
             names = self.spelling.get(word, word)
             entries = [names] if isinstance(names, str) else list(names)
             for i, name in enumerate(entries):
-                self.domains[name] = domain
+                self.domains[name] = domain if isinstance(names, str) else domain.part(i)
                 self.words[name] = word if isinstance(names, str) else f"{word}[{i}]"
         self.settings: dict[tuple[int, ...], Setting] = {(): Setting()}
         self.overrides = [
@@ -1472,6 +1525,20 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, jax.Array)  # tracers too
 
 
+def _known(value: Any) -> np.ndarray[Any, Any] | None:
+    """Numbers that can be looked at without waiting for them or for a device; else None."""
+    if isinstance(value, jax.core.Tracer):
+        return None
+    if isinstance(value, jax.Array):
+        here = all(d.platform == "cpu" for d in value.devices())
+        if not here or not value.is_fully_addressable or not value.is_ready():
+            return None
+    elif not isinstance(value, (bool, int, float, np.ndarray, np.generic)):
+        return None
+    found = np.asarray(value)
+    return found if found.dtype.kind in "biuf" else None
+
+
 # --------------------------------------------------------------------------------------------------
 # Operations whose values JAX leaves open
 
@@ -1766,6 +1833,8 @@ def _hypers(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
     for name, (spelling, domain) in method.hypers.items():
         if not _scheduled(method, domain, given[name]):
             check_all(method.name, {spelling: domain}, {spelling: given[name]}, _is_array)
+        elif not isinstance(given[name], Schedule):
+            check_schedule(method.name, spelling, domain, given[name])
     check_relations(method.name, method.requires, given)
     for name in method.choices.values():
         spelling, domain = method.hypers[name]
@@ -1979,6 +2048,9 @@ class Schedule:
         return self(jnp.arange(n))
 
     def _rounded(self, count: Any, dtype: Any) -> Any:
+        known = _known(count)
+        if known is not None and (known < 0).any():
+            raise ValueError(f"{self.method.name}: n must be an integer, 0 or more, got {count!r}.")
         count = jnp.asarray(count)
         if not jnp.issubdtype(count.dtype, jnp.integer):
             count = count.astype(jnp.int32)
@@ -2211,6 +2283,9 @@ class Transformation(GradientTransformationExtraArgs):  # type: ignore[misc]
 
 class Optimizer(GradientTransformationExtraArgs):  # type: ignore[misc]
     """An optax gradient transformation that has, besides, the exact step.
+
+    What a function of the count gives is checked where it is known without waiting: a number, or an array
+    that lies computed on the CPU. What is traced, or on another device, is not looked into.
 
     Attributes:
         init: `init(params)` gives the state.
@@ -2530,7 +2605,10 @@ class _Shell:
 
     def own(self, state: State) -> None:
         """Refuse the state of another optimizer, and what is none."""
-        if getattr(getattr(state, "tensors", None), "_fields", None) != self.method.state._fields:
+        tensors, wanted = getattr(state, "tensors", None), self.method.state
+        # By name, too: momentum and heavy_ball both keep one v. Another build has other types.
+        same = getattr(tensors, "_fields", None) == wanted._fields
+        if not same or type(tensors).__name__ != wanted.__name__:
             raise TypeError(
                 f"{self.method.name}: the state is not of this optimizer. Pass what init or the last step "
                 "gave: step(params, grads, state), update(grads, state, params)."
@@ -2581,7 +2659,16 @@ class _Shell:
         if isinstance(x, _Scaled):
             return _Scaled(self._at(name, x.value, count), x.factor)
         if callable(x) and not isinstance(x, Schedule):
-            return _kept(self.method, name, x(count))
+            spelling, domain = self.method.hypers[name]
+            value = x(count)
+            found = _known(value)
+            if found is not None:
+                n = _known(count)
+                at = "n" if n is None else int(n)
+                domain.check(self.method.name, f"{spelling}({at})", value if found.ndim else found.item())
+            elif not _is_array(value):
+                domain.check(self.method.name, spelling, value)
+            return _kept(self.method, name, value)
         return x
 
     def given(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import math
 import numbers
 import re
@@ -37,8 +38,10 @@ class Domain:
     low_open: bool = False
     high_open: bool = True
     choices: tuple[str, ...] = ()
+    parts: tuple[Domain, ...] = ()  # of the entries of a tuple, where they differ
     many: bool = False
     optional: bool = False
+    least: int = 0  # how many entries a tuple has at least
 
     def check(self, owner: str, name: str, value: Any) -> None:
         """Refuse a value outside the set; the message names owner, hyperparameter and remedy."""
@@ -47,10 +50,16 @@ class Domain:
         if self.many:
             if not isinstance(value, (tuple, list)):
                 raise TypeError(f"{owner}: {name} must be {self.phrase}, got {value!r}.")
+            self.long_enough(owner, name, value)
             for entry in value:
                 self.entry(owner, name, entry)
             return
         self.entry(owner, name, value)
+
+    def long_enough(self, owner: str, name: str, value: Any) -> None:
+        """Refuse a tuple that lacks entries which the equations read."""
+        if self.many and isinstance(value, (tuple, list)) and len(value) < self.least:
+            raise ValueError(f"{owner}: {name} must be {self.phrase}, got {value!r}.")
 
     def entry(self, owner: str, name: str, value: Any) -> None:
         """Refuse one value."""
@@ -62,10 +71,14 @@ class Domain:
             if value not in self.choices:
                 raise ValueError(wrong)
         elif self.kind == "schedule":
-            if not (callable(value) or _is_number(value)):
+            if isinstance(value, type) or not (callable(value) or _is_number(value)):
                 raise TypeError(f"{wrong} Pass a schedule, a function of the step, or a number.")
         else:
             self.number(wrong, value)
+
+    def part(self, i: int) -> Domain:
+        """The domain of an entry of a tuple that bundles hyperparameters."""
+        return self.parts[i] if self.parts else self
 
     def number(self, wrong: str, value: Any) -> None:
         """Refuse what is not a number of the interval; NaN lies in none."""
@@ -95,14 +108,22 @@ Flag = Domain("True or False", "bool")
 AnySchedule = Domain("a schedule", "schedule")
 
 
-def tuple_of(domain: Domain) -> Domain:
-    """A tuple whose entries lie in a domain."""
-    return replace(domain, phrase=f"a tuple, each entry {domain.phrase}", many=True)
+def tuple_of(domain: Domain, least: int = 0) -> Domain:
+    """A tuple whose entries lie in a domain; `least` says how many are read by themselves."""
+    entries = "1 entry" if least == 1 else f"{least} entries"
+    whole = f"a tuple of {entries} or more, each" if least else "a tuple, each entry"
+    return replace(domain, phrase=f"{whole} {domain.phrase}", many=True, least=least)
 
 
 def optional(domain: Domain) -> Domain:
     """A value of a domain, or None."""
     return replace(domain, phrase=f"{domain.phrase}, or None", optional=True)
+
+
+def each_of(*domains: Domain) -> Domain:
+    """A tuple with an entry of each of these domains."""
+    phrase = ", then ".join(dict.fromkeys(d.phrase for d in domains))
+    return Domain(f"a tuple of {phrase}", domains[0].kind, parts=domains)
 
 
 def _is_number(value: Any) -> bool:
@@ -122,8 +143,23 @@ def check_all(
     for name, domain in domains.items():
         value = values[name]
         entries = value if domain.many and isinstance(value, (tuple, list)) else (value,)
+        domain.long_enough(owner, name, value)
         if not any(unchecked(entry) for entry in entries):
             domain.check(owner, name, value)
+
+
+def check_schedule(owner: str, name: str, domain: Domain, value: Any, counts: bool = True) -> None:
+    """Refuse a function that cannot be a schedule in place of a number; `counts`: it is given the count."""
+    wrong = f"{owner}: {name} must be {domain.phrase}, or a function of the number of finished steps, got"
+    if isinstance(value, type):
+        raise TypeError(f"{wrong} the class {value.__name__}. Make a schedule of it, {value.__name__}(...).")
+    try:
+        inspect.signature(value).bind(*[0] * counts)
+    except ValueError:  # a function of C has no signature
+        return
+    except TypeError as error:
+        what = f"{wrong} {value!r}, which cannot be called with that alone: {error}."
+        raise TypeError(f"{what} Pass a schedule that is made, or, for example, lambda n: 0.1.") from None
 
 
 def check_weights(owner: str, shapes: Mapping[str, tuple[int, ...]], weights: Any) -> dict[str, Any]:
@@ -164,17 +200,32 @@ def check_relations(
     owner: str, requires: Callable[..., Mapping[str, Any]] | None, values: Mapping[str, Any]
 ) -> None:
     """Refuse hyperparameters that do not fit each other; by the spec's names."""
-    for text, holds in (requires(**values) if requires else {}).items():
+    try:
+        relations = requires(**values) if requires else {}
+    except TypeError:  # a schedule cannot be compared
+        if not any(map(callable, values.values())):
+            raise
+        return
+    for text, holds in relations.items():
         if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
 
 
 def told(choices: Mapping[str, str], hypers: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """What kernels are told of choices: themselves, or of a hyperparameter whether it is given."""
-    return tuple(
-        (name, hypers[h] if name == h else hypers[h] is not None) for name, h in choices.items()
-    )
+    """What kernels are told: choices themselves, of options whether given, of numbers whether above 0.
+
+    A number that is not known yet, a tensor or a schedule, counts as above 0.
+    """
+    made: list[tuple[str, Any]] = []
+    for name, h in choices.items():
+        value = hypers[h]
+        if name == f"has_{h}":
+            value = value is not None
+        elif name == f"with_{h}":
+            value = not _is_number(value) or bool(value > 0)
+        made.append((name, value))
+    return tuple(made)
 
 
 @functools.cache
@@ -188,7 +239,9 @@ def settled(kernel: Any, said: tuple[tuple[str, Any], ...]) -> Any:
 def another(kernel: Any) -> Any:
     """The same kernel as a function of its own to every compiler."""
     code = kernel.__code__.replace()
-    own = types.FunctionType(code, kernel.__globals__, kernel.__name__, kernel.__defaults__)
+    own = types.FunctionType(
+        code, kernel.__globals__, kernel.__name__, kernel.__defaults__, kernel.__closure__
+    )
     own.__kwdefaults__ = kernel.__kwdefaults__
     return own
 
@@ -273,10 +326,10 @@ class Rule:
         self.hypers = {key: _plain_number(value) for key, value in hypers.items()}
         for word in patterns:
             if not isinstance(word, str):
-                raise TypeError(
-                    f"{self}: a pattern must be text, got {word!r}. By the number of axes a rule goes with "
-                    "ndim, max_ndim or min_ndim."
-                )
+                remedy = "By the number of axes a rule goes with ndim, max_ndim or min_ndim."
+                if isinstance(word, Iterable):
+                    remedy = "A list of names is Rule(names=[...]); several patterns are Rule(p, q)."
+                raise TypeError(f"{self}: a pattern must be text, got {word!r}. {remedy}")
         if isinstance(names, str) or not all(isinstance(x, str) for x in self.names or ()):
             raise TypeError(f"Rule: names must be a list of names, got {names!r}. Pass names=[...].")
         for word, given in self.sizes.items():
@@ -459,7 +512,7 @@ class Rules:
             names = self.spelling.get(word, word)
             entries = [names] if isinstance(names, str) else list(names)
             for i, name in enumerate(entries):
-                self.domains[name] = domain
+                self.domains[name] = domain if isinstance(names, str) else domain.part(i)
                 self.words[name] = word if isinstance(names, str) else f"{word}[{i}]"
         self.settings: dict[tuple[int, ...], Setting] = {(): Setting()}
         self.overrides = [
@@ -1659,6 +1712,12 @@ def _check_array(owner: str, what: str, path: str, value: Any) -> None:
             f"{owner}: {what} {path or 'array'} is a {type(value).__name__}, not a NumPy array. "
             "Pass numpy.asarray(...)."
         )
+    native = value.dtype.newbyteorder("=")
+    if native != value.dtype and _floating(native):
+        raise TypeError(
+            f"{owner}: {what} {path or 'array'} has dtype {value.dtype}, whose byte order is not this "
+            f"machine's. Convert it, x.astype(numpy.{native})."
+        )
     if not _floating(value.dtype):
         raise TypeError(
             f"{owner}: {what} {path or 'array'} has dtype {value.dtype}; only floating-point arrays "
@@ -1672,6 +1731,25 @@ def _check_writeable(owner: str, path: str, p: Array) -> None:
             f"{owner}: parameter {path or 'array'} is read-only. Pass a copy, or set "
             "x.flags.writeable = True."
         )
+
+
+def _check_apart(owner: str, arrays: Mapping[str, Array]) -> None:
+    """Refuse arrays that share memory: a step on one would move the other in the middle of its own."""
+    ends = []
+    for path, p in arrays.items():
+        steps = [(n - 1) * stride for n, stride in zip(p.shape, p.strides, strict=True)]
+        low = p.ctypes.data + sum(min(step, 0) for step in steps)
+        high = p.ctypes.data + sum(max(step, 0) for step in steps) + p.itemsize
+        ends += [(low, high, path)] if p.size else []
+    reach: list[tuple[int, str]] = []  # where those that begin earlier end
+    for low, high, path in sorted(ends):
+        reach = [(end, other) for end, other in reach if end > low]
+        for _, other in reach:
+            if np.shares_memory(arrays[path], arrays[other]):
+                raise ValueError(
+                    f"{owner}: {other} and {path} share memory. Pass copies, or the array they are part of."
+                )
+        reach.append((high, path))
 
 
 def _check_gradient(owner: str, path: str, p: Array, g: Any, what: str = "gradient") -> None:
@@ -1774,8 +1852,9 @@ class Optimizer:
     """Updates arrays in place: `optimizer.step(grads)`.
 
     Every hyperparameter is an attribute, checked when it is set; a float one may be a schedule, a
-    function of the number of finished steps. How parameters and states are kept is the optimizer's
-    `storage`, which stays what it was made with.
+    function of the number of finished steps. So is `steps`, the clock of schedules. All else is settled
+    when the optimizer is made: parameters, rules, and how parameters and states are kept, `storage`. A
+    subclass declares attributes of its own in its body, or begins their names with an underscore.
     """
 
     method: Method
@@ -1816,6 +1895,7 @@ class Optimizer:
             if id(p) in seen:
                 raise ValueError(f"{self.name}: {seen[id(p)]} and {path} are the same array.")
             seen[id(p)] = path
+        _check_apart(self.name, self._arrays)
         self._streams = {path: i for i, path in enumerate(self._arrays)}  # places, for random numbers
         shapes = [(path, p.shape) for path, p in self._arrays.items()]
         self._settings = dict(zip(self._arrays, self._rules.assign(shapes), strict=True))
@@ -1829,9 +1909,8 @@ class Optimizer:
 
     def __setattr__(self, name: str, value: Any) -> None:
         made = "state" in self.__dict__  # the last of its own, which a hyperparameter may resemble
-        meant = difflib.get_close_matches(name, self.domains, 1, 0.8) if made else []
-        if meant and name not in self.domains and not hasattr(self, name):
-            raise AttributeError(f"{type(self).__name__} has no {name}. Did you mean {meant[0]}?")
+        if made and name not in self.domains and not name.startswith("_"):
+            self._check_attribute(name, value)
         if name == "weights":
             known = check_weights(self.name, self.method.weights, value)
             value = {k: np.array(x) for k, x in known.items()}
@@ -1848,6 +1927,30 @@ class Optimizer:
             if name in type(self).method.choices.values():
                 self._choose(f"{name} = {value!r}", {**self.hypers, name: value})
         super().__setattr__(name, value)
+
+    def _check_attribute(self, name: str, value: Any) -> None:
+        """Refuse to set what is settled, or is nothing at all: it would change nothing, or break the run."""
+        owner = type(self).__name__
+        if name == "steps":
+            Count.check(owner, name, value)
+        elif name in ("state", "shared"):
+            raise AttributeError(f"{owner}: {name} is what the steps made. Pass it to load_state_dict.")
+        elif name in ("params", "rules", "store", "states", "seed"):
+            given = "params" if name == "params" else f"params, {name}=..."
+            raise AttributeError(
+                f"{owner}: {name} is settled when the optimizer is made. Make another, {owner}({given})."
+            )
+        elif name in ("name", "storage", "method", "domains"):
+            raise AttributeError(f"{owner}: {name} is settled when the optimizer is made. Make another.")
+        elif not (name in self.__dict__ or any(name in self._declared(c) for c in type(self).__mro__)):
+            meant = difflib.get_close_matches(name, self.domains, 1, 0.8)
+            hint = f"Did you mean {meant[0]}?" if meant else f"There are {', '.join(self.domains)}."
+            raise AttributeError(f"{owner} has no {name}. {hint}")
+
+    @staticmethod
+    def _declared(cls: type) -> set[str]:
+        """What the body of a class names."""
+        return {*vars(cls), *vars(cls).get("__annotations__", {})}
 
     def _choose(self, what: str, hypers: Mapping[str, Any]) -> None:
         """Take other kernels for other choices, unless a parameter's states do not fit them."""
@@ -1867,6 +1970,8 @@ class Optimizer:
     def _check(self, hypers: Mapping[str, Any]) -> None:
         """Refuse what lies outside its domain; schedules are checked by what they give."""
         known = {k: v for k, v in hypers.items() if not self._scheduled(self.domains[k], v)}
+        for name in hypers.keys() - known.keys():
+            check_schedule(type(self).__name__, name, self.domains[name], hypers[name])
         check_all(type(self).__name__, {k: self.domains[k] for k in known}, known)
         for state, start in self.method.shared_states.items():
             if callable(hypers.get(str(start))):
@@ -2276,7 +2381,7 @@ class Optimizer:
                         f"a parameter of shape {p.shape} has shape {shape}."
                     )
         kept = self._kept(saved)
-        self.steps, self.shared = int(saved["steps"]), kept
+        self.__dict__.update(steps=int(saved["steps"]), shared=kept)
         for path, slot in saved["state"].items():
             self.state[path] = {
                 k: np.array(v, fits[path][k].dtype) if k in fits[path] else v for k, v in slot.items()

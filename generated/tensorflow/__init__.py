@@ -23,17 +23,24 @@ _WHERE = {
     "Times": "runtime",
     "AdaBelief": "optimizers.adabelief",
     "Adadelta": "optimizers.adadelta",
+    "AdadeltaTorch": "optimizers.adadelta_torch",
     "Adafactor": "optimizers.adafactor",
+    "AdafactorTorch": "optimizers.adafactor_torch",
     "Adagrad": "optimizers.adagrad",
+    "AdagradTorch": "optimizers.adagrad_torch",
     "AdaHessian": "optimizers.adahessian",
     "Adam": "optimizers.adam",
     "AdamHD": "optimizers.adam_hd",
+    "AdamTorch": "optimizers.adam_torch",
     "Adamax": "optimizers.adamax",
+    "AdamaxTorch": "optimizers.adamax_torch",
     "AdamW": "optimizers.adamw",
     "AdamWHD": "optimizers.adamw_hd",
     "AdamWSAM": "optimizers.adamw_sam",
+    "AdamWTorch": "optimizers.adamw_torch",
     "Adan": "optimizers.adan",
     "AMSGrad": "optimizers.amsgrad",
+    "ASGDTorch": "optimizers.asgd_torch",
     "HeavyBall": "optimizers.heavy_ball",
     "LAMB": "optimizers.lamb",
     "LARS": "optimizers.lars",
@@ -45,15 +52,21 @@ _WHERE = {
     "MomentumHDBeta": "optimizers.momentum_hd_beta",
     "Muon": "optimizers.muon",
     "MuonAdamW": "optimizers.muon_adamw",
+    "MuonTorch": "optimizers.muon_torch",
     "NAdam": "optimizers.nadam",
+    "NAdamTorch": "optimizers.nadam_torch",
     "Nesterov": "optimizers.nesterov",
     "RAdam": "optimizers.radam",
+    "RAdamTorch": "optimizers.radam_torch",
     "RMSprop": "optimizers.rmsprop",
+    "RMSpropTorch": "optimizers.rmsprop_torch",
+    "RpropTorch": "optimizers.rprop_torch",
     "ScheduleFreeAdamW": "optimizers.schedule_free_adamw",
     "ScheduleFreeSGD": "optimizers.schedule_free_sgd",
     "SGD": "optimizers.sgd",
     "SGDHD": "optimizers.sgd_hd",
     "SGDL2": "optimizers.sgd_l2",
+    "SGDTorch": "optimizers.sgd_torch",
     "Signum": "optimizers.signum",
     "Sophia": "optimizers.sophia",
     "STORM": "optimizers.storm",
@@ -89,17 +102,24 @@ _WHERE = {
 _BY_NAME = {
     "adabelief": "AdaBelief",
     "adadelta": "Adadelta",
+    "adadelta_torch": "AdadeltaTorch",
     "adafactor": "Adafactor",
+    "adafactor_torch": "AdafactorTorch",
     "adagrad": "Adagrad",
+    "adagrad_torch": "AdagradTorch",
     "adahessian": "AdaHessian",
     "adam": "Adam",
     "adam_hd": "AdamHD",
+    "adam_torch": "AdamTorch",
     "adamax": "Adamax",
+    "adamax_torch": "AdamaxTorch",
     "adamw": "AdamW",
     "adamw_hd": "AdamWHD",
     "adamw_sam": "AdamWSAM",
+    "adamw_torch": "AdamWTorch",
     "adan": "Adan",
     "amsgrad": "AMSGrad",
+    "asgd_torch": "ASGDTorch",
     "heavy_ball": "HeavyBall",
     "lamb": "LAMB",
     "lars": "LARS",
@@ -111,15 +131,21 @@ _BY_NAME = {
     "momentum_hd_beta": "MomentumHDBeta",
     "muon": "Muon",
     "muon_adamw": "MuonAdamW",
+    "muon_torch": "MuonTorch",
     "nadam": "NAdam",
+    "nadam_torch": "NAdamTorch",
     "nesterov": "Nesterov",
     "radam": "RAdam",
+    "radam_torch": "RAdamTorch",
     "rmsprop": "RMSprop",
+    "rmsprop_torch": "RMSpropTorch",
+    "rprop_torch": "RpropTorch",
     "schedule_free_adamw": "ScheduleFreeAdamW",
     "schedule_free_sgd": "ScheduleFreeSGD",
     "sgd": "SGD",
     "sgd_hd": "SGDHD",
     "sgd_l2": "SGDL2",
+    "sgd_torch": "SGDTorch",
     "signum": "Signum",
     "sophia": "Sophia",
     "storm": "STORM",
@@ -163,10 +189,21 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "learning_rate": "lr",
         "epsilon": "eps",
     },
+    "adadelta_torch": {
+        "learning_rate": "lr",
+        "epsilon": "eps",
+    },
     "adafactor": {
         "learning_rate": "lr",
     },
+    "adafactor_torch": {
+        "learning_rate": "lr",
+    },
     "adagrad": {
+        "learning_rate": "lr",
+        "epsilon": "eps",
+    },
+    "adagrad_torch": {
         "learning_rate": "lr",
         "epsilon": "eps",
     },
@@ -188,7 +225,19 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "beta_2": "beta2",
         "epsilon": "eps",
     },
+    "adam_torch": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+        "epsilon": "eps",
+    },
     "adamax": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+        "epsilon": "eps",
+    },
+    "adamax_torch": {
         "learning_rate": "lr",
         "beta_1": "beta1",
         "beta_2": "beta2",
@@ -212,6 +261,12 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "beta_2": "beta2",
         "epsilon": "eps",
     },
+    "adamw_torch": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+        "epsilon": "eps",
+    },
     "adan": {
         "learning_rate": "lr",
         "beta_1": "beta1",
@@ -224,6 +279,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "beta_1": "beta1",
         "beta_2": "beta2",
         "epsilon": "eps",
+    },
+    "asgd_torch": {
+        "learning_rate": "lr",
     },
     "heavy_ball": {
         "learning_rate": "lr",
@@ -265,7 +323,17 @@ _SPELLING: dict[str, dict[str, Any]] = {
     "muon_adamw": {
         "learning_rate": "lr",
     },
+    "muon_torch": {
+        "learning_rate": "lr",
+        "epsilon": "eps",
+    },
     "nadam": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+        "epsilon": "eps",
+    },
+    "nadam_torch": {
         "learning_rate": "lr",
         "beta_1": "beta1",
         "beta_2": "beta2",
@@ -280,9 +348,22 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "beta_2": "beta2",
         "epsilon": "eps",
     },
+    "radam_torch": {
+        "learning_rate": "lr",
+        "beta_1": "beta1",
+        "beta_2": "beta2",
+        "epsilon": "eps",
+    },
     "rmsprop": {
         "learning_rate": "lr",
         "epsilon": "eps",
+    },
+    "rmsprop_torch": {
+        "learning_rate": "lr",
+        "epsilon": "eps",
+    },
+    "rprop_torch": {
+        "learning_rate": "lr",
     },
     "schedule_free_adamw": {
         "learning_rate": "lr",
@@ -300,6 +381,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "learning_rate": "lr",
     },
     "sgd_l2": {
+        "learning_rate": "lr",
+    },
+    "sgd_torch": {
         "learning_rate": "lr",
     },
     "signum": {
@@ -422,6 +506,10 @@ def create(name: str, *args: Any, **hypers: Any) -> Any:
         raise ValueError(f"no algorithm is called {name!r}.{hint}")
     made = __getattr__(_BY_NAME[name])
     for public, spec in _SPELLING.get(name, {}).items():
+        words = [spec] if isinstance(spec, str) else spec
+        if twice := [word for word in words if public in hypers and word in hypers]:
+            given = f"{' and '.join(twice)} and {public} are the same, and both are given"
+            raise TypeError(f"{name}: {given}. Leave one out.")
         if isinstance(spec, str):
             if spec in hypers:
                 hypers[public] = hypers.pop(spec)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import math
 import numbers
 import re
@@ -42,8 +43,10 @@ class Domain:
     low_open: bool = False
     high_open: bool = True
     choices: tuple[str, ...] = ()
+    parts: tuple[Domain, ...] = ()  # of the entries of a tuple, where they differ
     many: bool = False
     optional: bool = False
+    least: int = 0  # how many entries a tuple has at least
 
     def check(self, owner: str, name: str, value: Any) -> None:
         """Refuse a value outside the set; the message names owner, hyperparameter and remedy."""
@@ -52,10 +55,16 @@ class Domain:
         if self.many:
             if not isinstance(value, (tuple, list)):
                 raise TypeError(f"{owner}: {name} must be {self.phrase}, got {value!r}.")
+            self.long_enough(owner, name, value)
             for entry in value:
                 self.entry(owner, name, entry)
             return
         self.entry(owner, name, value)
+
+    def long_enough(self, owner: str, name: str, value: Any) -> None:
+        """Refuse a tuple that lacks entries which the equations read."""
+        if self.many and isinstance(value, (tuple, list)) and len(value) < self.least:
+            raise ValueError(f"{owner}: {name} must be {self.phrase}, got {value!r}.")
 
     def entry(self, owner: str, name: str, value: Any) -> None:
         """Refuse one value."""
@@ -67,10 +76,14 @@ class Domain:
             if value not in self.choices:
                 raise ValueError(wrong)
         elif self.kind == "schedule":
-            if not (callable(value) or _is_number(value)):
+            if isinstance(value, type) or not (callable(value) or _is_number(value)):
                 raise TypeError(f"{wrong} Pass a schedule, a function of the step, or a number.")
         else:
             self.number(wrong, value)
+
+    def part(self, i: int) -> Domain:
+        """The domain of an entry of a tuple that bundles hyperparameters."""
+        return self.parts[i] if self.parts else self
 
     def number(self, wrong: str, value: Any) -> None:
         """Refuse what is not a number of the interval; NaN lies in none."""
@@ -100,14 +113,22 @@ Flag = Domain("True or False", "bool")
 AnySchedule = Domain("a schedule", "schedule")
 
 
-def tuple_of(domain: Domain) -> Domain:
-    """A tuple whose entries lie in a domain."""
-    return replace(domain, phrase=f"a tuple, each entry {domain.phrase}", many=True)
+def tuple_of(domain: Domain, least: int = 0) -> Domain:
+    """A tuple whose entries lie in a domain; `least` says how many are read by themselves."""
+    entries = "1 entry" if least == 1 else f"{least} entries"
+    whole = f"a tuple of {entries} or more, each" if least else "a tuple, each entry"
+    return replace(domain, phrase=f"{whole} {domain.phrase}", many=True, least=least)
 
 
 def optional(domain: Domain) -> Domain:
     """A value of a domain, or None."""
     return replace(domain, phrase=f"{domain.phrase}, or None", optional=True)
+
+
+def each_of(*domains: Domain) -> Domain:
+    """A tuple with an entry of each of these domains."""
+    phrase = ", then ".join(dict.fromkeys(d.phrase for d in domains))
+    return Domain(f"a tuple of {phrase}", domains[0].kind, parts=domains)
 
 
 def _is_number(value: Any) -> bool:
@@ -127,8 +148,23 @@ def check_all(
     for name, domain in domains.items():
         value = values[name]
         entries = value if domain.many and isinstance(value, (tuple, list)) else (value,)
+        domain.long_enough(owner, name, value)
         if not any(unchecked(entry) for entry in entries):
             domain.check(owner, name, value)
+
+
+def check_schedule(owner: str, name: str, domain: Domain, value: Any, counts: bool = True) -> None:
+    """Refuse a function that cannot be a schedule in place of a number; `counts`: it is given the count."""
+    wrong = f"{owner}: {name} must be {domain.phrase}, or a function of the number of finished steps, got"
+    if isinstance(value, type):
+        raise TypeError(f"{wrong} the class {value.__name__}. Make a schedule of it, {value.__name__}(...).")
+    try:
+        inspect.signature(value).bind(*[0] * counts)
+    except ValueError:  # a function of C has no signature
+        return
+    except TypeError as error:
+        what = f"{wrong} {value!r}, which cannot be called with that alone: {error}."
+        raise TypeError(f"{what} Pass a schedule that is made, or, for example, lambda n: 0.1.") from None
 
 
 def check_weights(owner: str, shapes: Mapping[str, tuple[int, ...]], weights: Any) -> dict[str, Any]:
@@ -169,17 +205,32 @@ def check_relations(
     owner: str, requires: Callable[..., Mapping[str, Any]] | None, values: Mapping[str, Any]
 ) -> None:
     """Refuse hyperparameters that do not fit each other; by the spec's names."""
-    for text, holds in (requires(**values) if requires else {}).items():
+    try:
+        relations = requires(**values) if requires else {}
+    except TypeError:  # a schedule cannot be compared
+        if not any(map(callable, values.values())):
+            raise
+        return
+    for text, holds in relations.items():
         if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
 
 
 def told(choices: Mapping[str, str], hypers: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """What kernels are told of choices: themselves, or of a hyperparameter whether it is given."""
-    return tuple(
-        (name, hypers[h] if name == h else hypers[h] is not None) for name, h in choices.items()
-    )
+    """What kernels are told: choices themselves, of options whether given, of numbers whether above 0.
+
+    A number that is not known yet, a tensor or a schedule, counts as above 0.
+    """
+    made: list[tuple[str, Any]] = []
+    for name, h in choices.items():
+        value = hypers[h]
+        if name == f"has_{h}":
+            value = value is not None
+        elif name == f"with_{h}":
+            value = not _is_number(value) or bool(value > 0)
+        made.append((name, value))
+    return tuple(made)
 
 
 @functools.cache
@@ -193,7 +244,9 @@ def settled(kernel: Any, said: tuple[tuple[str, Any], ...]) -> Any:
 def another(kernel: Any) -> Any:
     """The same kernel as a function of its own to every compiler."""
     code = kernel.__code__.replace()
-    own = types.FunctionType(code, kernel.__globals__, kernel.__name__, kernel.__defaults__)
+    own = types.FunctionType(
+        code, kernel.__globals__, kernel.__name__, kernel.__defaults__, kernel.__closure__
+    )
     own.__kwdefaults__ = kernel.__kwdefaults__
     return own
 
@@ -278,10 +331,10 @@ class Rule:
         self.hypers = {key: _plain_number(value) for key, value in hypers.items()}
         for word in patterns:
             if not isinstance(word, str):
-                raise TypeError(
-                    f"{self}: a pattern must be text, got {word!r}. By the number of axes a rule goes with "
-                    "ndim, max_ndim or min_ndim."
-                )
+                remedy = "By the number of axes a rule goes with ndim, max_ndim or min_ndim."
+                if isinstance(word, Iterable):
+                    remedy = "A list of names is Rule(names=[...]); several patterns are Rule(p, q)."
+                raise TypeError(f"{self}: a pattern must be text, got {word!r}. {remedy}")
         if isinstance(names, str) or not all(isinstance(x, str) for x in self.names or ()):
             raise TypeError(f"Rule: names must be a list of names, got {names!r}. Pass names=[...].")
         for word, given in self.sizes.items():
@@ -464,7 +517,7 @@ class Rules:
             names = self.spelling.get(word, word)
             entries = [names] if isinstance(names, str) else list(names)
             for i, name in enumerate(entries):
-                self.domains[name] = domain
+                self.domains[name] = domain if isinstance(names, str) else domain.part(i)
                 self.words[name] = word if isinstance(names, str) else f"{word}[{i}]"
         self.settings: dict[tuple[int, ...], Setting] = {(): Setting()}
         self.overrides = [
@@ -2501,6 +2554,12 @@ def _is_tensor(value: Any) -> bool:
     return tf.is_tensor(value) or isinstance(value, (tf.Variable, keras.Variable))
 
 
+def _known(value: Any) -> Any:
+    """The numbers of a tensor as NumPy has them, where no device has to be waited for; else None."""
+    here = isinstance(value, tf.Tensor) and hasattr(value, "numpy") and "CPU" in value.device
+    return value.numpy() if here else None
+
+
 def _canonical(domain: Domain, value: Any) -> Any:
     """A checked value as Python's own type, so that a configuration is JSON."""
     if isinstance(value, (tuple, list)):
@@ -2546,6 +2605,16 @@ def _scaled(value: Any, factor: float) -> Any:
     return rounded(x)(x * factor)
 
 
+def _listed_of(owner: str, what: str, given: Any, call: str) -> list[Any]:
+    """A list, or what else holds one for each parameter, as a list."""
+    if _is_tensor(given) or isinstance(given, (str, Mapping)) or not isinstance(given, Iterable):
+        raise TypeError(
+            f"{owner}: {what} must be a list with one for each parameter, got a {type(given).__name__}. "
+            f"Call {call}."
+        )
+    return list(given)
+
+
 def _check_parameter(owner: str, variable: Any) -> None:
     dtype = _native(variable).dtype
     if dtype not in (tf.float16, tf.bfloat16, tf.float32, tf.float64):
@@ -2588,6 +2657,9 @@ def _dense(owner: str, gradient: Any, variable: Any) -> Tensor:
 # The shell
 
 
+_ALGORITHM = "algorithm"  # the entry of a saved state that holds the name of its spec
+
+
 class KerasOptions(TypedDict, total=False):
     """What every optimizer takes besides its hyperparameters: Keras' own options, and `Storage`."""
 
@@ -2627,8 +2699,10 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     Every hyperparameter is an attribute, checked when it is set; as in Keras, a `fit` or tf.function
     that has been traced keeps the values it was traced with, learning_rate apart. learning_rate lives
-    in Keras' float32 variable and counts as what that holds; a float hyperparameter may also be a
-    generated schedule, which is evaluated in double precision.
+    in Keras' float32 variable and counts as what that holds, whatever is assigned to the variable
+    itself; a float hyperparameter may also be a generated schedule, which is evaluated in double
+    precision. What schedules give is checked in eager steps, on the CPU; what is traced, or on another
+    device, is not looked into.
 
     A variable whose gradient is None is left as it is, with its states; the clock, `iterations`, is
     one for all variables and moves. Parameters in float16 or bfloat16 are computed in float32 and
@@ -2665,7 +2739,8 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         rate = hypers.pop("learning_rate", 1.0)
         unknown = arguments.keys() - KerasOptions.__annotations__.keys()
         if unknown:
-            known = ", ".join([*self.domains, *KerasOptions.__annotations__])
+            once = ["weights"] if self.method.weights else []
+            known = ", ".join([*once, *self.domains, "rules", "name", *KerasOptions.__annotations__])
             raise TypeError(
                 f"{type(self).__name__}: no hyperparameter is called {', '.join(sorted(unknown))}. "
                 f"There are {known}."
@@ -2789,7 +2864,7 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """Create the states, in the order variable by variable, named `<variable>_<state>`."""
         if self.built:
             return
-        variables = list(variables)
+        variables = _listed_of(type(self).__name__, "variables", variables, "build(variables)")
         self._check_distinct(variables)
         for variable in variables:
             if not self._overwrite_variable_with_gradient(variable):
@@ -2864,7 +2939,12 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def _check_distinct(self, variables: Sequence[Any]) -> None:
         seen: set[Any] = set()
-        for variable in variables:
+        for i, variable in enumerate(variables):
+            if not hasattr(variable, "assign"):
+                raise TypeError(
+                    f"{type(self).__name__}: parameter {i} is a {type(variable).__name__}, not a variable. "
+                    "The order is apply(grads, variables), of pairs (gradient, variable)."
+                )
             key = self._var_key(variable)
             if key in seen:
                 raise ValueError(
@@ -2950,9 +3030,9 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             raise TypeError(self._takes_more())
         if self._resumed and self.built:
             self._check_point()
-        grads = list(grads)
+        grads = _listed_of(owner, "grads", grads, "apply(grads, variables)")
         given = self._trainable_variables if trainable_variables is None else trainable_variables
-        variables = list(given)
+        variables = _listed_of(owner, "variables", given, "apply(grads, variables)")
         if (self.built or trainable_variables is not None) and len(grads) != len(variables):
             raise ValueError(
                 f"{owner}: {len(grads)} gradients for {len(variables)} parameters. Pass one for each, "
@@ -3193,9 +3273,22 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             now["learning_rate"] = learning_rate
         if not decays:
             now["weight_decay"] = 0.0
+        now = {key: self._given(key, value) for key, value in now.items()}
         named = {self.spelling.get(key, key): now[key] for key in self.domains}
+        words = {self.spelling.get(key, key): key for key in self.domains}
         hypers = setting.over(named, _scaled)
-        return {name: v(self._iterations) if callable(v) else v for name, v in hypers.items()}
+        return {name: self._given(words[name], value) for name, value in hypers.items()}
+
+    def _given(self, key: str, value: Any) -> Any:
+        """What a schedule gives in the coming step, checked where it is known; others as they are."""
+        if not (callable(value) or (key == "learning_rate" and callable(self._learning_rate))):
+            return value
+        given = value(self._iterations) if callable(value) else value
+        known = _known(given) if _is_tensor(given) else given
+        if known is not None or given is None:
+            known = known.item() if getattr(known, "shape", None) == () else known
+            self.domains[key].check(type(self).__name__, f"{key}, which a schedule gave,", known)
+        return given
 
     @contextmanager
     def evaluation(self, variables: Any = None) -> Iterator[None]:
@@ -3242,9 +3335,40 @@ class Optimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             for v, value in parked.values:
                 v.assign(value)
 
+    def save_own_variables(self, store: Any) -> None:
+        """Keras' numbered variables, and the algorithm: another one may have as many of the same shapes."""
+        super().save_own_variables(store)
+        # As numbers, which every store keeps.
+        store[_ALGORITHM] = tf.constant([*self.method.name.encode()], tf.uint8).numpy()
+
     def load_own_variables(self, store: Any) -> None:
-        """Load the states that `save_own_variables` saved."""
-        super().load_own_variables(store)
+        """Load what `save_own_variables` saved; refused, with nothing changed, where it does not fit.
+
+        Without variables, before `build`, or with another number of them and no name of an algorithm, as
+        in files of former versions, Keras warns and loads nothing.
+        """
+        owner, name = type(self).__name__, self.method.name
+        saved = {key: store[key] for key in store.keys()}  # noqa: SIM118 - Keras' stores are no mappings
+        its = saved.pop(_ALGORITHM, None)
+        its = name if its is None else bytes(int(x) for x in its).decode(errors="replace")
+        if its != name:
+            raise ValueError(
+                f"{owner}: the saved state is of {its}. Another optimizer saved it: load it into that one, "
+                "or leave it out, model.load_weights(..., skip_mismatch=True)."
+            )
+        variables = self.variables
+        for i, v in enumerate(variables if len(saved) == len(variables) else ()):
+            if str(i) not in saved:
+                raise ValueError(
+                    f"{owner}: the saved state has no entry {i}, for {v.path}. Load what save_own_variables "
+                    "saved."
+                )
+            if tuple(saved[str(i)].shape) != tuple(v.shape):
+                raise ValueError(
+                    f"{owner}: the saved {v.path} has shape {tuple(saved[str(i)].shape)}; expected is "
+                    f"{tuple(v.shape)}. Another optimizer saved it, or one of other parameters."
+                )
+        super().load_own_variables(saved)
         self._resumed = True
 
     def _check_point(self) -> None:
@@ -3429,6 +3553,9 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore
         ints: list[int] = []
         holes = _pack_rate(self, floats, ints)
         n = tf.cast(tf.convert_to_tensor(step), tf.int64)
+        known = _known(n)
+        if known is not None and (known < 0).any():
+            raise ValueError(f"{type(self).__name__}: n must be an integer, 0 or more, got {step!r}.")
         arguments = n, *_vectors(floats, ints)
         if tf.executing_eagerly():
             return _value(holes)(*arguments)

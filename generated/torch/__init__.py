@@ -22,19 +22,27 @@ if __name__ == "torch":
 _WHERE = {
     "Rule": "runtime",
     "Times": "runtime",
+    "flatten": "runtime",
     "AdaBelief": "optimizers.adabelief",
     "Adadelta": "optimizers.adadelta",
+    "AdadeltaTorch": "optimizers.adadelta_torch",
     "Adafactor": "optimizers.adafactor",
+    "AdafactorTorch": "optimizers.adafactor_torch",
     "Adagrad": "optimizers.adagrad",
+    "AdagradTorch": "optimizers.adagrad_torch",
     "AdaHessian": "optimizers.adahessian",
     "Adam": "optimizers.adam",
     "AdamHD": "optimizers.adam_hd",
+    "AdamTorch": "optimizers.adam_torch",
     "Adamax": "optimizers.adamax",
+    "AdamaxTorch": "optimizers.adamax_torch",
     "AdamW": "optimizers.adamw",
     "AdamWHD": "optimizers.adamw_hd",
     "AdamWSAM": "optimizers.adamw_sam",
+    "AdamWTorch": "optimizers.adamw_torch",
     "Adan": "optimizers.adan",
     "AMSGrad": "optimizers.amsgrad",
+    "ASGDTorch": "optimizers.asgd_torch",
     "HeavyBall": "optimizers.heavy_ball",
     "LAMB": "optimizers.lamb",
     "LARS": "optimizers.lars",
@@ -46,15 +54,21 @@ _WHERE = {
     "MomentumHDBeta": "optimizers.momentum_hd_beta",
     "Muon": "optimizers.muon",
     "MuonAdamW": "optimizers.muon_adamw",
+    "MuonTorch": "optimizers.muon_torch",
     "NAdam": "optimizers.nadam",
+    "NAdamTorch": "optimizers.nadam_torch",
     "Nesterov": "optimizers.nesterov",
     "RAdam": "optimizers.radam",
+    "RAdamTorch": "optimizers.radam_torch",
     "RMSprop": "optimizers.rmsprop",
+    "RMSpropTorch": "optimizers.rmsprop_torch",
+    "RpropTorch": "optimizers.rprop_torch",
     "ScheduleFreeAdamW": "optimizers.schedule_free_adamw",
     "ScheduleFreeSGD": "optimizers.schedule_free_sgd",
     "SGD": "optimizers.sgd",
     "SGDHD": "optimizers.sgd_hd",
     "SGDL2": "optimizers.sgd_l2",
+    "SGDTorch": "optimizers.sgd_torch",
     "Signum": "optimizers.signum",
     "Sophia": "optimizers.sophia",
     "STORM": "optimizers.storm",
@@ -90,17 +104,24 @@ _WHERE = {
 _BY_NAME = {
     "adabelief": "AdaBelief",
     "adadelta": "Adadelta",
+    "adadelta_torch": "AdadeltaTorch",
     "adafactor": "Adafactor",
+    "adafactor_torch": "AdafactorTorch",
     "adagrad": "Adagrad",
+    "adagrad_torch": "AdagradTorch",
     "adahessian": "AdaHessian",
     "adam": "Adam",
     "adam_hd": "AdamHD",
+    "adam_torch": "AdamTorch",
     "adamax": "Adamax",
+    "adamax_torch": "AdamaxTorch",
     "adamw": "AdamW",
     "adamw_hd": "AdamWHD",
     "adamw_sam": "AdamWSAM",
+    "adamw_torch": "AdamWTorch",
     "adan": "Adan",
     "amsgrad": "AMSGrad",
+    "asgd_torch": "ASGDTorch",
     "heavy_ball": "HeavyBall",
     "lamb": "LAMB",
     "lars": "LARS",
@@ -112,15 +133,21 @@ _BY_NAME = {
     "momentum_hd_beta": "MomentumHDBeta",
     "muon": "Muon",
     "muon_adamw": "MuonAdamW",
+    "muon_torch": "MuonTorch",
     "nadam": "NAdam",
+    "nadam_torch": "NAdamTorch",
     "nesterov": "Nesterov",
     "radam": "RAdam",
+    "radam_torch": "RAdamTorch",
     "rmsprop": "RMSprop",
+    "rmsprop_torch": "RMSpropTorch",
+    "rprop_torch": "RpropTorch",
     "schedule_free_adamw": "ScheduleFreeAdamW",
     "schedule_free_sgd": "ScheduleFreeSGD",
     "sgd": "SGD",
     "sgd_hd": "SGDHD",
     "sgd_l2": "SGDL2",
+    "sgd_torch": "SGDTorch",
     "signum": "Signum",
     "sophia": "Sophia",
     "storm": "STORM",
@@ -157,6 +184,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
     "adabelief": {
         "betas": ("beta1", "beta2"),
     },
+    "adafactor_torch": {
+        "eps": ("eps1", "eps2"),
+    },
     "adahessian": {
         "betas": ("beta1", "beta2"),
     },
@@ -166,7 +196,13 @@ _SPELLING: dict[str, dict[str, Any]] = {
     "adam_hd": {
         "betas": ("beta1", "beta2"),
     },
+    "adam_torch": {
+        "betas": ("beta1", "beta2"),
+    },
     "adamax": {
+        "betas": ("beta1", "beta2"),
+    },
+    "adamax_torch": {
         "betas": ("beta1", "beta2"),
     },
     "adamw": {
@@ -176,6 +212,9 @@ _SPELLING: dict[str, dict[str, Any]] = {
         "betas": ("beta1", "beta2"),
     },
     "adamw_sam": {
+        "betas": ("beta1", "beta2"),
+    },
+    "adamw_torch": {
         "betas": ("beta1", "beta2"),
     },
     "adan": {
@@ -196,8 +235,18 @@ _SPELLING: dict[str, dict[str, Any]] = {
     "nadam": {
         "betas": ("beta1", "beta2"),
     },
+    "nadam_torch": {
+        "betas": ("beta1", "beta2"),
+    },
     "radam": {
         "betas": ("beta1", "beta2"),
+    },
+    "radam_torch": {
+        "betas": ("beta1", "beta2"),
+    },
+    "rprop_torch": {
+        "etas": ("etaminus", "etaplus"),
+        "step_sizes": ("step_size_min", "step_size_max"),
     },
     "schedule_free_adamw": {
         "betas": ("beta1", "beta2"),
@@ -253,6 +302,10 @@ def create(name: str, *args: Any, **hypers: Any) -> Any:
         raise ValueError(f"no algorithm is called {name!r}.{hint}")
     made = __getattr__(_BY_NAME[name])
     for public, spec in _SPELLING.get(name, {}).items():
+        words = [spec] if isinstance(spec, str) else spec
+        if twice := [word for word in words if public in hypers and word in hypers]:
+            given = f"{' and '.join(twice)} and {public} are the same, and both are given"
+            raise TypeError(f"{name}: {given}. Leave one out.")
         if isinstance(spec, str):
             if spec in hypers:
                 hypers[public] = hypers.pop(spec)

@@ -20,12 +20,13 @@ import math
 import numbers
 import operator
 import re
+import sys
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -44,8 +45,10 @@ class Domain:
     low_open: bool = False
     high_open: bool = True
     choices: tuple[str, ...] = ()
+    parts: tuple[Domain, ...] = ()  # of the entries of a tuple, where they differ
     many: bool = False
     optional: bool = False
+    least: int = 0  # how many entries a tuple has at least
 
     def check(self, owner: str, name: str, value: Any) -> None:
         """Refuse a value outside the set; the message names owner, hyperparameter and remedy."""
@@ -54,10 +57,16 @@ class Domain:
         if self.many:
             if not isinstance(value, (tuple, list)):
                 raise TypeError(f"{owner}: {name} must be {self.phrase}, got {value!r}.")
+            self.long_enough(owner, name, value)
             for entry in value:
                 self.entry(owner, name, entry)
             return
         self.entry(owner, name, value)
+
+    def long_enough(self, owner: str, name: str, value: Any) -> None:
+        """Refuse a tuple that lacks entries which the equations read."""
+        if self.many and isinstance(value, (tuple, list)) and len(value) < self.least:
+            raise ValueError(f"{owner}: {name} must be {self.phrase}, got {value!r}.")
 
     def entry(self, owner: str, name: str, value: Any) -> None:
         """Refuse one value."""
@@ -69,10 +78,14 @@ class Domain:
             if value not in self.choices:
                 raise ValueError(wrong)
         elif self.kind == "schedule":
-            if not (callable(value) or _is_number(value)):
+            if isinstance(value, type) or not (callable(value) or _is_number(value)):
                 raise TypeError(f"{wrong} Pass a schedule, a function of the step, or a number.")
         else:
             self.number(wrong, value)
+
+    def part(self, i: int) -> Domain:
+        """The domain of an entry of a tuple that bundles hyperparameters."""
+        return self.parts[i] if self.parts else self
 
     def number(self, wrong: str, value: Any) -> None:
         """Refuse what is not a number of the interval; NaN lies in none."""
@@ -102,14 +115,22 @@ Flag = Domain("True or False", "bool")
 AnySchedule = Domain("a schedule", "schedule")
 
 
-def tuple_of(domain: Domain) -> Domain:
-    """A tuple whose entries lie in a domain."""
-    return replace(domain, phrase=f"a tuple, each entry {domain.phrase}", many=True)
+def tuple_of(domain: Domain, least: int = 0) -> Domain:
+    """A tuple whose entries lie in a domain; `least` says how many are read by themselves."""
+    entries = "1 entry" if least == 1 else f"{least} entries"
+    whole = f"a tuple of {entries} or more, each" if least else "a tuple, each entry"
+    return replace(domain, phrase=f"{whole} {domain.phrase}", many=True, least=least)
 
 
 def optional(domain: Domain) -> Domain:
     """A value of a domain, or None."""
     return replace(domain, phrase=f"{domain.phrase}, or None", optional=True)
+
+
+def each_of(*domains: Domain) -> Domain:
+    """A tuple with an entry of each of these domains."""
+    phrase = ", then ".join(dict.fromkeys(d.phrase for d in domains))
+    return Domain(f"a tuple of {phrase}", domains[0].kind, parts=domains)
 
 
 def _is_number(value: Any) -> bool:
@@ -129,8 +150,23 @@ def check_all(
     for name, domain in domains.items():
         value = values[name]
         entries = value if domain.many and isinstance(value, (tuple, list)) else (value,)
+        domain.long_enough(owner, name, value)
         if not any(unchecked(entry) for entry in entries):
             domain.check(owner, name, value)
+
+
+def check_schedule(owner: str, name: str, domain: Domain, value: Any, counts: bool = True) -> None:
+    """Refuse a function that cannot be a schedule in place of a number; `counts`: it is given the count."""
+    wrong = f"{owner}: {name} must be {domain.phrase}, or a function of the number of finished steps, got"
+    if isinstance(value, type):
+        raise TypeError(f"{wrong} the class {value.__name__}. Make a schedule of it, {value.__name__}(...).")
+    try:
+        inspect.signature(value).bind(*[0] * counts)
+    except ValueError:  # a function of C has no signature
+        return
+    except TypeError as error:
+        what = f"{wrong} {value!r}, which cannot be called with that alone: {error}."
+        raise TypeError(f"{what} Pass a schedule that is made, or, for example, lambda n: 0.1.") from None
 
 
 def check_weights(owner: str, shapes: Mapping[str, tuple[int, ...]], weights: Any) -> dict[str, Any]:
@@ -171,17 +207,32 @@ def check_relations(
     owner: str, requires: Callable[..., Mapping[str, Any]] | None, values: Mapping[str, Any]
 ) -> None:
     """Refuse hyperparameters that do not fit each other; by the spec's names."""
-    for text, holds in (requires(**values) if requires else {}).items():
+    try:
+        relations = requires(**values) if requires else {}
+    except TypeError:  # a schedule cannot be compared
+        if not any(map(callable, values.values())):
+            raise
+        return
+    for text, holds in relations.items():
         if type(holds).__name__ in ("bool", "bool_") and not holds:  # tensors are not looked into
             given = ", ".join(f"{k} = {v!r}" for k, v in values.items() if k in text)
             raise ValueError(f"{owner}: {text} must hold, got {given}.")
 
 
 def told(choices: Mapping[str, str], hypers: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """What kernels are told of choices: themselves, or of a hyperparameter whether it is given."""
-    return tuple(
-        (name, hypers[h] if name == h else hypers[h] is not None) for name, h in choices.items()
-    )
+    """What kernels are told: choices themselves, of options whether given, of numbers whether above 0.
+
+    A number that is not known yet, a tensor or a schedule, counts as above 0.
+    """
+    made: list[tuple[str, Any]] = []
+    for name, h in choices.items():
+        value = hypers[h]
+        if name == f"has_{h}":
+            value = value is not None
+        elif name == f"with_{h}":
+            value = not _is_number(value) or bool(value > 0)
+        made.append((name, value))
+    return tuple(made)
 
 
 @functools.cache
@@ -195,7 +246,9 @@ def settled(kernel: Any, said: tuple[tuple[str, Any], ...]) -> Any:
 def another(kernel: Any) -> Any:
     """The same kernel as a function of its own to every compiler."""
     code = kernel.__code__.replace()
-    own = types.FunctionType(code, kernel.__globals__, kernel.__name__, kernel.__defaults__)
+    own = types.FunctionType(
+        code, kernel.__globals__, kernel.__name__, kernel.__defaults__, kernel.__closure__
+    )
     own.__kwdefaults__ = kernel.__kwdefaults__
     return own
 
@@ -280,10 +333,10 @@ class Rule:
         self.hypers = {key: _plain_number(value) for key, value in hypers.items()}
         for word in patterns:
             if not isinstance(word, str):
-                raise TypeError(
-                    f"{self}: a pattern must be text, got {word!r}. By the number of axes a rule goes with "
-                    "ndim, max_ndim or min_ndim."
-                )
+                remedy = "By the number of axes a rule goes with ndim, max_ndim or min_ndim."
+                if isinstance(word, Iterable):
+                    remedy = "A list of names is Rule(names=[...]); several patterns are Rule(p, q)."
+                raise TypeError(f"{self}: a pattern must be text, got {word!r}. {remedy}")
         if isinstance(names, str) or not all(isinstance(x, str) for x in self.names or ()):
             raise TypeError(f"Rule: names must be a list of names, got {names!r}. Pass names=[...].")
         for word, given in self.sizes.items():
@@ -466,7 +519,7 @@ class Rules:
             names = self.spelling.get(word, word)
             entries = [names] if isinstance(names, str) else list(names)
             for i, name in enumerate(entries):
-                self.domains[name] = domain
+                self.domains[name] = domain if isinstance(names, str) else domain.part(i)
                 self.words[name] = word if isinstance(names, str) else f"{word}[{i}]"
         self.settings: dict[tuple[int, ...], Setting] = {(): Setting()}
         self.overrides = [
@@ -673,6 +726,311 @@ class Assignment:
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
         return "\n".join([self.owner, *head, "", *lines])
+
+
+def lies_flat(x: Tensor) -> bool:
+    """Whether it is a plain tensor whose numbers fill its memory, in whatever order."""
+    if type(x) not in (Tensor, torch.nn.Parameter) or x.layout != torch.strided or not x.numel():
+        return False
+    if x.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def flat(x: Tensor) -> Tensor:
+    """A view of the numbers in the order of memory."""
+    return x.view(-1) if x.is_contiguous() else x.as_strided((x.numel(),), (1,))
+
+
+def flat_as(x: Tensor, like: Tensor) -> Tensor:
+    """The numbers of a tensor in the order in which those of another lie; a view where it can be one."""
+    if like.is_contiguous():
+        return x.reshape(-1)
+    return flat(x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x))
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """The states of some parameters, one after another: a tensor for each name."""
+
+    tensors: tuple[Tensor, ...]
+    begins: dict[Tensor, int]  # where those of a parameter begin
+
+    def hold(self, p: Tensor, states: Sequence[Tensor]) -> bool:
+        """Whether these are the states of the parameter, in the order in which it lies now."""
+        begin = self.begins[p]
+        return all(
+            x.data_ptr() == buffer.data_ptr() + begin * buffer.element_size() and x.stride() == p.stride()
+            for x, buffer in zip(states, self.tensors, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What passes in one call: several parameters, or a part of what lies in one piece of memory."""
+
+    first: int  # of the lane's parameters
+    last: int
+    kept: tuple[Tensor, ...]  # their states
+    theta: Tensor | None  # where they lie in one piece; None: they have to be gathered
+    part: slice  # which numbers of what lies in one piece
+
+
+class Lane:
+    """Parameters that go through a step together.
+
+    Attributes:
+        names: of the states.
+        params: the parameters, in the order of their states.
+        slots: for each the dictionary that holds its states, and more.
+        views: for each the states themselves; where others stand there, the lane is out of date.
+        grads: of each the gradient, of its shape; what `takes` was given last.
+        buffers: what holds the states of each, for the lane that comes after this one.
+    """
+
+    def __init__(
+        self,
+        slots: Mapping[Tensor, dict[str, Any]],
+        names: Sequence[str],
+        before: Mapping[Tensor, Buffers],
+        size: int,
+        alone: int,
+        part: int,
+    ) -> None:
+        """Lay out states one after another; those that lie so already stay where they are.
+
+        Args:
+            slots: for each parameter, which lies flat, its states and more.
+            names: the names of the states, tensors of one dtype shaped like the parameter.
+            before: buffers of earlier lanes.
+            size: how many numbers are gathered at most.
+            alone: from how many on a parameter passes as it lies.
+            part: how many of it pass at once.
+        """
+        kept = {p: tuple(slot[name] for name in names) for p, slot in slots.items()}
+        fresh = [p for p, states in kept.items() if p not in before or not before[p].hold(p, states)]
+        self.buffers = {p: before[p] for p in slots if p in before}
+        self.buffers |= dict.fromkeys(fresh, _laid_out(fresh, slots, names))
+        self.names = tuple(names)
+        self.params = sorted(slots, key=self._place)
+        self.slots = [slots[p] for p in self.params]
+        self.views = [tuple(slot[name] for name in names) for slot in self.slots]
+        self.grads: list[Tensor] = []
+        self.pointers = [p.data_ptr() for p in self.params]
+        self._flat = [flat(p.detach()) for p in self.params]
+        self._pieces = list(self._cut(size, alone, part))
+
+    def _place(self, p: Tensor) -> tuple[int, int]:
+        """In which buffers the states of a parameter are, and where."""
+        return id(self.buffers[p]), self.buffers[p].begins[p]
+
+    def _cut(self, size: int, alone: int, most: int) -> Iterator[_Piece]:
+        """The pieces: of `size` numbers at most what is gathered, of `most` what lies in one piece."""
+        first = 0
+        while first < len(self.params):
+            last, count = self._run_from(first)
+            if count >= alone:
+                theta = self._flat[first].as_strided((count,), (1,))
+                for a in range(0, count, min(most, count)):
+                    part = slice(a, min(a + most, count))
+                    yield _Piece(first, last, self._kept(first, part), theta[part], part)
+            else:
+                last, count = first, 0
+                while last < len(self.params) and self._follows(first, last, count):
+                    n = self.params[last].numel()
+                    if n >= alone or count + n > max(size, n):
+                        break
+                    count, last = count + n, last + 1
+                theta = self._flat[first] if last == first + 1 else None
+                yield _Piece(first, last, self._kept(first, slice(0, count)), theta, slice(0, count))
+            first = last
+
+    def _run_from(self, first: int) -> tuple[int, int]:
+        """The parameters from one on that follow one another in memory, as their states do."""
+        start, memory = self._flat[first], self._flat[first].untyped_storage().data_ptr()
+        last, count = first + 1, self.params[first].numel()
+        while (
+            last < len(self.params)
+            and self._flat[last].data_ptr() == start.data_ptr() + count * start.element_size()
+            and self._flat[last].untyped_storage().data_ptr() == memory
+            and self._follows(first, last, count)
+        ):
+            last, count = last + 1, count + self.params[last].numel()
+        return last, count
+
+    def _follows(self, first: int, last: int, count: int) -> bool:
+        """Whether the states of a parameter begin so many numbers behind those of another."""
+        place, begin = self._place(self.params[first])
+        return self._place(self.params[last]) == (place, begin + count)
+
+    def _kept(self, first: int, part: slice) -> tuple[Tensor, ...]:
+        """The states from those of a parameter on."""
+        begin = self._place(self.params[first])[1]
+        buffers = self.buffers[self.params[first]].tensors
+        return tuple(x[begin + part.start : begin + part.stop] for x in buffers)
+
+    def takes(self, i: int, g: Tensor) -> bool:
+        """Whether a parameter and its states lie where they did, and the gradient fits; keeps that."""
+        p, slot = self.params[i], self.slots[i]
+        for name, view in zip(self.names, self.views[i], strict=True):
+            if slot.get(name) is not view:
+                return False
+        self.grads[i] = g
+        return (
+            p.data_ptr() == self.pointers[i]
+            and g.dtype is p.dtype
+            and g.shape == p.shape
+            and g.layout is torch.strided
+            and g.device == p.device
+        )
+
+    def run(self, step: Callable[[Tensor, Tensor, Sequence[Tensor]], None]) -> None:
+        """One step of all parameters and states: `step(theta, g, states)`, in place, on flat tensors."""
+        joined: tuple[int, Tensor] | None = None  # the gradients of the last piece's parameters
+        for piece in self._pieces:
+            first, last = piece.first, piece.last
+            if joined is None or joined[0] != first:
+                joined = first, self._joined(first, last)
+            if piece.theta is not None:
+                step(piece.theta, joined[1][piece.part], piece.kept)
+            else:
+                thetas = self._flat[first:last]
+                theta = torch.cat(thetas)
+                step(theta, joined[1], piece.kept)
+                torch._foreach_copy_(thetas, theta.split([len(x) for x in thetas]))
+
+    def _joined(self, first: int, last: int) -> Tensor:
+        """The gradients of some parameters one after another; as they lie, where they lie so."""
+        grads = list(map(flat_as, self.grads[first:last], self.params[first:last]))
+        at, size = grads[0].data_ptr(), grads[0].element_size()
+        if grads[0].untyped_storage().data_ptr() == grads[-1].untyped_storage().data_ptr():
+            for g in grads:
+                if g.data_ptr() != at:
+                    break
+                at += len(g) * size
+            else:
+                return grads[0].as_strided((sum(map(len, grads)),), (1,)) if len(grads) > 1 else grads[0]
+        return torch.cat(grads) if len(grads) > 1 else grads[0]
+
+
+def _laid_out(
+    params: Sequence[Tensor], slots: Mapping[Tensor, dict[str, Any]], names: Sequence[str]
+) -> Buffers:
+    """New buffers for the states of some parameters, which become views of them."""
+    total, begins = 0, {}
+    for p in params:
+        begins[p] = total
+        total += p.numel()
+    tensors = []
+    for name in names:
+        buffer = slots[params[0]][name].new_empty(total) if params else torch.empty(0)
+        for p in params:
+            view = buffer.as_strided(p.shape, p.stride(), begins[p])
+            slots[p][name] = view.copy_(slots[p][name])
+        tensors.append(buffer)
+    return Buffers(tuple(tensors), begins)
+
+
+# --------------------------------------------------------------------------------------------------
+# Models that lie flat
+
+
+class Flat:
+    """Parameters of one dtype on one device, and their gradients, each one after another in memory.
+
+    Attributes:
+        params: the parameters.
+        data: the memory that they are views of.
+        grad: that of their gradients.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        """Move parameters, and gradients where there are some, into buffers of their own."""
+        self.params = list(params)
+        count = sum(p.numel() for p in params)
+        self.data, self.grad = params[0].new_empty(count), params[0].new_zeros(count)
+        self._grads, begin = [], 0
+        for p in params:
+            value, g = (x.as_strided(p.shape, p.stride(), begin) for x in (self.data, self.grad))
+            value.copy_(p.detach())
+            if p.grad is not None:
+                g.copy_(p.grad)
+            p.data, p.grad = value, g
+            self._grads.append(g)
+            begin += p.numel()
+            p._lies_in = self
+
+    def zero_grad(self) -> None:
+        """Set the gradients to zero, where they are."""
+        self.grad.zero_()
+        for p, g in zip(self.params, self._grads, strict=True):
+            if p.grad is not g:
+                p.grad = g
+
+    def gather(self) -> bool:
+        """Put gradients that lie elsewhere back; whether there were any."""
+        away = [(p, g) for p, g in zip(self.params, self._grads, strict=True) if p.grad is not g]
+        for p, g in away:
+            if p.grad is None:
+                g.zero_()
+            else:
+                g.copy_(p.grad)
+            p.grad = g
+        return bool(away)
+
+    def moved(self) -> bool:
+        """Whether parameters are no longer where they were put, as after `model.to(...)`."""
+        ends = self.params[0], self.params[-1]
+        return any(x.untyped_storage().data_ptr() != self.data.untyped_storage().data_ptr() for x in ends)
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def flatten(model: torch.nn.Module | Iterable[Tensor]) -> list[Flat]:
+    """Move the parameters of a model, and their gradients, each into one piece of memory for each dtype.
+
+    A step of an optimizer that goes number by number is one pass over that memory then, without a copy. Do
+    it once, when the model is on its device in its dtype, before the first step. From then on:
+
+    - use `optimizer.zero_grad()`, which sets the gradients to zero where they are; `model.zero_grad()` takes
+      them out, and the next step has to put them back, with a warning;
+    - every parameter has a gradient in every step, zeros where nothing depends on it: it decays, and goes on
+      with its momentum;
+    - `model.to(...)` and `p.data = ...` move parameters out again; the next step warns.
+
+    Args:
+        model: a module, or its parameters. Those that need no gradient stay where they are.
+
+    Returns:
+        What was made, one for each dtype and device.
+
+    Raises:
+        ValueError: a parameter is part of a larger tensor that overlaps itself, or is no plain tensor.
+    """
+    every = model.parameters() if isinstance(model, torch.nn.Module) else model
+    params = [p for p in dict.fromkeys(every) if p.requires_grad and p.numel()]
+    odd = [i for i, p in enumerate(params) if not lies_flat(p)]
+    if odd:
+        raise ValueError(
+            f"flatten: parameter {odd[0]} has shape {tuple(params[odd[0]].shape)} and strides "
+            f"{params[odd[0]].stride()}, which leave gaps, or is a {type(params[odd[0]]).__name__}. Make it "
+            "contiguous, or pass the other parameters only."
+        )
+    kinds: dict[Any, list[Tensor]] = {}
+    for p in params:
+        kinds.setdefault((p.dtype, p.device), []).append(p)
+    return [Flat(group) for group in kinds.values()]
+
+
+def flat_of(params: Iterable[Tensor]) -> list[Flat]:
+    """What `flatten` has made of some parameters."""
+    found = (getattr(p, "_lies_in", None) for p in params)
+    return list(dict.fromkeys(flat for flat in found if flat is not None))
 
 
 def _exp_tail(hi: Any, lo: Any, k: Any) -> Any:
@@ -2085,7 +2443,7 @@ def _checked_all(
         if not isinstance(value, (tuple, list)) or len(value) != len(words):
             raise TypeError(f"{owner}: {name}{place} must be a tuple ({', '.join(words)}), got {value!r}.")
         checked[name] = tuple(
-            _checked(owner, f"{name}[{i}]{place}", domain, entry) for i, entry in enumerate(value)
+            _checked(owner, f"{name}[{i}]{place}", domain.part(i), entry) for i, entry in enumerate(value)
         )
     check_relations(owner, requires, _in_the_specs_words(domains, spelling, checked))
     return checked
@@ -2170,8 +2528,11 @@ def decided(method: Method, hypers: Mapping[str, Any]) -> Method:
 _NAMED = "Pass model.named_parameters()."
 # The entry of a param group that says which rules its parameters are meant by.
 _ALGORITHM = "algorithm"  # in a state_dict: the name of its spec
+_SCHEDULE = "schedule"  # in that of a schedule, likewise
 _RULES = "rules"
 _PARAMETERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# What the optimizer is given as a whole; a param group has no say in it.
+_OPTIONS = ("rules", "compile", "store", "states", "seed", "weights")
 # The entry of a parameter's state that holds what it is trained with, while it is evaluated.
 _TRAINING = "training"
 # The entry of a param group that holds what its parameters keep together, for each compute dtype.
@@ -2195,8 +2556,74 @@ class _Job:
     t: Any  # an integer, or a tensor where data decide on which steps count
     exact: Any  # the step's scalars in double
     s: Any  # the same, rounded
+    options: Options
     clock: dict[str, Any] | None = None  # what is kept of them together
     shared: Any = None  # what the passes have left of it so far
+
+
+class Options(NamedTuple):
+    """How the parameters of a group are stepped, in torch's words; the bits are the same.
+
+    Attributes:
+        maximize: whether the objective is to grow: the gradient is taken with the other sign.
+        foreach: False: one parameter after the other, the kernel as it can be read; else many at once.
+        capturable: whether the count of steps is a tensor, for CUDA graphs.
+        differentiable: whether autograd goes through the step.
+        fused: whether the kernel is compiled by torch.compile into one pass over memory.
+    """
+
+    maximize: bool = False
+    foreach: bool | None = None
+    capturable: bool = False
+    differentiable: bool = False
+    fused: bool | None = None
+
+    @property
+    def together(self) -> bool:
+        """Whether parameters may go through a step together."""
+        return self.foreach is not False and not (self.capturable or self.differentiable)
+
+    def check(self, owner: str, place: str = "") -> Options:
+        """Refuse what is no flag, and what excludes each other, as torch does."""
+        for name, value in self._asdict().items():
+            if value is not None or name not in ("foreach", "fused"):
+                Flag.check(owner, name + place, value)
+        if self.fused and (self.foreach or self.differentiable):
+            other = "foreach" if self.foreach else "differentiable"
+            raise RuntimeError(
+                f"{owner}: fused{place} and {other}{place} cannot both be True. Leave one of them out."
+            )
+        return self
+
+
+@dataclass
+class _Plan:
+    """What the last step has found, good as long as nothing but numbers changes."""
+
+    # Of each group: its parameters, and for those in a lane the lane, and where in it.
+    groups: list[list[tuple[Tensor, _Flat | None, int]]]
+    flats: list[_Flat]
+    ready: set[Tensor]  # those with a gradient
+
+
+@dataclass
+class _Flat:
+    """A lane, and what its parameters share."""
+
+    lane: Lane
+    index: int  # of the param group
+    method: Method
+    t: int  # finished steps
+    scalars: tuple[Any, ...]  # states of step scope
+    options: Options
+
+
+# Numbers that pass through a step at once where it is not compiled: what it computes with stays in a core's
+# cache. Compiled, a pass needs no such memory: pieces are as large as what is gathered may be.
+_PIECE = 2**15
+_FUSED_PIECE = 2**18
+_FUSED_ALONE = 2**16  # a call costs as much as to gather as many numbers
+_LARGE = 2**20
 
 
 # Small tensors of one shape go through a kernel together: a call costs more than their numbers do. Larger
@@ -2325,6 +2752,13 @@ def _there(state: Any) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if value is not None}
 
 
+def _overlaps(p: Tensor) -> bool:
+    """Whether entries of a tensor share memory, so that torch cannot write to it: axes that only repeat."""
+    if p.layout != torch.strided or 0 not in p.stride() or not p.numel():
+        return False
+    return any(step == 0 and size > 1 for step, size in zip(p.stride(), p.shape, strict=True))
+
+
 def _state_shapes(method: Method, shape: torch.Size) -> dict[str, torch.Size]:
     """The states that a parameter of a shape has, and their shapes."""
     return _shapes(method.init, method.init_hypers, shape)
@@ -2361,6 +2795,72 @@ def _compiled(step: Callable[..., Any], axes: int, dtype: torch.dtype) -> Callab
     return compiled
 
 
+class _Flattened(NamedTuple):
+    """A kernel for tensors that lie flat."""
+
+    step: Callable[..., Any]
+    state: Any  # the NamedTuple of states
+    names: tuple[str, ...]  # of the states that there are
+    maximize: bool
+
+    def new(self, theta: Tensor, g: Tensor, kept: Sequence[Tensor], s: Any) -> list[Tensor]:
+        """The states after a step, then the parameters in their own dtype."""
+        every = dict.fromkeys(self.state._fields) | dict(zip(self.names, kept, strict=True))
+        g = computed(-g if self.maximize else g)
+        result, after = self.step(computed(theta), g, self.state(**every), s)
+        return [*(getattr(after, name) for name in self.names), round_to(result, theta.dtype)]
+
+    def in_place(self, theta: Tensor, g: Tensor, kept: Sequence[Tensor], s: Any) -> None:
+        """A step that changes its tensors."""
+        old, new = [*kept, theta], self.new(theta, g, kept, s)
+        given = {id(x) for x in (*old, g)}  # what is only passed on must not change before it is
+        for x, y in zip(old, [y.clone() if id(y) in given else y for y in new], strict=True):
+            x.copy_(y)
+
+
+class Packed(NamedTuple):
+    """A step's scalars in one tensor: an input of a compiled kernel costs time in every call."""
+
+    numbers: Tensor
+    kinds: tuple[type | None, ...]  # of each: float, bool, or None, which there is nothing of
+
+    @classmethod
+    def of(cls, exact: Any, dtype: torch.dtype, device: torch.device) -> Packed:
+        """Doubles and conditions, each rounded once."""
+        kinds = tuple(None if x is None else bool if isinstance(x, bool) else float for x in exact)
+        there = [x for x in exact if x is not None]
+        if any(isinstance(x, Tensor) for x in there):
+            on = [torch.as_tensor(x, dtype=torch.float64).to(device).reshape(()) for x in there]
+            return cls(torch.stack(on).to(dtype), kinds)
+        return cls(torch.tensor(there, dtype=torch.float64).to(dtype).to(device, non_blocking=True), kinds)
+
+
+@functools.cache
+def _fused(kernel: _Flattened, scalars: Any, packed: tuple[Any, ...], *_: Any) -> Callable[..., None]:
+    """A kernel as one pass over memory that changes its tensors; compiled once, whatever their sizes."""
+
+    def step(theta: Tensor, g: Tensor, kept: Sequence[Tensor], numbers: Tensor) -> None:
+        each, found = list(numbers.unbind()), []
+        for kind in packed:
+            x = None if kind is None else each.pop(0)
+            found.append(x != 0 if kind is bool else x)
+        new = kernel.new(theta, g, kept, scalars._make(found))
+        for x, y in zip([*kept, theta], new, strict=True):
+            x.copy_(y)
+
+    compiled: Callable[..., None] = torch.compile(another(step), dynamic=True, fullgraph=True)
+    waiting = [True]
+
+    def call(theta: Tensor, g: Tensor, kept: tuple[Tensor, ...], numbers: Tensor) -> None:
+        if waiting:  # what is compiled for few numbers would be of one thread for all
+            large = [x.new_ones(_LARGE) for x in (theta, g, *kept)]
+            compiled(large[0], large[1], tuple(large[2:]), numbers)
+            waiting.clear()
+        compiled(theta, g, kept, numbers)
+
+    return call
+
+
 class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     """A `torch.optim.Optimizer` that runs a `Method`.
 
@@ -2369,10 +2869,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     alone, its step included. States of all parameters together are kept once a param group, in its
     entry `shared`, with the one count of steps that the group then has; sums go over all groups.
 
-    With `compile=True`, torch.compile takes the kernel, over all parameters at once where every
-    number goes its own way, else one after the other; the bits are the same. `storage` says how
-    parameters and states are kept: in 8 bits a state `m` is uint8, with `m.scale`; beside a narrow
-    parameter there may be `theta.master` or `theta.rest`.
+    A step goes over many parameters at once where every number goes its own way: their states are
+    views of common buffers then, which `state_dict` does not show. With `fused=True`, torch.compile
+    takes the kernel; see `Options`. `storage` says how parameters and states are kept: in 8 bits a
+    state `m` is uint8, with `m.scale`; beside a narrow parameter there may be `theta.master` or
+    `theta.rest`.
     """
 
     method: ClassVar[Method]
@@ -2385,18 +2886,19 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         hypers: dict[str, Any],
         *,
         rules: Sequence[Rule] = (),
-        compile: bool = False,
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
         weights: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         """Check the hyperparameters and take the parameters, as `torch.optim.Optimizer` does."""
         if isinstance(params, torch.nn.Module):
             raise TypeError(f"{self._name}: params is a model. Pass its named_parameters() or parameters().")
         self.weights = weights
-        Flag.check(self._name, "compile", compile)
-        self._compile = compile
+        self._without_compiler = False
+        self._plan: _Plan | None = None
+        self._flats: tuple[list[int], list[Flat]] | None = None
         seed = hypers.get("seed", seed)  # where the algorithm has one, it is that
         self.storage = Storage(store, states, seed).check(self._name)
         self._evaluating = False
@@ -2410,7 +2912,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             self._name, rules, self.domains, self.spelling, named, _is_tensor, *whole
         )
         self._order: list[Tensor] = []  # as they were given, whatever groups rules make of them
-        super().__init__(params, checked)
+        super().__init__(params, checked | Options(**options).check(self._name)._asdict())
         self._rules.assign(self._parameters(), _NAMED)
 
     @property
@@ -2437,12 +2939,31 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         What rules set for some of its parameters makes these a group of their own.
         """
         before = len(self.param_groups)
+        if isinstance(param_group, dict):
+            self._check_keys(before, param_group)
         try:
             for part in self._parts(param_group):
                 self._add(part)
         except Exception:
             del self.param_groups[before:]
             raise
+
+    def _check_keys(self, index: int, group: Mapping[str, Any]) -> None:
+        """Refuse what means a hyperparameter or an option; groups may have entries of their users' own."""
+        for key in group:
+            if key in self.domains or not isinstance(key, str):
+                continue
+            if key in _OPTIONS and (key != "weights" or self.method.weights):
+                raise TypeError(
+                    f"{self._name}: {key} of param group {index} is an option of the optimizer as a whole. "
+                    f"Pass it to the optimizer, {self._name}(params, {key}=...)."
+                )
+            close = difflib.get_close_matches(key, self.domains, 1, 0.8)
+            if close and abs(len(close[0]) - len(key)) <= 2:  # max_momentum is an entry of schedulers
+                raise TypeError(
+                    f"{self._name}: {key} of param group {index} is no hyperparameter. Did you mean "
+                    f"{close[0]}?"
+                )
 
     def _parts(self, group: dict[str, Any]) -> list[dict[str, Any]]:
         """A group as groups whose parameters the same rules mean."""
@@ -2471,11 +2992,20 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         index = len(self.param_groups) - 1
         group = self.param_groups[index]
         group.update(self._in_domains(group, f" of param group {index}"))
+        self._options(index)
         for i, p in enumerate(group["params"]):
             if p.dtype not in _PARAMETERS:
                 raise self._not_a_parameter(p, index, i)
+            if _overlaps(p):
+                raise self._no_memory_of_its_own(index, i)
             if (setting := self._setting(group)).train:
                 check_shape(self._name, self.method.only, self._called(index, i), setting.seen(p.shape))
+
+    def _options(self, index: int) -> Options:
+        """The options of a param group, checked."""
+        group = self.param_groups[index]
+        options = Options(*(group[name] for name in Options._fields))
+        return options.check(self._name, f" of param group {index}")
 
     def _setting(self, group: Mapping[str, Any]) -> Setting:
         """What the rules of a group say; its hyperparameters are its own, and can be changed."""
@@ -2523,10 +3053,18 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             f"float32 and float64 can be optimized. {remedy}"
         )
 
+    def _no_memory_of_its_own(self, index: int, i: int) -> ValueError:
+        return ValueError(
+            f"{self._name}: {self._called(index, i)} overlaps itself in memory: several of its entries are "
+            "one number, as after expand. Pass a copy, torch.nn.Parameter(p.detach().clone())."
+        )
+
     def _check(self, p: Tensor, g: Tensor, index: int, i: int, setting: Setting) -> None:
         """Refuse a parameter, a gradient or a state that does not fit, with the remedy."""
         if p.dtype not in _PARAMETERS:
             raise self._not_a_parameter(p, index, i)
+        if _overlaps(p):  # its memory may have been replaced
+            raise self._no_memory_of_its_own(index, i)
         check_shape(self._name, self.method.only, self._called(index, i), p.shape)
         wide = compute_dtype(p.dtype)
         if g.layout != torch.strided:
@@ -2598,7 +3136,14 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         """Each group's hyperparameters, those checked that are other objects than a step ago."""
         seen = []
         for index, group in enumerate(self.param_groups):
-            values = tuple(group[name] for name in self.domains)
+            try:
+                values = tuple(group[name] for name in self.domains)
+            except KeyError as missing:
+                name = missing.args[0]
+                raise ValueError(
+                    f"{self._name}: param group {index} has no {name}. Set "
+                    f'optimizer.param_groups[{index}]["{name}"].'
+                ) from None
             known = self._seen[index] if index < len(self._seen) else None
             if known is None or not all(map(operator.is_, values, known[0])):
                 group.update(self._in_domains(group, f" of param group {index}"))
@@ -2626,7 +3171,6 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     # A compiled training step calls this uncompiled: traced, it would be compiled anew for every t.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Callable[[], Any] | None = None, **given: Any) -> Any:
         """Do one step.
 
@@ -2646,6 +3190,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 is changed.
             RuntimeError: in evaluation mode.
         """
+        with torch.set_grad_enabled(any(group["differentiable"] for group in self.param_groups)):
+            return self._one_step(closure, given)
+
+    def _one_step(self, closure: Callable[[], Any] | None, given: Mapping[str, Any]) -> Any:
         if self._evaluating and self.method.evaluate is not None:
             raise RuntimeError(
                 f"{self._name}: step in evaluation mode. Call optimizer.train() first, or leave "
@@ -2658,30 +3206,190 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         loss = None
         if closure is not None:
             loss = self._evaluated(closure)
-        ready = []
-        for index, group in enumerate(self.param_groups):
-            setting = self._setting(group)
-            for i, p in enumerate(group["params"] if setting.train else ()):
-                g = p.grad
-                if g is not None:
-                    self._check(p, g, index, i, setting)
-                    ready.append((p, index))
+        for flat in self._flattened():
+            if flat.gather() or flat.moved():
+                self._flat_no_more(flat)
+        if self._plan is not None and self._holds(self._plan):
+            for lane in self._plan.flats:
+                self._run_flat(lane, groups)
+            return loss
+        ready = self._ready()
         if self.method.sources or self.storage.store != "nearest":
             self._places = {p: i for i, p in enumerate(self._in_order())}
         fresh = [p for p, _ in ready if not self.state[p]]
         clocks = self._clocks(groups) if ready and self.method.shared_states else []
         try:
-            jobs = self._jobs(ready, groups, clocks)
+            self._begin(ready, groups)
+            lanes, others = self._lanes(ready, groups)
+            jobs = self._jobs(others, groups, clocks)
             shared = self._before(jobs, closure, given)
         except Exception:
             for p in fresh:
                 del self.state[p]
             raise
+        for lane in lanes:
+            self._run_flat(lane, groups)
         for job, w in zip(jobs, shared, strict=True):
             self._run(job, w)
         for group, kept in zip(self.param_groups, clocks, strict=False):
             group[_SHARED] = kept
         return loss
+
+    def _ready(self) -> list[tuple[Tensor, int]]:
+        """The parameters with a gradient and the group of each, all of it checked."""
+        ready = []
+        for index, group in enumerate(self.param_groups):
+            setting = self._setting(group)
+            for i, p in enumerate(group["params"] if setting.train else ()):
+                if p.grad is not None:
+                    self._check(p, p.grad, index, i, setting)
+                    ready.append((p, index))
+        return ready
+
+    def _begin(
+        self, ready: Sequence[tuple[Tensor, int]], groups: Sequence[tuple[Any, Mapping[str, Any]]]
+    ) -> None:
+        """Give each parameter without states those before its first step; captured counts are tensors."""
+        counts: dict[Any, Tensor] = {}  # one for all that have counted as far: they go on together
+        for p, index in ready:
+            slot, options = self.state[p], self._options(index)
+            if not slot:
+                slot.update(self._start(p, groups[index][1], self._setting(self.param_groups[index])))
+            count = slot["step"]
+            if options.capturable and not isinstance(count, Tensor):
+                new = torch.tensor(count, device=p.device)
+                slot["step"] = counts.setdefault((index, p.device, count), new)
+            elif not options.capturable and isinstance(count, Tensor) and self.method.held is None:
+                slot["step"] = int(count)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, as in `torch.optim`; those of parameters that lie flat become zeros."""
+        kept = {p: p.grad for flat in self._flattened() for p in flat.params}
+        super().zero_grad(set_to_none)
+        for p, g in kept.items():
+            p.grad = g
+        for flat in self._flattened():
+            flat.zero_grad()
+
+    def _flattened(self) -> list[Flat]:
+        """What `flatten` has made of the parameters."""
+        count = [len(group["params"]) for group in self.param_groups]
+        if self._flats is None or self._flats[0] != count:
+            self._flats = count, flat_of(p for group in self.param_groups for p in group["params"])
+        return self._flats[1]
+
+    def _flat_no_more(self, flat: Flat) -> None:
+        """Warn, once, where what was moved into one piece of memory has left it."""
+        what, remedy = "gradients", "Call optimizer.zero_grad() in place of model.zero_grad()."
+        if flat.moved():
+            what, remedy = "parameters", "Call flatten(model) again, after model.to(...)."
+        warnings.warn(
+            f"{self._name}: {what} have left the memory that flatten(...) put them in, so steps are slower. "
+            f"{remedy}",
+            stacklevel=5,
+        )
+
+    # Many parameters at once ------------------------------------------------------------------------
+
+    def _lanes(
+        self, ready: Sequence[tuple[Tensor, int]], groups: Sequence[tuple[Any, Mapping[str, Any]]]
+    ) -> tuple[list[_Flat], list[tuple[Tensor, int]]]:
+        """Parameters that can lie flat, in lanes, for this step and for those after it; and the others."""
+        method, plain = self.method, self.storage.states == "float32"
+        if not (method.elementwise and plain) or method.sources or method.shared_states:
+            return [], list(ready)
+        others, found = [], dict[Any, dict[Tensor, dict[str, Any]]]()
+        for p, index in ready:
+            options, kind = self._options(index), _word_of(p.dtype)
+            if not (options.together and self.storage.plain(kind) and lies_flat(p)):
+                others.append((p, index))
+                continue
+            slot = self.state[p]
+            scalars = tuple(slot[name] for name in method.scalar_states)
+            key = index, options, p.dtype, p.device, slot["step"], scalars
+            found.setdefault(key, {})[p] = slot
+        old = self._plan.flats if self._plan is not None else []
+        before = {p: b for x in old for p, b in x.lane.buffers.items()}
+        flats = []
+        for (index, options, *_, t, scalars), slots in found.items():
+            chosen = decided(method, groups[index][1])
+            first = next(iter(slots.values()))
+            names = tuple(name for name in method.state._fields if name in first)
+            sizes = (_PIECE, _PIECE // 2, _PIECE)
+            if self._compiles(options):
+                sizes = (_FUSED_PIECE, _FUSED_ALONE, sys.maxsize)
+            lane = Lane(slots, names, before, *sizes)
+            lane.grads = [p.grad for p in lane.params]
+            flats.append(_Flat(lane, index, chosen, t, scalars, options))
+        places = {p: (x, i) for x in flats for i, p in enumerate(x.lane.params)}
+        every = [[(p, *places.get(p, (None, 0))) for p in g["params"]] for g in self.param_groups]
+        self._plan = _Plan(every, flats, {p for p, _ in ready})
+        return flats, others
+
+    def _compiles(self, options: Options) -> bool:
+        return bool(options.fused) and not self._without_compiler
+
+    def _holds(self, plan: _Plan) -> bool:
+        """Whether the lanes of the last step are good for this one; gives them their gradients."""
+        state, own = self.state, self.method.scalar_states
+        if [len(places) for places in plan.groups] != [len(g["params"]) for g in self.param_groups]:
+            return False
+        for group, places in zip(self.param_groups, plan.groups, strict=True):
+            for q, (p, flat, i) in zip(group["params"], places, strict=True):
+                g = p.grad
+                if q is not p or (g is None) != (flat is None):
+                    return False
+                if flat is None or g is None:
+                    continue
+                slot = flat.lane.slots[i]
+                if state.get(p) is not slot or slot["step"] != flat.t or not flat.lane.takes(i, g):
+                    return False
+                if own and tuple(slot[name] for name in own) != flat.scalars:
+                    return False
+        return all(
+            flat.options == self._options(flat.index)
+            and decided(self.method, self._seen[flat.index][1]) == flat.method
+            for flat in plan.flats
+        )
+
+    def _run_flat(self, flat: _Flat, groups: Sequence[tuple[Any, Mapping[str, Any]]]) -> None:
+        """One step of the parameters of a lane."""
+        lane, method, hypers = flat.lane, flat.method, groups[flat.index][1]
+        p = lane.params[0]
+        wide = compute_dtype(p.dtype)
+        exact = self._exact(method, flat.t + 1, hypers, wide, flat.scalars)
+        kernel = _Flattened(method.step, method.state, lane.names, flat.options.maximize)
+        s = rounded(exact, wide)
+
+        def step(theta: Tensor, g: Tensor, kept: Sequence[Tensor]) -> None:
+            kernel.in_place(theta, g, kept, s)
+
+        if self._compiles(flat.options):
+            numbers, kinds = Packed.of(exact, wide, p.device)
+            compiled = _fused(kernel, cast(Any, type(exact)), kinds, p.dtype, p.device.type)
+
+            def fused(theta: Tensor, g: Tensor, kept: Sequence[Tensor]) -> None:
+                # Sizes 0 and 1, and what is as long as something else, would be compiled by themselves.
+                if self._without_compiler or len(theta) in (0, 1, len(numbers)):
+                    return step(theta, g, kept)
+                try:
+                    return compiled(theta, g, kept, numbers)
+                except Exception as error:
+                    self._go_on_without_compiler(error)
+                    return step(theta, g, kept)
+
+            lane.run(fused)
+        else:
+            lane.run(step)
+        flat.t += 1
+        flat.scalars = tuple(getattr(exact, name) for name in method.scalar_states)
+        own = dict(zip(method.scalar_states, flat.scalars, strict=True))
+        for slot in lane.slots:
+            slot["step"] = flat.t
+            if own:
+                slot.update(own)
+
+    # ------------------------------------------------------------------------------------------------
 
     def _evaluated(self, closure: Callable[[], Any]) -> Any:
         """What the closure returns; of several gradients each is its own, zeroed by the closure or not."""
@@ -2764,7 +3472,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 "further one. Give it all of them, or none."
             )
         self._check(p, p.grad, index, i, self._setting(self.param_groups[index]))
-        return computed(p.grad)
+        return computed(-p.grad if self._options(index).maximize else p.grad)
 
     def _given(self, jobs: Sequence[_Job], given: Mapping[str, Any]) -> list[list[Any]]:
         """What the caller gives, for each parameter in its compute dtype; zeros where it is not read."""
@@ -2846,14 +3554,13 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         def job(index: int, dtype: torch.dtype, kept: Any, place: Any, clock: Any) -> list[Tensor]:
             (values, hypers), setting = groups[index], self._setting(self.param_groups[index])
             scalars = tuple(kept[name] for name in self.method.scalar_states)
-            t = kept["step"] + 1 if clock is None else 0  # a clock stands for its count
-            key = (values, dtype, t, scalars, place, id(clock), setting.view)
+            count = kept["step"] if clock is None else 0  # a clock stands for its count
+            options = self._options(index)
+            key = (values, dtype, count, scalars, place, id(clock), setting.view, options)
             return jobs.setdefault(key, (setting, hypers, clock, []))[3]
 
         for p, index in ready:
             slot, clock = self.state[p], clocks[index][_kind(p)] if clocks else None
-            if not slot:
-                slot.update(self._start(p, groups[index][1], self._setting(self.param_groups[index])))
             job(index, p.dtype, clock or slot, p.device, clock).append(p)
         begun = {id(clock) for _, _, clock, _ in jobs.values()}
         for index, kinds in enumerate(clocks):
@@ -2861,8 +3568,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 if id(clock) not in begun:
                     job(index, getattr(torch, kind), clock, None, clock)
         return [
-            self._job(params, setting, hypers, dtype, clock["step"] + 1 if clock else t, kept, clock)
-            for (_, dtype, t, kept, *_), (setting, hypers, clock, params) in jobs.items()
+            self._job(
+                params, setting, hypers, dtype, (clock["step"] if clock else count) + 1, kept, clock, options
+            )
+            for (_, dtype, count, kept, *_, options), (setting, hypers, clock, params) in jobs.items()
         ]
 
     def _job(
@@ -2874,22 +3583,29 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         t: Any,
         kept: tuple[Any, ...],
         clock: dict[str, Any] | None,
+        options: Options,
     ) -> _Job:
         """Parameters that share everything but their values, and the scalars of their step."""
         method, wide = decided(self.method, hypers), compute_dtype(dtype)
+        exact = self._exact(method, t, hypers, wide, kept)
+        shared = None
+        if clock is not None:
+            old = {f"{name}_prev": clock[name] for name in method.shared_states}
+            place = params[0].device if params else None
+            shared = method.shared(**{name: x.to(place or x.device) for name, x in old.items()})
+        return _Job(method, params, setting, t, exact, rounded(exact, wide), options, clock, shared)
+
+    def _exact(
+        self, method: Method, t: Any, hypers: Mapping[str, Any], wide: torch.dtype, kept: tuple[Any, ...]
+    ) -> Any:
+        """The scalars of step t in double, with states of step scope as they are kept."""
         given = {name: _double(value) for name, value in hypers.items()}
         if isinstance(t, Tensor):  # then all scalars are
             given = {name: _beside(t, value) for name, value in given.items()}
         if kept:
             given |= {f"{k}_prev": x for k, x in zip(method.scalar_states, kept, strict=True)}
             given["store"] = storing(wide)
-        exact = method.scalars(t, **given)
-        shared = None
-        if clock is not None:
-            old = {f"{name}_prev": clock[name] for name in method.shared_states}
-            place = params[0].device if params else None
-            shared = method.shared(**{name: x.to(place or x.device) for name, x in old.items()})
-        return _Job(method, params, setting, t, exact, rounded(exact, wide), clock, shared)
+        return method.scalars(t, **given)
 
     def _start(self, p: Tensor, hypers: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
         """The state of a parameter before its first step."""
@@ -2912,8 +3628,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         return {name: storing(dtype)(x) for name, x in given.items()}
 
     def _loaded(self, p: Tensor, setting: Setting) -> Tensor:
-        """A parameter as the kernel takes it."""
-        theta = computed(p.detach()).reshape(setting.seen(p.shape))
+        """A parameter as the kernel takes it; a copy where autograd goes through the step."""
+        theta = computed(p.clone() if torch.is_grad_enabled() else p.detach()).reshape(setting.seen(p.shape))
         beside = self.storage.beside(_word_of(p.dtype))
         if beside is None:
             return theta
@@ -2945,14 +3661,13 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         state = self.method.state._make(kept.get(name) for name in self.method.state._fields)
         s = of_parameter(self.method.sources, job.s, self._places[p]) if self.method.sources else job.s
         theta = self._loaded(p, job.setting)
-        return theta, computed(p.grad).reshape(theta.shape), state, s
+        g = -p.grad if job.options.maximize else p.grad
+        return theta, computed(g).reshape(theta.shape), state, s
 
     def _run(self, job: _Job, w: Sequence[tuple[Any, ...]]) -> None:
         """One step of the parameters of a job."""
         method = job.method
-        flat = self._compile and method.elementwise
-        if not (flat and self._run_flat(job)):
-            self._run_each(job, w)
+        self._run_each(job, w)
         kept = [self.state[p] for p in job.params]
         for slot in kept:
             slot["step"] = job.t
@@ -2970,12 +3685,13 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _run_each(self, job: _Job, besides: Sequence[tuple[Any, ...]]) -> None:
         """The kernel on one parameter after the other, or on several small ones."""
-        method = job.method
+        method, fused = job.method, self._compiles(job.options)
         params = [self._loaded(p, job.setting) for p in job.params]
-        for members in batches(method, params, [job.s] * len(params)):
+        each = [[i] for i in range(len(params))]
+        for members in batches(method, params, [job.s] * len(params)) if job.options.together else each:
             calls = [(*self._arguments(job.params[i], job), *besides[i]) for i in members]
             # What is compiled for one shape serves all of as many axes, but for sizes 0 and 1.
-            compiled = self._compile and min(calls[0][0].shape, default=0) > 1
+            compiled = fused and min(calls[0][0].shape, default=0) > 1
             if compiled:
                 results = [self._called_kernel(method.step, *x) for x in calls]
             else:
@@ -2997,37 +3713,6 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             self._go_on_without_compiler(error)
             return step(*arguments)
 
-    def _run_flat(self, job: _Job) -> bool:
-        """The compiled kernel on all parameters at once; False where there is no compiler."""
-        method, params = job.method, job.params
-        sizes = [p.numel() for p in params]
-        padding = max(0, 2 - sum(sizes))  # sizes 0 and 1 would be compiled separately
-
-        def joined(tensors: Iterable[Tensor]) -> Tensor:
-            pieces = [x.reshape(-1) for x in tensors]
-            return computed(torch.cat([*pieces, pieces[0].new_zeros(padding)]))
-
-        kept = [opened(self.state[p], self._codes(p)) for p in params]
-        fields = [name for name in method.state._fields if name in kept[0]]
-        none: dict[str, Any] = dict.fromkeys(method.state._fields)
-        state = method.state(**none | {name: joined(x[name] for x in kept) for name in fields})
-        theta, g = joined(self._loaded(p, job.setting) for p in params), joined(p.grad for p in params)
-        try:
-            kernel = _compiled(method.step, 1, theta.dtype)
-            theta, state = kernel(*_as_tensors((theta, g, state, job.s)))
-        except Exception as error:
-            self._go_on_without_compiler(error)
-            return False
-        results = (theta, *(getattr(state, name) for name in fields))
-        columns = [x[: sum(sizes)].split(sizes) for x in results]
-        for p, result, *new in zip(params, *columns, strict=True):
-            slot, named = self.state[p], zip(fields, new, strict=True)
-            states = {name: x.view(p.shape) for name, x in named}
-            for name, x in entries(states, self._codes(p)).items():
-                slot[name].copy_(x)
-            self._store(p, result.view(p.shape), job.t)
-        return True
-
     def _go_on_without_compiler(self, error: Exception) -> None:
         """Warn where there is no compiler; raise anything else again."""
         from torch._dynamo.exc import BackendCompilerFailed
@@ -3038,10 +3723,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
         warnings.warn(
             f"{self._name}: torch.compile failed ({reason}); going on without it, with the "
-            "same bits. Install a C++ compiler, or leave compile=True out.",
+            "same bits. Install a C++ compiler, or leave fused=True out.",
             stacklevel=2,
         )
-        self._compile = False
+        self._without_compiler = True
 
     # Evaluation -----------------------------------------------------------------------------------
 
@@ -3080,6 +3765,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         Returns:
             A handle whose `remove()` ends it.
         """
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(
+                f"{self._name}: watch was given a {type(model).__name__}. Pass the model, a torch.nn.Module."
+            )
 
         def look(module: torch.nn.Module, _: Any) -> None:
             wrong = self.method.evaluate is not None and not self._evaluating
@@ -3095,6 +3784,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     def _check_point(self) -> None:
         """Warn where what is resumed from are the parameters to evaluate with."""
         self._resumed, name = False, self.method.evaluate
+        if self.method.name.endswith(_DIALECT):  # asgd's average is the parameters for long
+            return
         if name is None or torch.compiler.is_compiling():
             return
         pairs = [(p, slot[name]) for p, slot in self._stateful() if slot["step"]]
@@ -3126,8 +3817,15 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     # Saving and loading ---------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's two entries, and the algorithm: another one may have states of the same names."""
-        return {**super().state_dict(), _ALGORITHM: self.method.name}
+        """torch's two entries, and the algorithm: another one may have states of the same names.
+
+        No tensor is part of a larger one. What has torch's equations has torch's states, too, for its own
+        optimizer to load.
+        """
+        saved = {**super().state_dict(), _ALGORITHM: self.method.name}
+        shown = _as_torchs if self.method.name.endswith(_DIALECT) else dict
+        saved["state"] = {key: shown(_apart(slot)) for key, slot in saved["state"].items()}
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict()`; refused, with nothing changed, where it does not fit.
@@ -3135,6 +3833,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         States are copied to the parameter's device and keep their own dtype; `torch.optim` casts
         them to the parameter's.
         """
+        if not isinstance(state_dict, Mapping):  # which torch would copy before it asks us
+            raise self._no_checkpoint()
         last = self.register_load_state_dict_pre_hook(Optimizer._understood)
         try:
             super().load_state_dict(state_dict)
@@ -3142,8 +3842,16 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             last.remove()
         self._resumed = not self._evaluating
 
+    def _no_checkpoint(self) -> ValueError:
+        return ValueError(
+            f"{self._name}: this is not what state_dict() of an optimizer gave. Pass that; what a model "
+            "gave goes into model.load_state_dict."
+        )
+
     def _understood(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """A checkpoint with every state checked, copied, and shielded from torch's cast."""
+        if not _is_checkpoint(state_dict):
+            raise self._no_checkpoint()
         saved, live = state_dict["param_groups"], self.param_groups
         if state_dict.get(_ALGORITHM, self.method.name) != self.method.name:
             raise ValueError(
@@ -3164,15 +3872,18 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     "parameters in the same order."
                 )
             _same_order(self._name, index, old.get("param_names"), new.get("param_names"))
-            groups.append({**{name: new[name] for name in self.domains}, **old})
+            groups.append({**{name: new[name] for name in (*self.domains, *Options._fields)}, **old})
             groups[-1].pop(_RULES, None)
             groups[-1] |= {_RULES: new[_RULES]} if _RULES in new else {}
+            self._in_domains(groups[-1], f" of param group {index} in the checkpoint")
             hypers = _in_the_specs_words(self.domains, self.spelling, groups[-1])
             begun = _SHARED in old or any(state.get(key) for key in old["params"])
             if self.method.shared_states and begun:
                 groups[-1][_SHARED] = self._common(index, old.get(_SHARED, {}), new["params"])
             setting = self._setting(new)
             for i, (key, p) in enumerate(zip(old["params"], new["params"], strict=True)):
+                if state.get(key) and self.method.name.endswith(_DIALECT):
+                    state[key] = _from_torchs(state[key])
                 if state.get(key):
                     called = self._called(index, i)
                     layout = self._layout(p, setting, hypers)
@@ -3195,6 +3906,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         for field, (shape, dtype) in {**layout, _TRAINING: (p.shape, p.dtype)}.items():
             if field not in saved:
                 continue
+            if not isinstance(saved[field], Tensor):
+                raise ValueError(
+                    f"{self._name}: {field} of {called} is {saved[field]!r} in the checkpoint; expected is a "
+                    f"tensor of shape {tuple(shape)}. Load what state_dict() gave."
+                )
             if saved[field].shape != shape:
                 raise ValueError(
                     f"{self._name}: {field} of {called} has shape {tuple(saved[field].shape)} in "
@@ -3202,15 +3918,25 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     "the same parameters in the same order."
                 )
             fitted[field] = saved[field].detach().to(p.device, dtype, copy=True)
-        fitted["step"] = int(saved["step"])
-        if fitted["step"] < 0:
-            raise ValueError(
-                f"{self._name}: the step of {called} is {fitted['step']} in the checkpoint. It must be 0 or "
-                "more."
-            )
+        fitted["step"] = self._saved_count(saved["step"], called)
         for field in own:
-            fitted[field] = float(saved[field])
+            fitted[field] = self._saved_number(field, saved[field], called)
         return fitted
+
+    def _saved_count(self, step: Any, called: str) -> int:
+        """A count of steps from a checkpoint."""
+        if not _is_count(step):
+            raise ValueError(
+                f"{self._name}: the step of {called} is {step!r} in the checkpoint. It must be an integer, 0 "
+                "or more."
+            )
+        return int(step)
+
+    def _saved_number(self, field: str, x: Any, called: str) -> float:
+        """A state without a tensor in it, from a checkpoint."""
+        if not _is_one_number(x):
+            raise ValueError(f"{self._name}: {field} of {called} is {x!r} in the checkpoint, no number.")
+        return float(x)
 
     def _common(
         self, index: int, saved: Mapping[str, Any], params: Sequence[Tensor]
@@ -3221,6 +3947,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         for p in params:
             places.setdefault(_kind(p), p)
         names = {"step", *method.scalar_states, *method.shared_states}
+        if not isinstance(saved, Mapping) or not all(isinstance(x, Mapping) for x in saved.values()):
+            raise self._no_checkpoint()
         if saved.keys() != places.keys() or any(set(x) != names for x in saved.values()):
             has = {name for x in saved.values() for name in x}
             raise ValueError(
@@ -3231,27 +3959,79 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         common = {}
         for kind, values in saved.items():
             like = places[kind].new_empty((), dtype=compute_dtype(places[kind].dtype))
-            common[kind] = {k: float(x) for k, x in values.items() if k in method.scalar_states}
-            common[kind]["step"] = self._count(int(values["step"]), places[kind])
+            called = f"param group {index} in {kind}"
+            numbered = {k: self._saved_number(k, x, called) for k, x in values.items() if k != "step"}
+            common[kind] = {k: x for k, x in numbered.items() if k in method.scalar_states}
+            common[kind]["step"] = self._count(self._saved_count(values["step"], called), places[kind])
             for name in method.shared_states:
                 common[kind][name] = torch.as_tensor(values[name]).detach().reshape(()).to(like, copy=True)
         return common
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickling and copying take: torch's three entries, the modes, and what is given once."""
-        kept = ("_compile", "_evaluating", "_resumed", "storage", "_rules", "_order", "_weights")
+        kept = ("_evaluating", "_resumed", "storage", "_rules", "_order", "_weights")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what `__getstate__` or `load_state_dict` made."""
         super().__setstate__(state)
-        self._seen = []
+        self._seen, self._plan, self._flats, self._without_compiler = [], None, None, False
         self._resumed = state.get("_resumed", False)
         for p, slot in self.state.items():
             if isinstance(slot, _Loaded):
                 self.state[p] = slot.entries
         if "_evaluating" not in state:
             self._evaluating = any(_TRAINING in slot for slot in self.state.values())
+
+
+def _apart(slot: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a parameter with tensors of its own where they are parts of a buffer."""
+    return {
+        name: x.clone() if isinstance(x, Tensor) and x._base is not None and not x.requires_grad else x
+        for name, x in slot.items()
+    }
+
+
+# Optimizers as torch defines them go on from what torch's have saved, and the other way.
+_DIALECT = "_torch"
+_TORCHS = {"square_sum": "sum", "rate": "eta"}  # states that have another name here
+
+
+def _as_torchs(slot: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a parameter as torch has it: numbers are tensors, the count of steps of float32."""
+    made = {_TORCHS.get(name, name): x for name, x in slot.items()}
+    numbers = {k: x for k, x in made.items() if isinstance(x, (int, float))}
+    kinds = {k: torch.float32 if k == "step" else torch.float64 for k in numbers}
+    return made | {k: torch.tensor(x, dtype=kinds[k], device="cpu") for k, x in numbers.items()}
+
+
+def _from_torchs(slot: Mapping[str, Any]) -> dict[str, Any]:
+    """The reverse; where torch counts no steps it matters only that there has been one."""
+    own = {theirs: name for name, theirs in _TORCHS.items()}
+    return {"step": 1, **{own.get(name, name): x for name, x in slot.items() if x is not None}}
+
+
+def _is_checkpoint(saved: Mapping[str, Any]) -> bool:
+    """Whether it has the form of an optimizer's state_dict."""
+    groups, state = saved.get("param_groups"), saved.get("state")
+    return (
+        isinstance(groups, (list, tuple))
+        and all(isinstance(g, Mapping) and isinstance(g.get("params"), (list, tuple)) for g in groups)
+        and isinstance(state, Mapping)
+        and all(isinstance(slot, Mapping) for slot in state.values())
+    )
+
+
+def _is_one_number(x: Any) -> bool:
+    """A finite or infinite number, or a tensor that holds one."""
+    if isinstance(x, Tensor):
+        return x.numel() == 1 and not x.is_complex()
+    return isinstance(x, numbers.Real) and not isinstance(x, bool)
+
+
+def _is_count(x: Any) -> bool:
+    """A whole number, 0 or more, whatever type it went through a file in."""
+    return _is_one_number(x) and math.isfinite(x) and x >= 0 and int(x) == x
 
 
 def _same_order(name: str, index: int, saved: Sequence[str] | None, live: Sequence[str] | None) -> None:
@@ -3359,8 +4139,33 @@ class Schedule(LRScheduler):  # type: ignore[misc]
         return self._unbound.table(n, _double(self.base_lrs[0]))
 
     def state_dict(self) -> dict[str, Any]:
-        """The clock and the base learning rates; plain data."""
-        return {key: value for key, value in super().state_dict().items() if key != "_unbound"}
+        """The clock, the base learning rates and the schedule's name; plain data."""
+        own = {key: value for key, value in super().state_dict().items() if key != "_unbound"}
+        return {**own, _SCHEDULE: self.rate.name}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict()`; refused, with nothing changed, where it does not fit."""
+        name = type(self).__name__
+        if not isinstance(state_dict, Mapping) or not {"last_epoch", "base_lrs"} <= state_dict.keys():
+            raise ValueError(f"{name}: this is not what state_dict() of a schedule gave. Pass that.")
+        # torch's own schedules keep their hyperparameters here, and have no name of ours.
+        odd = [k for k in state_dict if k not in self.__dict__ and not k.startswith("_")]
+        odd = [k for k in odd if k not in (_SCHEDULE, "verbose")]
+        its = state_dict.get(_SCHEDULE, f"a schedule with {', '.join(odd)}" if odd else self.rate.name)
+        if its != self.rate.name:
+            raise ValueError(
+                f"{name}: the saved state is of {its}. Another schedule saved it: load it into that one."
+            )
+        n, rates = state_dict["last_epoch"], state_dict["base_lrs"]
+        if not _is_count(n):
+            raise ValueError(f"{name}: the saved last_epoch is {n!r}. It must be an integer, 0 or more.")
+        if not isinstance(rates, (list, tuple)) or len(rates) != len(self.base_lrs):
+            raise ValueError(
+                f"{name}: the saved base_lrs are {rates!r}; expected is one for each of the "
+                f"{len(self.base_lrs)} param groups. Build the optimizer with the groups that it was saved "
+                "with."
+            )
+        super().load_state_dict({k: x for k, x in state_dict.items() if k != _SCHEDULE})
 
 
 # --------------------------------------------------------------------------------------------------

@@ -141,7 +141,8 @@ def adamw_sam_shared(
     """What follows from the sums over all tensors."""
     fl = rounded(s.rho)
     size = fl(sqrt(total.sum_g_squared))
-    scale = jnp.where(size > 0.0, fl(s.rho / size), 0.0)
+    scale_part = size > 0.0
+    scale = jnp.where(scale_part, fl(s.rho / jnp.where(scale_part, size, 1.0)), 0.0)
     return AdamWSAMShared(scale=scale)
 
 

@@ -113,7 +113,8 @@ def lamb_step(
     u = fl(m_hat / (fl(sqrt(v_hat)) + s.eps)) + fl(s.weight_decay * theta)
     norm_theta = fl(sqrt(tree_sum(fl(theta * theta))))
     norm_u = fl(sqrt(tree_sum(fl(u * u))))
-    ratio = jnp.where((norm_theta > 0.0) & (norm_u > 0.0), fl(norm_theta / norm_u), 1.0)
+    ratio_part_3 = (norm_theta > 0.0) & (norm_u > 0.0)
+    ratio = jnp.where(ratio_part_3, fl(norm_theta / jnp.where(ratio_part_3, norm_u, 1.0)), 1.0)
     theta = theta - fl(s.lr * fl(ratio * u))
     return theta, LAMBState(m=m, v=v)
 
@@ -130,7 +131,8 @@ def lamb_update(
     u = fl(m_hat / (fl(sqrt(v_hat)) + s.eps)) + fl(s.weight_decay * theta)
     norm_theta = fl(sqrt(tree_sum(fl(theta * theta))))
     norm_u = fl(sqrt(tree_sum(fl(u * u))))
-    ratio = jnp.where((norm_theta > 0.0) & (norm_u > 0.0), fl(norm_theta / norm_u), 1.0)
+    ratio_part_3 = (norm_theta > 0.0) & (norm_u > 0.0)
+    ratio = jnp.where(ratio_part_3, fl(norm_theta / jnp.where(ratio_part_3, norm_u, 1.0)), 1.0)
     change = -fl(s.lr * fl(ratio * u))
     return change, LAMBState(m=m, v=v)
 

@@ -91,8 +91,9 @@ def lars_step(
     fl = rounded(s, g)
     norm_theta = fl(sqrt(tree_sum(fl(theta * theta))))
     norm_g = fl(sqrt(tree_sum(fl(g * g))))
-    ratio_part_5 = fl(fl(s.trust * norm_theta) / (norm_g + fl(s.weight_decay * norm_theta)))
-    ratio = jnp.where((norm_theta > 0.0) & (norm_g > 0.0), ratio_part_5, 1.0)
+    ratio_part_3 = (norm_theta > 0.0) & (norm_g > 0.0)
+    ratio_part_5 = jnp.where(ratio_part_3, norm_g + fl(s.weight_decay * norm_theta), 1.0)
+    ratio = jnp.where(ratio_part_3, fl(fl(s.trust * norm_theta) / ratio_part_5), 1.0)
     v = fl(s.mu * state.v) + fl(fl(s.lr * ratio) * (g + fl(s.weight_decay * theta)))
     theta = theta - v
     return theta, LARSState(v=v)
@@ -105,8 +106,9 @@ def lars_update(
     fl = rounded(s, g)
     norm_theta = fl(sqrt(tree_sum(fl(theta * theta))))
     norm_g = fl(sqrt(tree_sum(fl(g * g))))
-    ratio_part_5 = fl(fl(s.trust * norm_theta) / (norm_g + fl(s.weight_decay * norm_theta)))
-    ratio = jnp.where((norm_theta > 0.0) & (norm_g > 0.0), ratio_part_5, 1.0)
+    ratio_part_3 = (norm_theta > 0.0) & (norm_g > 0.0)
+    ratio_part_5 = jnp.where(ratio_part_3, norm_g + fl(s.weight_decay * norm_theta), 1.0)
+    ratio = jnp.where(ratio_part_3, fl(fl(s.trust * norm_theta) / ratio_part_5), 1.0)
     v = fl(s.mu * state.v) + fl(fl(s.lr * ratio) * (g + fl(s.weight_decay * theta)))
     u = -v
     return u, LARSState(v=v)

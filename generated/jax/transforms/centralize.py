@@ -79,7 +79,10 @@ METHOD = Method(
     scalars=centralize_scalars,
     step=centralize_step,
     hypers={
-        "outputs": ("outputs", Domain("one of {'first', 'last'}", "choice", choices=("first", "last"))),
+        "outputs": (
+            "outputs",
+            Domain("one of {'first', 'last'}", "choice", choices=("first", "last")),
+        ),
     },
     reads_theta=False,
     elementwise=False,

@@ -136,7 +136,8 @@ def adamw_sam_shared(
 ) -> AdamWSAMShared:
     """What follows from the sums over all tensors."""
     size = np.sqrt(total.sum_g_squared)
-    scale = np.where(size > 0.0, s.rho / size, 0.0)
+    scale_part = size > 0.0
+    scale = np.where(scale_part, s.rho / np.where(scale_part, size, 1.0), 0.0)
     return AdamWSAMShared(scale=scale)
 
 

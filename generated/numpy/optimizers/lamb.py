@@ -109,7 +109,8 @@ def lamb_step(
     u = m_hat / (np.sqrt(v_hat) + s.eps) + s.weight_decay * theta
     norm_theta = np.sqrt(tree_sum(theta * theta))
     norm_u = np.sqrt(tree_sum(u * u))
-    ratio = np.where((norm_theta > 0.0) & (norm_u > 0.0), norm_theta / norm_u, 1.0)
+    ratio_part_3 = (norm_theta > 0.0) & (norm_u > 0.0)
+    ratio = np.where(ratio_part_3, norm_theta / np.where(ratio_part_3, norm_u, 1.0), 1.0)
     theta = theta - s.lr * (ratio * u)
     return theta, LAMBState(m=m, v=v)
 

@@ -89,8 +89,9 @@ def lars_step(
     """One step on one tensor, as a pure function."""
     norm_theta = np.sqrt(tree_sum(theta * theta))
     norm_g = np.sqrt(tree_sum(g * g))
-    ratio_part_5 = s.trust * norm_theta / (norm_g + s.weight_decay * norm_theta)
-    ratio = np.where((norm_theta > 0.0) & (norm_g > 0.0), ratio_part_5, 1.0)
+    ratio_part_3 = (norm_theta > 0.0) & (norm_g > 0.0)
+    ratio_part_5 = np.where(ratio_part_3, norm_g + s.weight_decay * norm_theta, 1.0)
+    ratio = np.where(ratio_part_3, s.trust * norm_theta / ratio_part_5, 1.0)
     v = s.mu * state.v + s.lr * ratio * (g + s.weight_decay * theta)
     theta = theta - v
     return theta, LARSState(v=v)

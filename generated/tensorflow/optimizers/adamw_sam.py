@@ -50,6 +50,7 @@ from ..runtime import (
     rounded,
     sqrt,
     tree_sum,
+    where,
 )
 
 __all__ = ["AdamWSAM", "adamw_sam_init", "adamw_sam_scalars", "adamw_sam_step"]
@@ -143,7 +144,8 @@ def adamw_sam_shared(
     """What follows from the sums over all tensors."""
     fl = rounded(s.rho)
     size = fl(sqrt(total.sum_g_squared))
-    scale = tf.where(size > 0.0, fl(s.rho / size), 0.0)
+    scale_part = size > 0.0
+    scale = where(scale_part, fl(s.rho / where(scale_part, size, 1.0)), 0.0)
     return AdamWSAMShared(scale=scale)
 
 

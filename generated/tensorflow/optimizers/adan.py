@@ -47,6 +47,7 @@ from ..runtime import (
     power,
     rounded,
     sqrt,
+    where,
 )
 
 __all__ = ["Adan", "adan_init", "adan_scalars", "adan_step"]
@@ -124,7 +125,7 @@ def adan_step(
 ) -> tuple[Tensor, AdanState]:
     """One step on one tensor, as a pure function."""
     fl = rounded(g)
-    g_prev = tf.where(s.is_first, g, state.g)
+    g_prev = where(s.is_first, g, state.g)
     d = g - g_prev
     m = fl(s.beta1 * state.m) + fl(s.one_minus_beta1 * g)
     v = fl(s.beta2 * state.v) + fl(s.one_minus_beta2 * d)

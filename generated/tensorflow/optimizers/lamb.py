@@ -45,6 +45,7 @@ from ..runtime import (
     rounded,
     sqrt,
     tree_sum,
+    where,
 )
 
 __all__ = ["LAMB", "lamb_init", "lamb_scalars", "lamb_step"]
@@ -115,7 +116,8 @@ def lamb_step(
     u = fl(m_hat / (fl(sqrt(v_hat)) + s.eps)) + fl(s.weight_decay * theta)
     norm_theta = fl(sqrt(tree_sum(fl(theta * theta))))
     norm_u = fl(sqrt(tree_sum(fl(u * u))))
-    ratio = tf.where((norm_theta > 0.0) & (norm_u > 0.0), fl(norm_theta / norm_u), 1.0)
+    ratio_part_3 = (norm_theta > 0.0) & (norm_u > 0.0)
+    ratio = where(ratio_part_3, fl(norm_theta / where(ratio_part_3, norm_u, 1.0)), 1.0)
     theta = theta - fl(s.lr * fl(ratio * u))
     return theta, LAMBState(m=m, v=v)
 

@@ -42,6 +42,7 @@ from ..runtime import (
     rounded,
     sqrt,
     tree_sum,
+    where,
 )
 
 __all__ = ["LARS", "lars_init", "lars_scalars", "lars_step"]
@@ -93,8 +94,9 @@ def lars_step(
     fl = rounded(g)
     norm_theta = fl(sqrt(tree_sum(fl(theta * theta))))
     norm_g = fl(sqrt(tree_sum(fl(g * g))))
-    ratio_part_5 = fl(fl(s.trust * norm_theta) / (norm_g + fl(s.weight_decay * norm_theta)))
-    ratio = tf.where((norm_theta > 0.0) & (norm_g > 0.0), ratio_part_5, 1.0)
+    ratio_part_3 = (norm_theta > 0.0) & (norm_g > 0.0)
+    ratio_part_5 = where(ratio_part_3, norm_g + fl(s.weight_decay * norm_theta), 1.0)
+    ratio = where(ratio_part_3, fl(fl(s.trust * norm_theta) / ratio_part_5), 1.0)
     v = fl(s.mu * state.v) + fl(fl(s.lr * ratio) * (g + fl(s.weight_decay * theta)))
     theta = theta - v
     return theta, LARSState(v=v)

@@ -127,7 +127,7 @@ def radam_step(
     m_hat = fl(m * s.inv_one_minus_beta1_pow_t)
     v_hat = fl(v * s.inv_one_minus_beta2_pow_t)
     step = fl(s.lr_times_r * fl(m_hat / (fl(sqrt(v_hat)) + s.eps)))
-    theta = theta - tf.where(s.known_part, step, fl(s.lr * m_hat))
+    theta = theta - where(s.known_part, step, fl(s.lr * m_hat))
     return theta, RAdamState(m=m, v=v)
 
 

@@ -37,6 +37,7 @@ from ..runtime import (
     Scalar,
     Tensor,
     rounded,
+    where,
 )
 
 __all__ = ["STORM", "storm_init", "storm_scalars", "storm_step"]
@@ -99,7 +100,7 @@ def storm_step(
 ) -> tuple[Tensor, STORMState]:
     """One step on one tensor, as a pure function."""
     fl = rounded(g)
-    d_prev = tf.where(s.is_first, g, state.d)
+    d_prev = where(s.is_first, g, state.d)
     d = g + fl(s.one_minus_a * (d_prev - given.h))
     theta_next = theta - fl(s.lr * d)
     return theta_next, STORMState(last=theta, d=d)

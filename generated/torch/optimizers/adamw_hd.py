@@ -184,7 +184,8 @@ class AdamWHD(Optimizer):
             inf).
         kappa: step size of learnt_lr; a number in [0, inf).
         rules: what holds for some parameters only, each a `Rule`; they become param groups.
-        compile: run the step as one pass compiled by torch.compile, with the same bits.
+        maximize, foreach, capturable, differentiable, fused: as in torch.optim; the bits are the same,
+            see `Options` in the runtime. `fused` is one pass over memory, compiled by torch.compile.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -221,7 +222,11 @@ class AdamWHD(Optimizer):
         kappa: float = 1e-07,
         *,
         rules: Sequence[Rule] = (),
-        compile: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
@@ -235,4 +240,6 @@ class AdamWHD(Optimizer):
             "kappa": kappa,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, rules=rules, compile=compile, **options)
+        options |= {"maximize": maximize, "foreach": foreach, "capturable": capturable}
+        options |= {"differentiable": differentiable, "fused": fused}
+        super().__init__(params, hypers, rules=rules, **options)

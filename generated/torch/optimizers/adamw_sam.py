@@ -139,7 +139,8 @@ def adamw_sam_shared(
 ) -> AdamWSAMShared:
     """What follows from the sums over all tensors."""
     size = sqrt(total.sum_g_squared)
-    scale = where(size > 0.0, s.rho / size, 0.0)
+    scale_part = size > 0.0
+    scale = where(scale_part, s.rho / where(scale_part, size, 1.0), 0.0)
     return AdamWSAMShared(scale=scale)
 
 
@@ -203,7 +204,8 @@ class AdamWSAM(Optimizer):
             inf).
         rho: distance to the point of the second gradient; a number in [0, inf).
         rules: what holds for some parameters only, each a `Rule`; they become param groups.
-        compile: run the step as one pass compiled by torch.compile, with the same bits.
+        maximize, foreach, capturable, differentiable, fused: as in torch.optim; the bits are the same,
+            see `Options` in the runtime. `fused` is one pass over memory, compiled by torch.compile.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -240,7 +242,11 @@ class AdamWSAM(Optimizer):
         rho: float = 0.05,
         *,
         rules: Sequence[Rule] = (),
-        compile: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
@@ -254,4 +260,6 @@ class AdamWSAM(Optimizer):
             "rho": rho,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, rules=rules, compile=compile, **options)
+        options |= {"maximize": maximize, "foreach": foreach, "capturable": capturable}
+        options |= {"differentiable": differentiable, "fused": fused}
+        super().__init__(params, hypers, rules=rules, **options)

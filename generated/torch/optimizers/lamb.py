@@ -112,7 +112,8 @@ def lamb_step(
     u = m_hat / (sqrt(v_hat) + s.eps) + s.weight_decay * theta
     norm_theta = sqrt(tree_sum(theta * theta))
     norm_u = sqrt(tree_sum(u * u))
-    ratio = where((norm_theta > 0.0) & (norm_u > 0.0), norm_theta / norm_u, 1.0)
+    ratio_part_3 = (norm_theta > 0.0) & (norm_u > 0.0)
+    ratio = where(ratio_part_3, norm_theta / where(ratio_part_3, norm_u, 1.0), 1.0)
     theta = theta - s.lr * (ratio * u)
     return theta, LAMBState(m=m, v=v)
 
@@ -139,7 +140,8 @@ class LAMB(Optimizer):
         eps: added to the root of the second moment, in units of the gradient; a number in [0, inf).
         weight_decay: decay beside the gradient's part, times theta; a number in [0, inf).
         rules: what holds for some parameters only, each a `Rule`; they become param groups.
-        compile: run the step as one pass compiled by torch.compile, with the same bits.
+        maximize, foreach, capturable, differentiable, fused: as in torch.optim; the bits are the same,
+            see `Options` in the runtime. `fused` is one pass over memory, compiled by torch.compile.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -174,7 +176,11 @@ class LAMB(Optimizer):
         weight_decay: float = 0.01,
         *,
         rules: Sequence[Rule] = (),
-        compile: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
@@ -187,4 +193,6 @@ class LAMB(Optimizer):
             "weight_decay": weight_decay,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, rules=rules, compile=compile, **options)
+        options |= {"maximize": maximize, "foreach": foreach, "capturable": capturable}
+        options |= {"differentiable": differentiable, "fused": fused}
+        super().__init__(params, hypers, rules=rules, **options)

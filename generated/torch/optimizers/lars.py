@@ -91,8 +91,9 @@ def lars_step(
     """One step on one tensor, as a pure function."""
     norm_theta = sqrt(tree_sum(theta * theta))
     norm_g = sqrt(tree_sum(g * g))
-    ratio_part_5 = s.trust * norm_theta / (norm_g + s.weight_decay * norm_theta)
-    ratio = where((norm_theta > 0.0) & (norm_g > 0.0), ratio_part_5, 1.0)
+    ratio_part_3 = (norm_theta > 0.0) & (norm_g > 0.0)
+    ratio_part_5 = where(ratio_part_3, norm_g + s.weight_decay * norm_theta, 1.0)
+    ratio = where(ratio_part_3, s.trust * norm_theta / ratio_part_5, 1.0)
     v = s.mu * state.v + s.lr * ratio * (g + s.weight_decay * theta)
     theta = theta - v
     return theta, LARSState(v=v)
@@ -119,7 +120,8 @@ class LARS(Optimizer):
         weight_decay: decay added to the gradient, times theta; a number in [0, inf).
         trust: how large a step is, measured by the tensor's norm; a number in (0, inf).
         rules: what holds for some parameters only, each a `Rule`; they become param groups.
-        compile: run the step as one pass compiled by torch.compile, with the same bits.
+        maximize, foreach, capturable, differentiable, fused: as in torch.optim; the bits are the same,
+            see `Options` in the runtime. `fused` is one pass over memory, compiled by torch.compile.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -150,7 +152,11 @@ class LARS(Optimizer):
         trust: float = 0.001,
         *,
         rules: Sequence[Rule] = (),
-        compile: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
@@ -163,4 +169,6 @@ class LARS(Optimizer):
             "trust": trust,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, rules=rules, compile=compile, **options)
+        options |= {"maximize": maximize, "foreach": foreach, "capturable": capturable}
+        options |= {"differentiable": differentiable, "fused": fused}
+        super().__init__(params, hypers, rules=rules, **options)

@@ -81,7 +81,8 @@ class SGDL2(Optimizer):
         weight_decay: strength of the penalty: weight_decay / 2 times the sum of squares; a number
             in [0, inf).
         rules: what holds for some parameters only, each a `Rule`; they become param groups.
-        compile: run the step as one pass compiled by torch.compile, with the same bits.
+        maximize, foreach, capturable, differentiable, fused: as in torch.optim; the bits are the same,
+            see `Options` in the runtime. `fused` is one pass over memory, compiled by torch.compile.
         store: how bfloat16 and float16 parameters are kept: `nearest`, rounded; `master`, with a
             float32 copy; `kahan`, with what the rounding left out, 2 bytes a parameter;
             `stochastic`, rounded up or down by chance. See `Storage` in the runtime.
@@ -108,7 +109,11 @@ class SGDL2(Optimizer):
         weight_decay: float = 0.0001,
         *,
         rules: Sequence[Rule] = (),
-        compile: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         store: str = "nearest",
         states: str = "float32",
         seed: int = 0,
@@ -119,4 +124,6 @@ class SGDL2(Optimizer):
             "weight_decay": weight_decay,
         }
         options: dict[str, Any] = {"store": store, "states": states, "seed": seed}
-        super().__init__(params, hypers, rules=rules, compile=compile, **options)
+        options |= {"maximize": maximize, "foreach": foreach, "capturable": capturable}
+        options |= {"differentiable": differentiable, "fused": fused}
+        super().__init__(params, hypers, rules=rules, **options)
