@@ -95,7 +95,7 @@ def test_training_is_one_jitted_function(spec: str) -> None:
 
         return jax.lax.scan(one, (params, optimizer.init(params)), length=3)[0][0]
 
-    got = trained(params)
+    got = jax.block_until_ready(trained(params))  # it may still read what NumPy changes
     reference = numpys.create(spec, params)
     for _ in range(3):
         reference.step(gradient)

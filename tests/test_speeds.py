@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import itertools
+import tracemalloc
 import warnings
 
 import pytest
@@ -69,12 +70,62 @@ def test_fused_has_the_bits_of_one_by_one(kind):
     assert same(trained("adamw", KINDS[kind], foreach=False), trained("adamw", KINDS[kind], fused=True))
 
 
-def test_pieces_of_any_size(monkeypatch):
-    """Where a parameter is cut, and which are gathered, does not tell."""
-    plain = trained("adamw", torch.float32, foreach=False)
+@pytest.fixture
+def three_threads():
+    """Where there are pieces enough."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_of_any_size(kind, monkeypatch, three_threads):
+    """Where a parameter is cut, which are gathered, and in what thread a piece passes, does not tell."""
+    plain = trained("adamw", KINDS[kind], foreach=False)
     for size in (1000, 10**6):
         monkeypatch.setattr(runtime, "_PIECE", size)
-        assert same(plain, trained("adamw", torch.float32))
+        assert same(plain, trained("adamw", KINDS[kind]))
+
+
+def test_what_fails_in_a_thread_is_raised(monkeypatch, three_threads):
+    """After every thread has come to its end."""
+    monkeypatch.setattr(runtime, "_PIECE", 1000)
+    p = torch.nn.Parameter(torch.ones(100_000))
+    optimizer = made.SGD([p])
+    p.grad = torch.ones_like(p)
+
+    def failing(theta, g, state, s):
+        raise ArithmeticError("on purpose")
+
+    monkeypatch.setattr(made.SGD, "method", made.SGD.method._replace(step=failing))
+    with pytest.raises(ArithmeticError, match="on purpose"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("numpy", ["without", "old", "new"])
+def test_numpy_is_not_needed(numpy, monkeypatch):
+    """The default passes NumPy's views of tensors to the kernels, where there is a NumPy that it can be."""
+    plain = trained("yogi", torch.float32, foreach=False)
+    called = []
+    kernel = made.Yogi.method.step
+    seen = made.Yogi.method._replace(step=lambda theta, *rest: called.append(theta) or kernel(theta, *rest))
+    monkeypatch.setattr(made.Yogi, "method", seen)
+    if numpy != "new":
+        monkeypatch.setattr(runtime, "_ARRAYS", ())
+    if numpy == "without":
+        monkeypatch.setattr(runtime, "np", None)
+    assert same(plain, trained("yogi", torch.float32))
+    assert any(not isinstance(x, torch.Tensor) for x in called) == (numpy == "new")
+
+
+def test_autograd_sees_that_parameters_have_changed():
+    p = torch.nn.Parameter(torch.ones(3))
+    loss = (p * p).sum()
+    p.grad = torch.ones(3)
+    made.SGD([p]).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_compiled_once():
@@ -155,7 +206,7 @@ class Allocated(dispatch.TorchDispatchMode):
 
 
 def test_a_step_needs_memory_of_a_fixed_size():
-    """However many parameters there are: as the README says, pieces of 32,768 numbers."""
+    """However many parameters there are: as the README says, pieces of 65,536 numbers."""
     params = [torch.nn.Parameter(torch.randn(n)) for n in (10**6, *[1000] * 300)]
     optimizer = made.AdamW(params)
     for p in params:
@@ -163,9 +214,13 @@ def test_a_step_needs_memory_of_a_fixed_size():
     optimizer.step()
     states = (x for slot in optimizer.state.values() for x in slot.values() if isinstance(x, torch.Tensor))
     there = [*params, *(p.grad for p in params), *states]
+    tracemalloc.start()
     with Allocated(there) as allocated:
         optimizer.step()
+    arrays = tracemalloc.get_traced_memory()[1]  # NumPy tells what it takes
+    tracemalloc.stop()
     assert 0 < allocated.most <= 4 * runtime._PIECE
+    assert 4 * runtime._PIECE < arrays < 12 * 4 * runtime._PIECE
 
 
 # What torch calls them

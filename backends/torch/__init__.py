@@ -34,7 +34,7 @@ backend = Backend(
     name="torch",
     title="PyTorch",
     folder=Path(__file__).parent,
-    tensor={**OPERATORS, **_FUNCTIONS, "floor": "torch.floor", "quotient": "quotient", "fill": "full_like"},
+    tensor={**OPERATORS, **_FUNCTIONS, "floor": "floor", "quotient": "quotient", "fill": "full_like"},
     scalar={
         **OPERATORS,
         **_FUNCTIONS,

@@ -12,12 +12,18 @@ together, and are put back.
 
 from __future__ import annotations
 
+import functools
+import itertools
+import operator
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 
 def lies_flat(x: Tensor) -> bool:
@@ -72,6 +78,11 @@ class _Piece:
     kept: tuple[Tensor, ...]  # their states
     theta: Tensor | None  # where they lie in one piece; None: they have to be gathered
     part: slice  # which numbers of what lies in one piece
+    apart: tuple[Tensor, ...] = ()  # where they lie if not so
+
+
+Step: TypeAlias = Callable[[Tensor, Tensor, Sequence[Tensor]], None]
+_PIECES = 4  # what a thread has to do at least: to wake it costs as much as one piece
 
 
 class Lane:
@@ -81,8 +92,8 @@ class Lane:
         names: of the states.
         params: the parameters, in the order of their states.
         slots: for each the dictionary that holds its states, and more.
-        views: for each the states themselves; where others stand there, the lane is out of date.
-        grads: of each the gradient, of its shape; what `takes` was given last.
+        views: for each name the states themselves; where others stand there, the lane is out of date.
+        grads: of each the gradient, of its shape.
         buffers: what holds the states of each, for the lane that comes after this one.
     """
 
@@ -112,9 +123,9 @@ class Lane:
         self.names = tuple(names)
         self.params = sorted(slots, key=self._place)
         self.slots = [slots[p] for p in self.params]
-        self.views = [tuple(slot[name] for name in names) for slot in self.slots]
-        self.grads: list[Tensor] = []
-        self.pointers = [p.data_ptr() for p in self.params]
+        self.views = [[slot[name] for slot in self.slots] for name in names]
+        self.grads: list[Tensor] = [cast(Tensor, p.grad) for p in self.params]
+        self._lay = [_lies(p) for p in self.params]
         self._flat = [flat(p.detach()) for p in self.params]
         self._pieces = list(self._cut(size, alone, part))
 
@@ -139,8 +150,12 @@ class Lane:
                     if n >= alone or count + n > max(size, n):
                         break
                     count, last = count + n, last + 1
-                theta = self._flat[first] if last == first + 1 else None
-                yield _Piece(first, last, self._kept(first, slice(0, count)), theta, slice(0, count))
+                whole = slice(0, count)
+                kept, apart = self._kept(first, whole), tuple(self._flat[first:last])
+                if len(apart) == 1:
+                    yield _Piece(first, last, kept, apart[0], whole)
+                else:
+                    yield _Piece(first, last, kept, None, whole, apart)
             first = last
 
     def _run_from(self, first: int) -> tuple[int, int]:
@@ -167,48 +182,88 @@ class Lane:
         buffers = self.buffers[self.params[first]].tensors
         return tuple(x[begin + part.start : begin + part.stop] for x in buffers)
 
-    def takes(self, i: int, g: Tensor) -> bool:
-        """Whether a parameter and its states lie where they did, and the gradient fits; keeps that."""
-        p, slot = self.params[i], self.slots[i]
-        for name, view in zip(self.names, self.views[i], strict=True):
-            if slot.get(name) is not view:
+    def holds(self) -> bool:
+        """Whether parameters and states lie where they did, and there are gradients that fit; keeps these."""
+        for name, views in zip(self.names, self.views, strict=True):
+            if not all(map(operator.is_, [slot.get(name) for slot in self.slots], views)):
                 return False
-        self.grads[i] = g
+        grads = [p.grad for p in self.params]
+        if not all(map(operator.is_not, grads, itertools.repeat(None))):
+            return False
+        p, self.grads = self.params[0], grads
         return (
-            p.data_ptr() == self.pointers[i]
-            and g.dtype is p.dtype
-            and g.shape == p.shape
-            and g.layout is torch.strided
-            and g.device == p.device
+            list(map(_lies, self.params)) == self._lay
+            and [g.shape for g in self.grads] == [p.shape for p in self.params]
+            and {(g.dtype, g.layout, g.device) for g in self.grads} == {(p.dtype, torch.strided, p.device)}
         )
 
-    def run(self, step: Callable[[Tensor, Tensor, Sequence[Tensor]], None]) -> None:
-        """One step of all parameters and states: `step(theta, g, states)`, in place, on flat tensors."""
+    def run(self, step: Step, threads: int = 1) -> None:
+        """One step of all parameters and states: `step(theta, g, states)`, in place, on flat tensors.
+
+        Args:
+            step: does that; with several threads, for parts that have no memory in common at once.
+            threads: how many share the pieces, where these are many.
+        """
+        threads = min(threads, len(self._pieces) // _PIECES)
+        if threads < 2:
+            self._pass(step, self._pieces)
+            return
+        cuts = [len(self._pieces) * i // threads for i in range(threads + 1)]
+        mine, *others = (self._pieces[a:b] for a, b in itertools.pairwise(cuts))
+        started = [_workers(threads - 1).submit(self._pass, step, pieces) for pieces in others]
+        try:
+            self._pass(step, mine)
+        finally:
+            wait(started)
+        for one in started:
+            one.result()
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _pass(self, step: Step, pieces: Sequence[_Piece]) -> None:
+        """Some of the pieces, one after the other."""
         joined: tuple[int, Tensor] | None = None  # the gradients of the last piece's parameters
-        for piece in self._pieces:
-            first, last = piece.first, piece.last
-            if joined is None or joined[0] != first:
-                joined = first, self._joined(first, last)
+        for piece in pieces:
+            if joined is None or joined[0] != piece.first:
+                joined = piece.first, self._joined(piece.first, piece.last)
             if piece.theta is not None:
                 step(piece.theta, joined[1][piece.part], piece.kept)
             else:
-                thetas = self._flat[first:last]
-                theta = torch.cat(thetas)
+                theta = torch.cat(piece.apart)
                 step(theta, joined[1], piece.kept)
-                torch._foreach_copy_(thetas, theta.split([len(x) for x in thetas]))
+                torch._foreach_copy_(piece.apart, torch.split(theta, [x.shape[0] for x in piece.apart]))
 
     def _joined(self, first: int, last: int) -> Tensor:
         """The gradients of some parameters one after another; as they lie, where they lie so."""
-        grads = list(map(flat_as, self.grads[first:last], self.params[first:last]))
-        at, size = grads[0].data_ptr(), grads[0].element_size()
+        grads, params = self.grads[first:last], self.params[first:last]
+        if len(grads) == 1:
+            return flat_as(grads[0], params[0])
         if grads[0].untyped_storage().data_ptr() == grads[-1].untyped_storage().data_ptr():
-            for g in grads:
-                if g.data_ptr() != at:
+            parts, at = list(map(flat_as, grads, params)), grads[0].data_ptr()
+            for part in parts:
+                if part.data_ptr() != at:
                     break
-                at += len(g) * size
+                at += part.shape[0] * part.element_size()
             else:
-                return grads[0].as_strided((sum(map(len, grads)),), (1,)) if len(grads) > 1 else grads[0]
-        return torch.cat(grads) if len(grads) > 1 else grads[0]
+                return parts[0].as_strided((sum(part.shape[0] for part in parts),), (1,))
+        if all(p.is_contiguous() for p in params):
+            joined: Tensor = _flatten_dense_tensors(grads)
+            return joined
+        return torch.cat(list(map(flat_as, grads, params)))
+
+
+def _lies(p: Tensor) -> tuple[Any, ...]:
+    """Where a tensor lies, and how."""
+    return p.data_ptr(), p.stride(), p.dtype
+
+
+@functools.cache
+def _workers(count: int) -> ThreadPoolExecutor:
+    """Threads that wait for work."""
+    return ThreadPoolExecutor(count, "optimizer")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_workers.cache_clear)  # a child of this process has no threads
 
 
 def _laid_out(

@@ -131,7 +131,20 @@ def kernels(
             for m, *arguments in zip(methods, thetas, gs, states, scalars, strict=True)
         ]
 
-    function: Callable[..., Any] = all_steps
+    def in_arrays(thetas: Any, gs: Any, states: Any, scalars: Any) -> Any:
+        """What passes NumPy's views of tensors, as the default does."""
+        made = []
+        for m, theta, g, state, s in zip(methods, thetas, gs, states, scalars, strict=True):
+            kept = {k: x.clone() for k, x in state._asdict().items() if x is not None}
+            flat, new = runtime._Flattened(m.step, m.state, tuple(kept), False), theta.clone()
+            numbers = runtime.in_numpy(s, theta.dtype)
+            if m.elementwise and flat.in_arrays(new, g, list(kept.values()), numbers):
+                made.append((new, state._replace(**kept)))
+            else:
+                made.append(m.step(theta, g, state, runtime.rounded(s, theta.dtype)))
+        return made
+
+    function: Callable[..., Any] = in_arrays if mode == "default" else all_steps
     if mode == "fused":
         torch._dynamo.reset()
         function = cast("Callable[..., Any]", torch.compile(all_steps, fullgraph=True))
@@ -143,7 +156,7 @@ def kernels(
             store = {"store": runtime.storing(dtype)} if previous else {}
             s = m.scalars(x.first + i, **previous, **store, **x.hypers)
             kept[j] = {k: getattr(s, k) for k in kept[j]}
-            scalars.append(runtime.rounded(s, dtype))
+            scalars.append(s if mode == "default" else runtime.rounded(s, dtype))
         results = function(thetas, gs, states, scalars)
         thetas, states = [r[0] for r in results], [r[1] for r in results]
     return [

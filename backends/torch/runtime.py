@@ -20,7 +20,7 @@ import numbers
 import operator
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
@@ -43,6 +43,7 @@ from backends.domains import (
 )
 from backends.rules import Assignment, Rule, Rules, Setting, Times
 from backends.torch.lanes import Flat, Lane, flat_of, flatten, lies_flat
+from backends.torch.shards import gathered, is_sharded, scattered
 from generator.elementary import cos, exp, log, real_power
 from generator.network import dense as dense
 from generator.normal import normal
@@ -67,6 +68,8 @@ try:
 except ImportError:  # PyTorch runs without NumPy; square roots on the CPU are slower then
     np = None  # type: ignore[assignment]
 
+# Kernels take NumPy's arrays, too, where a Python float takes on the dtype of what it meets: from 2.0 on.
+_ARRAYS: Any = (np.ndarray, np.generic) if np is not None and np.__version__ >= "2" else ()
 Scalar: TypeAlias = float | Tensor  # a Python float or a 0-d tensor
 _HERE = __name__.replace(".", "_")  # whose custom operations are registered: several copies may be
 Tree = Any  # a tensor, a list or tuple of trees, or a dictionary of trees
@@ -164,9 +167,9 @@ def _traced_root(x: Tensor) -> Tensor:
 
 def sqrt(x: Any) -> Any:
     """The square root, correctly rounded; NaN below 0. Its derivative at 0 is taken as 0."""
+    if isinstance(x, _ARRAYS):
+        return np.sqrt(x)
     if not isinstance(x, Tensor):
-        if np is not None and isinstance(x, np.ndarray):
-            return np.sqrt(x)
         return math.nan if x < 0 else math.sqrt(x)
     if torch.compiler.is_compiling():
         return _traced_root(x)
@@ -184,6 +187,8 @@ def div(a: Any, b: Any) -> Any:
         return (a if isinstance(a, Tensor) else b.new_full((), a)) / b
     if isinstance(a, Tensor):
         return a / a.new_full((), b)
+    if isinstance(a, _ARRAYS) or isinstance(b, _ARRAYS):
+        return a / b
     if b:
         return a / b
     return math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1.0, b)
@@ -191,7 +196,7 @@ def div(a: Any, b: Any) -> Any:
 
 def quotient(a: float, x: Tensor) -> Tensor:
     """A literal divided by a tensor; Python's `/` would multiply by the reciprocal, rounded twice."""
-    return x.new_full((), a) / x
+    return a / x if isinstance(x, _ARRAYS) else x.new_full((), a) / x
 
 
 def power(x: Any, k: Any) -> Any:
@@ -224,6 +229,8 @@ def where(condition: Any, a: Any, b: Any) -> Any:
     """One of two values; a condition of the host chooses a branch, a tensor each element."""
     if isinstance(condition, bool):
         chosen, other = (a, b) if condition else (b, a)
+        if isinstance(other, _ARRAYS):
+            return np.broadcast_arrays(np.asarray(chosen, other.dtype), other)[0]
         if not isinstance(other, Tensor):
             return chosen
         if not isinstance(chosen, Tensor):
@@ -231,6 +238,8 @@ def where(condition: Any, a: Any, b: Any) -> Any:
         if chosen.dim() >= other.dim():
             return chosen
         return chosen.expand(torch.broadcast_shapes(chosen.shape, other.shape)).clone()
+    if isinstance(condition, _ARRAYS):
+        return np.where(condition, a, b)
     if not (isinstance(a, Tensor) or isinstance(b, Tensor)):  # in step scope numbers are doubles
         a = torch.tensor(a, dtype=torch.float64, device=condition.device)
     return torch.where(condition, a, b)
@@ -248,6 +257,8 @@ def minimum(x: Any, y: Any) -> Any:
 
 def sign(x: Any) -> Any:
     """1 above zero, -1 below; zeros and NaN are kept. Its derivative is 0, at zero too."""
+    if isinstance(x, _ARRAYS):
+        return np.where(x > 0.0, x.dtype.type(1.0), np.where(x < 0.0, x.dtype.type(-1.0), x))
     if not isinstance(x, Tensor):
         return 1.0 if x > 0 else -1.0 if x < 0 else x
     rest = torch.where(x == 0.0, x.detach(), x) if x.requires_grad else x
@@ -256,6 +267,8 @@ def sign(x: Any) -> Any:
 
 def isfinite(x: Any) -> Any:
     """Whether it is neither infinite nor NaN."""
+    if isinstance(x, _ARRAYS):
+        return np.isfinite(x)
     return torch.isfinite(x) if isinstance(x, Tensor) else math.isfinite(x)
 
 
@@ -263,6 +276,8 @@ def floor(x: Any) -> Any:
     """The largest integer not above x, as a float; infinities, NaN and -0 are kept."""
     if isinstance(x, Tensor):
         return torch.floor(x)
+    if isinstance(x, _ARRAYS):
+        return np.floor(x)
     return x // 1.0 if math.isfinite(x) else x
 
 
@@ -283,11 +298,13 @@ def logical_or(a: Any, b: Any) -> Any:
 
 def logical_not(a: Any) -> Any:
     """Whether it does not hold."""
-    return ~a if isinstance(a, Tensor) else not a
+    return not a if isinstance(a, bool) else ~a
 
 
 def full_like(x: Tensor, value: Any) -> Tensor:
     """A tensor like x, every entry the value rounded to its dtype; differentiable in the value."""
+    if isinstance(x, _ARRAYS):
+        return np.full_like(x, value)
     start: Tensor = _entering(value, x.dtype).to(x.device)
     return start.expand(x.shape).clone()
 
@@ -299,6 +316,8 @@ def differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def exact(*arguments: Any) -> Any:
+        if any(isinstance(a, _ARRAYS) for a in arguments):
+            return exact(*(torch.as_tensor(a) if isinstance(a, _ARRAYS) else a for a in arguments)).numpy()
         if not any(isinstance(a, Tensor) for a in arguments):
             return function(*arguments)
         value = uncompiled(*(a.detach() if isinstance(a, Tensor) else a for a in arguments))
@@ -677,6 +696,13 @@ def rounded(s: Any, dtype: torch.dtype) -> Any:
     return s._make(_entering(x, dtype) for x in s)
 
 
+def in_numpy(s: Any, dtype: torch.dtype) -> Any:
+    """The same as NumPy's numbers, of scalars that are none of torch's."""
+    kind = np.float64 if dtype == torch.float64 else np.float32
+    with np.errstate(over="ignore"):
+        return s._make(x if x is None or isinstance(x, bool) else kind(x) for x in s)
+
+
 def storing(dtype: torch.dtype) -> Callable[[Scalar], Scalar]:
     """Rounds a double to the compute dtype and gives it back as a double."""
 
@@ -955,10 +981,11 @@ class Options(NamedTuple):
 class _Plan:
     """What the last step has found, good as long as nothing but numbers changes."""
 
-    # Of each group: its parameters, and for those in a lane the lane, and where in it.
-    groups: list[list[tuple[Tensor, _Flat | None, int]]]
+    groups: list[list[Tensor]]  # the parameters of each
+    others: list[Tensor]  # those that are in no lane
+    owners: list[Tensor]  # those with a state, and it
+    slots: list[dict[str, Any]]
     flats: list[_Flat]
-    ready: set[Tensor]  # those with a gradient
 
 
 @dataclass
@@ -973,12 +1000,18 @@ class _Flat:
     options: Options
 
 
+def _are(some: Collection[Any], others: Collection[Any]) -> bool:
+    """Whether they are the same objects."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
+
+
 # Numbers that pass through a step at once where it is not compiled: what it computes with stays in a core's
 # cache. Compiled, a pass needs no such memory: pieces are as large as what is gathered may be.
-_PIECE = 2**15
+_PIECE = 2**16
 _FUSED_PIECE = 2**18
 _FUSED_ALONE = 2**16  # a call costs as much as to gather as many numbers
 _LARGE = 2**20
+_THREADS = 4  # of Python at most: each needs its lock between two calls
 
 
 # Small tensors of one shape go through a kernel together: a call costs more than their numbers do. Larger
@@ -1171,6 +1204,27 @@ class _Flattened(NamedTuple):
         given = {id(x) for x in (*old, g)}  # what is only passed on must not change before it is
         for x, y in zip(old, [y.clone() if id(y) in given else y for y in new], strict=True):
             x.copy_(y)
+
+    def in_arrays(self, theta: Tensor, g: Tensor, kept: Sequence[Tensor], s: Any) -> bool:
+        """The same on NumPy's views of the tensors, whose calls cost half as much; False: there are none."""
+        g = computed(-g if self.maximize else g)
+        try:
+            taken = computed(theta).numpy(), g.numpy()
+            states = [x.numpy() for x in kept]
+        except (RuntimeError, TypeError):
+            return False
+        every = dict.fromkeys(self.state._fields) | dict(zip(self.names, states, strict=True))
+        with np.errstate(all="ignore"):
+            result, after = self.step(*taken, self.state(**every), s)
+            new = [getattr(after, name) for name in self.names]
+            given = {id(x) for x in (*taken, *states)}
+            for x, y in zip(states, [y.copy() if id(y) in given else y for y in new], strict=True):
+                np.copyto(x, y)
+            if theta.dtype is compute_dtype(theta.dtype):
+                np.copyto(taken[0], result)
+            else:
+                theta.copy_(torch.from_numpy(result))
+        return True
 
 
 class Packed(NamedTuple):
@@ -1439,6 +1493,16 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 f"{tuple(g.shape)}, the parameter has shape {tuple(p.shape)}. Set p.grad to None "
                 "where the parameter is replaced."
             )
+        if is_sharded(g) != is_sharded(p):
+            raise TypeError(
+                f"{self._name}: of {self._called(index, i)} and its gradient one is a DTensor, the other a "
+                "plain tensor. Shard the model before backward()."
+            )
+        if is_sharded(p) and self.storage.states != "float32":
+            raise ValueError(
+                f'{self._name}: {self._called(index, i)} is a DTensor, and states="{self.storage.states}" is '
+                "for plain tensors: blocks would cross the borders of shards. Leave states out."
+            )
         if g.device != p.device:
             raise ValueError(
                 f"{self._name}: the gradient of {self._called(index, i)} is on {g.device}, the "
@@ -1674,11 +1738,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             if self._compiles(options):
                 sizes = (_FUSED_PIECE, _FUSED_ALONE, sys.maxsize)
             lane = Lane(slots, names, before, *sizes)
-            lane.grads = [p.grad for p in lane.params]
             flats.append(_Flat(lane, index, chosen, t, scalars, options))
-        places = {p: (x, i) for x in flats for i, p in enumerate(x.lane.params)}
-        every = [[(p, *places.get(p, (None, 0))) for p in g["params"]] for g in self.param_groups]
-        self._plan = _Plan(every, flats, {p for p, _ in ready})
+        inside = {p for x in flats for p in x.lane.params}
+        every = [list(g["params"]) for g in self.param_groups]
+        others_of_all = [p for params in every for p in params if p not in inside]
+        self._plan = _Plan(every, others_of_all, list(self.state), list(self.state.values()), flats)
         return flats, others
 
     def _compiles(self, options: Options) -> bool:
@@ -1686,25 +1750,26 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _holds(self, plan: _Plan) -> bool:
         """Whether the lanes of the last step are good for this one; gives them their gradients."""
-        state, own = self.state, self.method.scalar_states
-        if [len(places) for places in plan.groups] != [len(g["params"]) for g in self.param_groups]:
+        live = [g["params"] for g in self.param_groups]
+        if not (
+            len(live) == len(plan.groups)
+            and all(map(_are, live, plan.groups))
+            and _are(self.state, plan.owners)
+            and _are(self.state.values(), plan.slots)
+            and all(p.grad is None for p in plan.others)
+        ):
             return False
-        for group, places in zip(self.param_groups, plan.groups, strict=True):
-            for q, (p, flat, i) in zip(group["params"], places, strict=True):
-                g = p.grad
-                if q is not p or (g is None) != (flat is None):
-                    return False
-                if flat is None or g is None:
-                    continue
-                slot = flat.lane.slots[i]
-                if state.get(p) is not slot or slot["step"] != flat.t or not flat.lane.takes(i, g):
-                    return False
-                if own and tuple(slot[name] for name in own) != flat.scalars:
-                    return False
-        return all(
-            flat.options == self._options(flat.index)
+        return all(self._holds_for(flat) for flat in plan.flats)
+
+    def _holds_for(self, flat: _Flat) -> bool:
+        """Whether a lane is."""
+        slots, own = flat.lane.slots, self.method.scalar_states
+        return (
+            [slot["step"] for slot in slots] == [flat.t] * len(slots)
+            and not (own and any(tuple(slot[name] for name in own) != flat.scalars for slot in slots))
+            and flat.options == self._options(flat.index)
             and decided(self.method, self._seen[flat.index][1]) == flat.method
-            for flat in plan.flats
+            and flat.lane.holds()
         )
 
     def _run_flat(self, flat: _Flat, groups: Sequence[tuple[Any, Mapping[str, Any]]]) -> None:
@@ -1734,6 +1799,15 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     return step(theta, g, kept)
 
             lane.run(fused)
+        elif _ARRAYS and p.is_cpu and not any(isinstance(x, Tensor) for x in exact):
+            numbers = in_numpy(exact, wide)
+
+            def in_arrays(theta: Tensor, g: Tensor, kept: Sequence[Tensor]) -> None:
+                if not kernel.in_arrays(theta, g, kept, numbers):
+                    step(theta, g, kept)
+
+            lane.run(in_arrays, min(torch.get_num_threads(), _THREADS))
+            torch.autograd.graph.increment_version(lane.params)
         else:
             lane.run(step)
         flat.t += 1
@@ -1802,7 +1876,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
         def elsewhere(points: list[Tensor]) -> list[Tensor]:
             for p, point in zip(params, points, strict=True):
-                p.copy_(round_to(point, p.dtype).reshape(p.shape))
+                self._put(p, point)
             self._evaluated(closure)
             return [self._further(p).clone().reshape(x.shape) for p, x in zip(params, points, strict=True)]
 
@@ -1827,7 +1901,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 "further one. Give it all of them, or none."
             )
         self._check(p, p.grad, index, i, self._setting(self.param_groups[index]))
-        return computed(-p.grad if self._options(index).maximize else p.grad)
+        return computed(gathered(-p.grad if self._options(index).maximize else p.grad, p, self._whole))
 
     def _given(self, jobs: Sequence[_Job], given: Mapping[str, Any]) -> list[list[Any]]:
         """What the caller gives, for each parameter in its compute dtype; zeros where it is not read."""
@@ -1859,7 +1933,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     )
                 wide = compute_dtype(p.dtype)
                 m[name] = torch.zeros_like(p, dtype=wide) if x is None else computed(x.detach()).to(wide)
-                m[name] = m[name].reshape(seen[p])
+                m[name] = gathered(m[name], p, self._whole)
+                if self._whole or not is_sharded(p):
+                    m[name] = m[name].reshape(seen[p])
         return [[method.given(**made[p]) for p in job.params] for job in jobs]
 
     def _inputs(self, name: str, value: Any, every: Sequence[Tensor]) -> list[Tensor | None]:
@@ -1968,12 +2044,21 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         slot: dict[str, Any] = {"step": 0}
         if not method.shared_states:
             slot.update(self._starts(method.scalar_states, compute_dtype(p.dtype), hypers))
-        theta = computed(p.detach()).reshape(setting.seen(p.shape))
-        slot.update(entries(_there(method.init(theta, **self._for_init(hypers))), self._codes(p)))
+        theta = computed(gathered(p.detach(), p, self._whole))
+        theta = theta.reshape(setting.seen(theta.shape))
+        states = entries(_there(method.init(theta, **self._for_init(hypers))), self._codes(p))
         beside = self.storage.beside(_word_of(p.dtype))
         if beside is not None:
-            slot[beside] = self._beside(p, self.storage.begun(theta))
+            states[beside] = self._beside(p, self.storage.begun(theta))
+        slot.update({name: scattered(x, p, self._whole) for name, x in states.items()})
         return slot
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the kernel takes sharded parameters as a whole."""
+        method = self.method
+        alone = method.elementwise and not (method.passes or method.sources or method.shared_states)
+        return not alone or self.storage.store == "stochastic"
 
     def _starts(
         self, starts: Mapping[str, float | str], dtype: torch.dtype, hypers: Mapping[str, Any]
@@ -1984,11 +2069,13 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _loaded(self, p: Tensor, setting: Setting) -> Tensor:
         """A parameter as the kernel takes it; a copy where autograd goes through the step."""
-        theta = computed(p.clone() if torch.is_grad_enabled() else p.detach()).reshape(setting.seen(p.shape))
+        theta = gathered(p.clone() if torch.is_grad_enabled() else p.detach(), p, self._whole)
+        theta = computed(theta).reshape(setting.seen(theta.shape))
         beside = self.storage.beside(_word_of(p.dtype))
         if beside is None:
             return theta
-        return self.storage.loaded(theta, computed(self.state[p][beside]), _word_of(p.dtype))
+        kept = gathered(self.state[p][beside], p, self._whole)
+        return self.storage.loaded(theta, computed(kept), _word_of(p.dtype))
 
     def _beside(self, p: Tensor, x: Tensor) -> Tensor:
         """What is kept beside a parameter: its copy in the compute dtype, a rest in its own."""
@@ -2000,8 +2087,17 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         if not self.storage.plain(kind):
             x, beside = self.storage.parted(x, kind, t, self._places[p])
             if name is not None:
-                self.state[p][name] = self._beside(p, beside)
-        p.copy_(round_to(x, p.dtype).reshape(p.shape))
+                self.state[p][name] = scattered(self._beside(p, beside), p, self._whole)
+        self._put(p, x)
+
+    def _put(self, p: Tensor, x: Tensor) -> None:
+        """The same of a parameter that nothing is kept beside."""
+        x = round_to(x, p.dtype)
+        if is_sharded(p):
+            shape = p.shape if self._whole else gathered(p.detach(), p, False).shape
+            p.copy_(scattered(x.reshape(shape), p, self._whole))
+        else:
+            p.copy_(x.reshape(p.shape))
 
     def _count(self, step: int, p: Tensor) -> Any:
         """Counted steps; where data decide on what counts, a tensor where the parameter is."""
@@ -2012,11 +2108,12 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _arguments(self, p: Tensor, job: _Job) -> tuple[Tensor, Tensor, Any, Any]:
         """What the kernel is given of a parameter."""
-        kept = opened(self.state[p], self._codes(p))
+        slot = {name: gathered(x, p, self._whole) for name, x in self.state[p].items()}
+        kept = opened(slot, self._codes(p))
         state = self.method.state._make(kept.get(name) for name in self.method.state._fields)
         s = of_parameter(self.method.sources, job.s, self._places[p]) if self.method.sources else job.s
         theta = self._loaded(p, job.setting)
-        g = -p.grad if job.options.maximize else p.grad
+        g = gathered(-p.grad if job.options.maximize else p.grad, p, self._whole)
         return theta, computed(g).reshape(theta.shape), state, s
 
     def _run(self, job: _Job, w: Sequence[tuple[Any, ...]]) -> None:
@@ -2056,7 +2153,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 users = {id(theta), id(g)}  # memory of the user's, which changes outside, is not kept
                 for name, x in entries(_there(state), self._codes(p)).items():
                     # Nor is a part of what belongs to several.
-                    self.state[p][name] = x.clone() if id(x) in users or len(members) > 1 else x
+                    x = x.clone() if id(x) in users or len(members) > 1 else x
+                    self.state[p][name] = scattered(x, p, self._whole)
                 self._store(p, result, job.t)
 
     def _called_kernel(self, step: Callable[..., Any], *arguments: Any) -> Any:

@@ -16,20 +16,24 @@ import ctypes
 import difflib
 import functools
 import inspect
+import itertools
 import math
 import numbers
 import operator
+import os
 import re
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
@@ -780,6 +784,11 @@ class _Piece:
     kept: tuple[Tensor, ...]  # their states
     theta: Tensor | None  # where they lie in one piece; None: they have to be gathered
     part: slice  # which numbers of what lies in one piece
+    apart: tuple[Tensor, ...] = ()  # where they lie if not so
+
+
+Step: TypeAlias = Callable[[Tensor, Tensor, Sequence[Tensor]], None]
+_PIECES = 4  # what a thread has to do at least: to wake it costs as much as one piece
 
 
 class Lane:
@@ -789,8 +798,8 @@ class Lane:
         names: of the states.
         params: the parameters, in the order of their states.
         slots: for each the dictionary that holds its states, and more.
-        views: for each the states themselves; where others stand there, the lane is out of date.
-        grads: of each the gradient, of its shape; what `takes` was given last.
+        views: for each name the states themselves; where others stand there, the lane is out of date.
+        grads: of each the gradient, of its shape.
         buffers: what holds the states of each, for the lane that comes after this one.
     """
 
@@ -820,9 +829,9 @@ class Lane:
         self.names = tuple(names)
         self.params = sorted(slots, key=self._place)
         self.slots = [slots[p] for p in self.params]
-        self.views = [tuple(slot[name] for name in names) for slot in self.slots]
-        self.grads: list[Tensor] = []
-        self.pointers = [p.data_ptr() for p in self.params]
+        self.views = [[slot[name] for slot in self.slots] for name in names]
+        self.grads: list[Tensor] = [cast(Tensor, p.grad) for p in self.params]
+        self._lay = [_lies(p) for p in self.params]
         self._flat = [flat(p.detach()) for p in self.params]
         self._pieces = list(self._cut(size, alone, part))
 
@@ -847,8 +856,12 @@ class Lane:
                     if n >= alone or count + n > max(size, n):
                         break
                     count, last = count + n, last + 1
-                theta = self._flat[first] if last == first + 1 else None
-                yield _Piece(first, last, self._kept(first, slice(0, count)), theta, slice(0, count))
+                whole = slice(0, count)
+                kept, apart = self._kept(first, whole), tuple(self._flat[first:last])
+                if len(apart) == 1:
+                    yield _Piece(first, last, kept, apart[0], whole)
+                else:
+                    yield _Piece(first, last, kept, None, whole, apart)
             first = last
 
     def _run_from(self, first: int) -> tuple[int, int]:
@@ -875,48 +888,88 @@ class Lane:
         buffers = self.buffers[self.params[first]].tensors
         return tuple(x[begin + part.start : begin + part.stop] for x in buffers)
 
-    def takes(self, i: int, g: Tensor) -> bool:
-        """Whether a parameter and its states lie where they did, and the gradient fits; keeps that."""
-        p, slot = self.params[i], self.slots[i]
-        for name, view in zip(self.names, self.views[i], strict=True):
-            if slot.get(name) is not view:
+    def holds(self) -> bool:
+        """Whether parameters and states lie where they did, and there are gradients that fit; keeps these."""
+        for name, views in zip(self.names, self.views, strict=True):
+            if not all(map(operator.is_, [slot.get(name) for slot in self.slots], views)):
                 return False
-        self.grads[i] = g
+        grads = [p.grad for p in self.params]
+        if not all(map(operator.is_not, grads, itertools.repeat(None))):
+            return False
+        p, self.grads = self.params[0], grads
         return (
-            p.data_ptr() == self.pointers[i]
-            and g.dtype is p.dtype
-            and g.shape == p.shape
-            and g.layout is torch.strided
-            and g.device == p.device
+            list(map(_lies, self.params)) == self._lay
+            and [g.shape for g in self.grads] == [p.shape for p in self.params]
+            and {(g.dtype, g.layout, g.device) for g in self.grads} == {(p.dtype, torch.strided, p.device)}
         )
 
-    def run(self, step: Callable[[Tensor, Tensor, Sequence[Tensor]], None]) -> None:
-        """One step of all parameters and states: `step(theta, g, states)`, in place, on flat tensors."""
+    def run(self, step: Step, threads: int = 1) -> None:
+        """One step of all parameters and states: `step(theta, g, states)`, in place, on flat tensors.
+
+        Args:
+            step: does that; with several threads, for parts that have no memory in common at once.
+            threads: how many share the pieces, where these are many.
+        """
+        threads = min(threads, len(self._pieces) // _PIECES)
+        if threads < 2:
+            self._pass(step, self._pieces)
+            return
+        cuts = [len(self._pieces) * i // threads for i in range(threads + 1)]
+        mine, *others = (self._pieces[a:b] for a, b in itertools.pairwise(cuts))
+        started = [_workers(threads - 1).submit(self._pass, step, pieces) for pieces in others]
+        try:
+            self._pass(step, mine)
+        finally:
+            wait(started)
+        for one in started:
+            one.result()
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _pass(self, step: Step, pieces: Sequence[_Piece]) -> None:
+        """Some of the pieces, one after the other."""
         joined: tuple[int, Tensor] | None = None  # the gradients of the last piece's parameters
-        for piece in self._pieces:
-            first, last = piece.first, piece.last
-            if joined is None or joined[0] != first:
-                joined = first, self._joined(first, last)
+        for piece in pieces:
+            if joined is None or joined[0] != piece.first:
+                joined = piece.first, self._joined(piece.first, piece.last)
             if piece.theta is not None:
                 step(piece.theta, joined[1][piece.part], piece.kept)
             else:
-                thetas = self._flat[first:last]
-                theta = torch.cat(thetas)
+                theta = torch.cat(piece.apart)
                 step(theta, joined[1], piece.kept)
-                torch._foreach_copy_(thetas, theta.split([len(x) for x in thetas]))
+                torch._foreach_copy_(piece.apart, torch.split(theta, [x.shape[0] for x in piece.apart]))
 
     def _joined(self, first: int, last: int) -> Tensor:
         """The gradients of some parameters one after another; as they lie, where they lie so."""
-        grads = list(map(flat_as, self.grads[first:last], self.params[first:last]))
-        at, size = grads[0].data_ptr(), grads[0].element_size()
+        grads, params = self.grads[first:last], self.params[first:last]
+        if len(grads) == 1:
+            return flat_as(grads[0], params[0])
         if grads[0].untyped_storage().data_ptr() == grads[-1].untyped_storage().data_ptr():
-            for g in grads:
-                if g.data_ptr() != at:
+            parts, at = list(map(flat_as, grads, params)), grads[0].data_ptr()
+            for part in parts:
+                if part.data_ptr() != at:
                     break
-                at += len(g) * size
+                at += part.shape[0] * part.element_size()
             else:
-                return grads[0].as_strided((sum(map(len, grads)),), (1,)) if len(grads) > 1 else grads[0]
-        return torch.cat(grads) if len(grads) > 1 else grads[0]
+                return parts[0].as_strided((sum(part.shape[0] for part in parts),), (1,))
+        if all(p.is_contiguous() for p in params):
+            joined: Tensor = _flatten_dense_tensors(grads)
+            return joined
+        return torch.cat(list(map(flat_as, grads, params)))
+
+
+def _lies(p: Tensor) -> tuple[Any, ...]:
+    """Where a tensor lies, and how."""
+    return p.data_ptr(), p.stride(), p.dtype
+
+
+@functools.cache
+def _workers(count: int) -> ThreadPoolExecutor:
+    """Threads that wait for work."""
+    return ThreadPoolExecutor(count, "optimizer")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_workers.cache_clear)  # a child of this process has no threads
 
 
 def _laid_out(
@@ -1031,6 +1084,37 @@ def flat_of(params: Iterable[Tensor]) -> list[Flat]:
     """What `flatten` has made of some parameters."""
     found = (getattr(p, "_lies_in", None) for p in params)
     return list(dict.fromkeys(flat for flat in found if flat is not None))
+
+
+def is_sharded(x: Tensor) -> bool:
+    """Whether a tensor is a DTensor; torch.distributed is not imported to know."""
+    return getattr(x, "device_mesh", None) is not None
+
+
+def gathered(x: Any, like: Tensor, whole: bool) -> Any:
+    """A parameter, gradient or state as a plain tensor: the part of this process, or the whole."""
+    if not (isinstance(x, Tensor) and is_sharded(x)):
+        return x
+    if whole:
+        return x.full_tensor()
+    return (x if x.placements == like.placements else x.redistribute(placements=like.placements)).to_local()
+
+
+def scattered(x: Any, like: Tensor, whole: bool) -> Any:
+    """The way back of what is shaped like the parameter; other states are the same in every process."""
+    if not is_sharded(like) or not isinstance(x, Tensor):
+        return x
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = like.device_mesh
+    if whole:
+        if x.shape != like.shape:
+            return x
+        everywhere = DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        x = everywhere.redistribute(placements=like.placements).to_local()
+        x = x.clone(memory_format=torch.contiguous_format)  # no part of the whole
+    placed = {"shape": like.shape, "stride": like.stride()}
+    return DTensor.from_local(x, mesh, like.placements, run_check=False, **placed)
 
 
 def _exp_tail(hi: Any, lo: Any, k: Any) -> Any:
@@ -1712,6 +1796,8 @@ try:
 except ImportError:  # PyTorch runs without NumPy; square roots on the CPU are slower then
     np = None  # type: ignore[assignment]
 
+# Kernels take NumPy's arrays, too, where a Python float takes on the dtype of what it meets: from 2.0 on.
+_ARRAYS: Any = (np.ndarray, np.generic) if np is not None and np.__version__ >= "2" else ()
 Scalar: TypeAlias = float | Tensor  # a Python float or a 0-d tensor
 _HERE = __name__.replace(".", "_")  # whose custom operations are registered: several copies may be
 Tree = Any  # a tensor, a list or tuple of trees, or a dictionary of trees
@@ -1809,9 +1895,9 @@ def _traced_root(x: Tensor) -> Tensor:
 
 def sqrt(x: Any) -> Any:
     """The square root, correctly rounded; NaN below 0. Its derivative at 0 is taken as 0."""
+    if isinstance(x, _ARRAYS):
+        return np.sqrt(x)
     if not isinstance(x, Tensor):
-        if np is not None and isinstance(x, np.ndarray):
-            return np.sqrt(x)
         return math.nan if x < 0 else math.sqrt(x)
     if torch.compiler.is_compiling():
         return _traced_root(x)
@@ -1829,6 +1915,8 @@ def div(a: Any, b: Any) -> Any:
         return (a if isinstance(a, Tensor) else b.new_full((), a)) / b
     if isinstance(a, Tensor):
         return a / a.new_full((), b)
+    if isinstance(a, _ARRAYS) or isinstance(b, _ARRAYS):
+        return a / b
     if b:
         return a / b
     return math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1.0, b)
@@ -1836,7 +1924,7 @@ def div(a: Any, b: Any) -> Any:
 
 def quotient(a: float, x: Tensor) -> Tensor:
     """A literal divided by a tensor; Python's `/` would multiply by the reciprocal, rounded twice."""
-    return x.new_full((), a) / x
+    return a / x if isinstance(x, _ARRAYS) else x.new_full((), a) / x
 
 
 def power(x: Any, k: Any) -> Any:
@@ -1869,6 +1957,8 @@ def where(condition: Any, a: Any, b: Any) -> Any:
     """One of two values; a condition of the host chooses a branch, a tensor each element."""
     if isinstance(condition, bool):
         chosen, other = (a, b) if condition else (b, a)
+        if isinstance(other, _ARRAYS):
+            return np.broadcast_arrays(np.asarray(chosen, other.dtype), other)[0]
         if not isinstance(other, Tensor):
             return chosen
         if not isinstance(chosen, Tensor):
@@ -1876,6 +1966,8 @@ def where(condition: Any, a: Any, b: Any) -> Any:
         if chosen.dim() >= other.dim():
             return chosen
         return chosen.expand(torch.broadcast_shapes(chosen.shape, other.shape)).clone()
+    if isinstance(condition, _ARRAYS):
+        return np.where(condition, a, b)
     if not (isinstance(a, Tensor) or isinstance(b, Tensor)):  # in step scope numbers are doubles
         a = torch.tensor(a, dtype=torch.float64, device=condition.device)
     return torch.where(condition, a, b)
@@ -1893,6 +1985,8 @@ def minimum(x: Any, y: Any) -> Any:
 
 def sign(x: Any) -> Any:
     """1 above zero, -1 below; zeros and NaN are kept. Its derivative is 0, at zero too."""
+    if isinstance(x, _ARRAYS):
+        return np.where(x > 0.0, x.dtype.type(1.0), np.where(x < 0.0, x.dtype.type(-1.0), x))
     if not isinstance(x, Tensor):
         return 1.0 if x > 0 else -1.0 if x < 0 else x
     rest = torch.where(x == 0.0, x.detach(), x) if x.requires_grad else x
@@ -1901,6 +1995,8 @@ def sign(x: Any) -> Any:
 
 def isfinite(x: Any) -> Any:
     """Whether it is neither infinite nor NaN."""
+    if isinstance(x, _ARRAYS):
+        return np.isfinite(x)
     return torch.isfinite(x) if isinstance(x, Tensor) else math.isfinite(x)
 
 
@@ -1908,6 +2004,8 @@ def floor(x: Any) -> Any:
     """The largest integer not above x, as a float; infinities, NaN and -0 are kept."""
     if isinstance(x, Tensor):
         return torch.floor(x)
+    if isinstance(x, _ARRAYS):
+        return np.floor(x)
     return x // 1.0 if math.isfinite(x) else x
 
 
@@ -1928,11 +2026,13 @@ def logical_or(a: Any, b: Any) -> Any:
 
 def logical_not(a: Any) -> Any:
     """Whether it does not hold."""
-    return ~a if isinstance(a, Tensor) else not a
+    return not a if isinstance(a, bool) else ~a
 
 
 def full_like(x: Tensor, value: Any) -> Tensor:
     """A tensor like x, every entry the value rounded to its dtype; differentiable in the value."""
+    if isinstance(x, _ARRAYS):
+        return np.full_like(x, value)
     start: Tensor = _entering(value, x.dtype).to(x.device)
     return start.expand(x.shape).clone()
 
@@ -1944,6 +2044,8 @@ def differentiable(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def exact(*arguments: Any) -> Any:
+        if any(isinstance(a, _ARRAYS) for a in arguments):
+            return exact(*(torch.as_tensor(a) if isinstance(a, _ARRAYS) else a for a in arguments)).numpy()
         if not any(isinstance(a, Tensor) for a in arguments):
             return function(*arguments)
         value = uncompiled(*(a.detach() if isinstance(a, Tensor) else a for a in arguments))
@@ -2322,6 +2424,13 @@ def rounded(s: Any, dtype: torch.dtype) -> Any:
     return s._make(_entering(x, dtype) for x in s)
 
 
+def in_numpy(s: Any, dtype: torch.dtype) -> Any:
+    """The same as NumPy's numbers, of scalars that are none of torch's."""
+    kind = np.float64 if dtype == torch.float64 else np.float32
+    with np.errstate(over="ignore"):
+        return s._make(x if x is None or isinstance(x, bool) else kind(x) for x in s)
+
+
 def storing(dtype: torch.dtype) -> Callable[[Scalar], Scalar]:
     """Rounds a double to the compute dtype and gives it back as a double."""
 
@@ -2600,10 +2709,11 @@ class Options(NamedTuple):
 class _Plan:
     """What the last step has found, good as long as nothing but numbers changes."""
 
-    # Of each group: its parameters, and for those in a lane the lane, and where in it.
-    groups: list[list[tuple[Tensor, _Flat | None, int]]]
+    groups: list[list[Tensor]]  # the parameters of each
+    others: list[Tensor]  # those that are in no lane
+    owners: list[Tensor]  # those with a state, and it
+    slots: list[dict[str, Any]]
     flats: list[_Flat]
-    ready: set[Tensor]  # those with a gradient
 
 
 @dataclass
@@ -2618,12 +2728,18 @@ class _Flat:
     options: Options
 
 
+def _are(some: Collection[Any], others: Collection[Any]) -> bool:
+    """Whether they are the same objects."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
+
+
 # Numbers that pass through a step at once where it is not compiled: what it computes with stays in a core's
 # cache. Compiled, a pass needs no such memory: pieces are as large as what is gathered may be.
-_PIECE = 2**15
+_PIECE = 2**16
 _FUSED_PIECE = 2**18
 _FUSED_ALONE = 2**16  # a call costs as much as to gather as many numbers
 _LARGE = 2**20
+_THREADS = 4  # of Python at most: each needs its lock between two calls
 
 
 # Small tensors of one shape go through a kernel together: a call costs more than their numbers do. Larger
@@ -2816,6 +2932,27 @@ class _Flattened(NamedTuple):
         given = {id(x) for x in (*old, g)}  # what is only passed on must not change before it is
         for x, y in zip(old, [y.clone() if id(y) in given else y for y in new], strict=True):
             x.copy_(y)
+
+    def in_arrays(self, theta: Tensor, g: Tensor, kept: Sequence[Tensor], s: Any) -> bool:
+        """The same on NumPy's views of the tensors, whose calls cost half as much; False: there are none."""
+        g = computed(-g if self.maximize else g)
+        try:
+            taken = computed(theta).numpy(), g.numpy()
+            states = [x.numpy() for x in kept]
+        except (RuntimeError, TypeError):
+            return False
+        every = dict.fromkeys(self.state._fields) | dict(zip(self.names, states, strict=True))
+        with np.errstate(all="ignore"):
+            result, after = self.step(*taken, self.state(**every), s)
+            new = [getattr(after, name) for name in self.names]
+            given = {id(x) for x in (*taken, *states)}
+            for x, y in zip(states, [y.copy() if id(y) in given else y for y in new], strict=True):
+                np.copyto(x, y)
+            if theta.dtype is compute_dtype(theta.dtype):
+                np.copyto(taken[0], result)
+            else:
+                theta.copy_(torch.from_numpy(result))
+        return True
 
 
 class Packed(NamedTuple):
@@ -3084,6 +3221,16 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 f"{tuple(g.shape)}, the parameter has shape {tuple(p.shape)}. Set p.grad to None "
                 "where the parameter is replaced."
             )
+        if is_sharded(g) != is_sharded(p):
+            raise TypeError(
+                f"{self._name}: of {self._called(index, i)} and its gradient one is a DTensor, the other a "
+                "plain tensor. Shard the model before backward()."
+            )
+        if is_sharded(p) and self.storage.states != "float32":
+            raise ValueError(
+                f'{self._name}: {self._called(index, i)} is a DTensor, and states="{self.storage.states}" is '
+                "for plain tensors: blocks would cross the borders of shards. Leave states out."
+            )
         if g.device != p.device:
             raise ValueError(
                 f"{self._name}: the gradient of {self._called(index, i)} is on {g.device}, the "
@@ -3319,11 +3466,11 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             if self._compiles(options):
                 sizes = (_FUSED_PIECE, _FUSED_ALONE, sys.maxsize)
             lane = Lane(slots, names, before, *sizes)
-            lane.grads = [p.grad for p in lane.params]
             flats.append(_Flat(lane, index, chosen, t, scalars, options))
-        places = {p: (x, i) for x in flats for i, p in enumerate(x.lane.params)}
-        every = [[(p, *places.get(p, (None, 0))) for p in g["params"]] for g in self.param_groups]
-        self._plan = _Plan(every, flats, {p for p, _ in ready})
+        inside = {p for x in flats for p in x.lane.params}
+        every = [list(g["params"]) for g in self.param_groups]
+        others_of_all = [p for params in every for p in params if p not in inside]
+        self._plan = _Plan(every, others_of_all, list(self.state), list(self.state.values()), flats)
         return flats, others
 
     def _compiles(self, options: Options) -> bool:
@@ -3331,25 +3478,26 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _holds(self, plan: _Plan) -> bool:
         """Whether the lanes of the last step are good for this one; gives them their gradients."""
-        state, own = self.state, self.method.scalar_states
-        if [len(places) for places in plan.groups] != [len(g["params"]) for g in self.param_groups]:
+        live = [g["params"] for g in self.param_groups]
+        if not (
+            len(live) == len(plan.groups)
+            and all(map(_are, live, plan.groups))
+            and _are(self.state, plan.owners)
+            and _are(self.state.values(), plan.slots)
+            and all(p.grad is None for p in plan.others)
+        ):
             return False
-        for group, places in zip(self.param_groups, plan.groups, strict=True):
-            for q, (p, flat, i) in zip(group["params"], places, strict=True):
-                g = p.grad
-                if q is not p or (g is None) != (flat is None):
-                    return False
-                if flat is None or g is None:
-                    continue
-                slot = flat.lane.slots[i]
-                if state.get(p) is not slot or slot["step"] != flat.t or not flat.lane.takes(i, g):
-                    return False
-                if own and tuple(slot[name] for name in own) != flat.scalars:
-                    return False
-        return all(
-            flat.options == self._options(flat.index)
+        return all(self._holds_for(flat) for flat in plan.flats)
+
+    def _holds_for(self, flat: _Flat) -> bool:
+        """Whether a lane is."""
+        slots, own = flat.lane.slots, self.method.scalar_states
+        return (
+            [slot["step"] for slot in slots] == [flat.t] * len(slots)
+            and not (own and any(tuple(slot[name] for name in own) != flat.scalars for slot in slots))
+            and flat.options == self._options(flat.index)
             and decided(self.method, self._seen[flat.index][1]) == flat.method
-            for flat in plan.flats
+            and flat.lane.holds()
         )
 
     def _run_flat(self, flat: _Flat, groups: Sequence[tuple[Any, Mapping[str, Any]]]) -> None:
@@ -3379,6 +3527,15 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     return step(theta, g, kept)
 
             lane.run(fused)
+        elif _ARRAYS and p.is_cpu and not any(isinstance(x, Tensor) for x in exact):
+            numbers = in_numpy(exact, wide)
+
+            def in_arrays(theta: Tensor, g: Tensor, kept: Sequence[Tensor]) -> None:
+                if not kernel.in_arrays(theta, g, kept, numbers):
+                    step(theta, g, kept)
+
+            lane.run(in_arrays, min(torch.get_num_threads(), _THREADS))
+            torch.autograd.graph.increment_version(lane.params)
         else:
             lane.run(step)
         flat.t += 1
@@ -3447,7 +3604,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
         def elsewhere(points: list[Tensor]) -> list[Tensor]:
             for p, point in zip(params, points, strict=True):
-                p.copy_(round_to(point, p.dtype).reshape(p.shape))
+                self._put(p, point)
             self._evaluated(closure)
             return [self._further(p).clone().reshape(x.shape) for p, x in zip(params, points, strict=True)]
 
@@ -3472,7 +3629,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 "further one. Give it all of them, or none."
             )
         self._check(p, p.grad, index, i, self._setting(self.param_groups[index]))
-        return computed(-p.grad if self._options(index).maximize else p.grad)
+        return computed(gathered(-p.grad if self._options(index).maximize else p.grad, p, self._whole))
 
     def _given(self, jobs: Sequence[_Job], given: Mapping[str, Any]) -> list[list[Any]]:
         """What the caller gives, for each parameter in its compute dtype; zeros where it is not read."""
@@ -3504,7 +3661,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                     )
                 wide = compute_dtype(p.dtype)
                 m[name] = torch.zeros_like(p, dtype=wide) if x is None else computed(x.detach()).to(wide)
-                m[name] = m[name].reshape(seen[p])
+                m[name] = gathered(m[name], p, self._whole)
+                if self._whole or not is_sharded(p):
+                    m[name] = m[name].reshape(seen[p])
         return [[method.given(**made[p]) for p in job.params] for job in jobs]
 
     def _inputs(self, name: str, value: Any, every: Sequence[Tensor]) -> list[Tensor | None]:
@@ -3613,12 +3772,21 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         slot: dict[str, Any] = {"step": 0}
         if not method.shared_states:
             slot.update(self._starts(method.scalar_states, compute_dtype(p.dtype), hypers))
-        theta = computed(p.detach()).reshape(setting.seen(p.shape))
-        slot.update(entries(_there(method.init(theta, **self._for_init(hypers))), self._codes(p)))
+        theta = computed(gathered(p.detach(), p, self._whole))
+        theta = theta.reshape(setting.seen(theta.shape))
+        states = entries(_there(method.init(theta, **self._for_init(hypers))), self._codes(p))
         beside = self.storage.beside(_word_of(p.dtype))
         if beside is not None:
-            slot[beside] = self._beside(p, self.storage.begun(theta))
+            states[beside] = self._beside(p, self.storage.begun(theta))
+        slot.update({name: scattered(x, p, self._whole) for name, x in states.items()})
         return slot
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the kernel takes sharded parameters as a whole."""
+        method = self.method
+        alone = method.elementwise and not (method.passes or method.sources or method.shared_states)
+        return not alone or self.storage.store == "stochastic"
 
     def _starts(
         self, starts: Mapping[str, float | str], dtype: torch.dtype, hypers: Mapping[str, Any]
@@ -3629,11 +3797,13 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _loaded(self, p: Tensor, setting: Setting) -> Tensor:
         """A parameter as the kernel takes it; a copy where autograd goes through the step."""
-        theta = computed(p.clone() if torch.is_grad_enabled() else p.detach()).reshape(setting.seen(p.shape))
+        theta = gathered(p.clone() if torch.is_grad_enabled() else p.detach(), p, self._whole)
+        theta = computed(theta).reshape(setting.seen(theta.shape))
         beside = self.storage.beside(_word_of(p.dtype))
         if beside is None:
             return theta
-        return self.storage.loaded(theta, computed(self.state[p][beside]), _word_of(p.dtype))
+        kept = gathered(self.state[p][beside], p, self._whole)
+        return self.storage.loaded(theta, computed(kept), _word_of(p.dtype))
 
     def _beside(self, p: Tensor, x: Tensor) -> Tensor:
         """What is kept beside a parameter: its copy in the compute dtype, a rest in its own."""
@@ -3645,8 +3815,17 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         if not self.storage.plain(kind):
             x, beside = self.storage.parted(x, kind, t, self._places[p])
             if name is not None:
-                self.state[p][name] = self._beside(p, beside)
-        p.copy_(round_to(x, p.dtype).reshape(p.shape))
+                self.state[p][name] = scattered(self._beside(p, beside), p, self._whole)
+        self._put(p, x)
+
+    def _put(self, p: Tensor, x: Tensor) -> None:
+        """The same of a parameter that nothing is kept beside."""
+        x = round_to(x, p.dtype)
+        if is_sharded(p):
+            shape = p.shape if self._whole else gathered(p.detach(), p, False).shape
+            p.copy_(scattered(x.reshape(shape), p, self._whole))
+        else:
+            p.copy_(x.reshape(p.shape))
 
     def _count(self, step: int, p: Tensor) -> Any:
         """Counted steps; where data decide on what counts, a tensor where the parameter is."""
@@ -3657,11 +3836,12 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _arguments(self, p: Tensor, job: _Job) -> tuple[Tensor, Tensor, Any, Any]:
         """What the kernel is given of a parameter."""
-        kept = opened(self.state[p], self._codes(p))
+        slot = {name: gathered(x, p, self._whole) for name, x in self.state[p].items()}
+        kept = opened(slot, self._codes(p))
         state = self.method.state._make(kept.get(name) for name in self.method.state._fields)
         s = of_parameter(self.method.sources, job.s, self._places[p]) if self.method.sources else job.s
         theta = self._loaded(p, job.setting)
-        g = -p.grad if job.options.maximize else p.grad
+        g = gathered(-p.grad if job.options.maximize else p.grad, p, self._whole)
         return theta, computed(g).reshape(theta.shape), state, s
 
     def _run(self, job: _Job, w: Sequence[tuple[Any, ...]]) -> None:
@@ -3701,7 +3881,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 users = {id(theta), id(g)}  # memory of the user's, which changes outside, is not kept
                 for name, x in entries(_there(state), self._codes(p)).items():
                     # Nor is a part of what belongs to several.
-                    self.state[p][name] = x.clone() if id(x) in users or len(members) > 1 else x
+                    x = x.clone() if id(x) in users or len(members) > 1 else x
+                    self.state[p][name] = scattered(x, p, self._whole)
                 self._store(p, result, job.t)
 
     def _called_kernel(self, step: Callable[..., Any], *arguments: Any) -> Any:

@@ -119,7 +119,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class AdaBelief(Optimizer):
     """Adam with the variance of the gradient around its average for a second moment.
 

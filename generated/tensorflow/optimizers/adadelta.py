@@ -106,7 +106,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Adadelta(Optimizer):
     """Steps with the units of the parameters: a ratio of two running root mean squares.
 

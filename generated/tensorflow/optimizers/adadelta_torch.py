@@ -110,7 +110,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class AdadeltaTorch(Optimizer):
     """Steps as large as the last ones have been, as PyTorch defines it.
 

@@ -151,7 +151,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Adafactor(Optimizer):
     """Adam without momentum whose second moment of a matrix is a product of a row and a column.
 

@@ -169,7 +169,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class AdafactorTorch(Optimizer):
     """Adam without momentum, its second moment a row and a column, as PyTorch defines it.
 

@@ -92,7 +92,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Adagrad(Optimizer):
     """Gradient divided by the root of the sum of all squared gradients.
 

@@ -105,7 +105,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class AdagradTorch(Optimizer):
     """Gradient divided by the root of the sum of its squares, as PyTorch defines it.
 

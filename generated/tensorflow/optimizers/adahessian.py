@@ -132,7 +132,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class AdaHessian(Optimizer):
     """Adam with the diagonal of the Hessian in place of the gradient in the second moment.
 

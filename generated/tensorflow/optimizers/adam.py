@@ -118,7 +118,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Adam(Optimizer):
     """Adam: steps from bias-corrected first and second moments.
 

@@ -170,7 +170,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class AdamHD(Optimizer):
     """Adam with lr learnt by hypergradient descent.
 

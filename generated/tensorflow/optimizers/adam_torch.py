@@ -165,7 +165,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class AdamTorch(Optimizer):
     """Adam, as PyTorch defines it.
 

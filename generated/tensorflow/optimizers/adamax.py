@@ -108,7 +108,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Adamax(Optimizer):
     """Adam with the infinity norm for its second moment.
 

@@ -113,7 +113,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class AdamaxTorch(Optimizer):
     """Adam with a running maximum in place of the second moment, as PyTorch defines it.
 

@@ -176,7 +176,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class AdamWHD(Optimizer):
     """AdamW with lr learnt by hypergradient descent.
 

@@ -196,7 +196,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class AdamWSAM(Optimizer):
     """AdamW, inside sam.
 

@@ -144,7 +144,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class AdamWTorch(Optimizer):
     """Adam with decoupled weight decay, as PyTorch defines it.
 

@@ -152,7 +152,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Adan(Optimizer):
     """Adaptive Nesterov momentum from the difference of two gradients.
 

@@ -124,7 +124,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class AMSGrad(Optimizer):
     """Adam with a second moment that never falls.
 

@@ -128,7 +128,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class ASGDTorch(Optimizer):
     """Gradient descent with an average of its parameters beside them, as PyTorch defines it.
 

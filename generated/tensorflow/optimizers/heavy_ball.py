@@ -92,7 +92,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class HeavyBall(Optimizer):
     """Gradient descent with heavy-ball momentum.
 

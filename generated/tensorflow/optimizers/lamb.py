@@ -133,7 +133,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class LAMB(Optimizer):
     """Adam with decoupled weight decay and a rate for each tensor, for large batches.
 

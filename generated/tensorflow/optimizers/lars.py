@@ -113,7 +113,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class LARS(Optimizer):
     """Layer-wise adaptive rate scaling: momentum with a rate for each tensor.
 

@@ -184,7 +184,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Learned(Optimizer):
     """A small network over each parameter, whose weights were learnt on tasks like the one at hand.
 

@@ -107,7 +107,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Lion(Optimizer):
     """Sign of an interpolation between momentum and gradient.
 

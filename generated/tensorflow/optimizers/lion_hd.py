@@ -160,7 +160,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class LionHD(Optimizer):
     """Lion with lr learnt by hypergradient descent.
 

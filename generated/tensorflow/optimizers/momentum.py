@@ -96,7 +96,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Momentum(Optimizer):
     """Gradient descent along an exponential average of the gradients.
 

@@ -147,7 +147,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class MomentumHD(Optimizer):
     """Momentum with lr learnt by hypergradient descent.
 

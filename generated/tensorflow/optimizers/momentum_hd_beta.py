@@ -160,7 +160,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class MomentumHDBeta(Optimizer):
     """Momentum with beta learnt by hypergradient descent.
 

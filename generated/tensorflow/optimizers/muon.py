@@ -148,7 +148,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Muon(Optimizer):
     """Momentum whose step is made orthogonal, all of its singular values about as large.
 

@@ -212,7 +212,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class MuonAdamW(Optimizer):
     """Muon for matrices, AdamW for other parameters.
 

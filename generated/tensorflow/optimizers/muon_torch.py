@@ -208,7 +208,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class MuonTorch(Optimizer):
     """Momentum whose step is made orthogonal, as PyTorch defines it.
 

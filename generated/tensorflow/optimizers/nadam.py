@@ -144,7 +144,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class NAdam(Optimizer):
     """Adam with Nesterov momentum and a momentum schedule.
 

@@ -165,7 +165,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class NAdamTorch(Optimizer):
     """Adam with Nesterov momentum and a momentum schedule, as PyTorch defines it.
 

@@ -100,7 +100,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Nesterov(Optimizer):
     """Nesterov's accelerated gradient, taken at the look-ahead point.
 

@@ -141,7 +141,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class RAdam(Optimizer):
     """Adam, rectified for the variance of its first steps.
 

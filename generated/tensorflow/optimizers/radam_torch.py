@@ -166,7 +166,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class RAdamTorch(Optimizer):
     """Adam, rectified for the variance of its first steps, as PyTorch defines it.
 

@@ -149,7 +149,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class RMSpropTorch(Optimizer):
     """Gradient divided by a running root mean square of itself, as PyTorch defines it.
 

@@ -121,7 +121,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class RpropTorch(Optimizer):
     """Steps by the sign of the gradient, of sizes that grow until it turns, as PyTorch defines it.
 

@@ -144,7 +144,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class ScheduleFreeAdamW(Optimizer):
     """AdamW that averages its iterates and needs no schedule.
 

@@ -121,7 +121,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class ScheduleFreeSGD(Optimizer):
     """Gradient descent that averages its iterates and needs no schedule.
 

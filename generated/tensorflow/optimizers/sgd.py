@@ -68,7 +68,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class SGD(Optimizer):
     """Stochastic gradient descent.
 

@@ -133,7 +133,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class SGDHD(Optimizer):
     """SGD with lr learnt by hypergradient descent.
 

@@ -72,7 +72,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class SGDL2(Optimizer):
     """Gradient descent with an L2 penalty.
 

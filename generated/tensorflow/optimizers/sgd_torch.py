@@ -140,7 +140,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class SGDTorch(Optimizer):
     """Gradient descent with momentum, as PyTorch defines it.
 

@@ -95,7 +95,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Signum(Optimizer):
     """Sign of the momentum.
 

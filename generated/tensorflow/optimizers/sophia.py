@@ -139,7 +139,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Sophia(Optimizer):
     """Second-order clipped steps: momentum over an estimate of the Hessian's diagonal.
 

@@ -121,7 +121,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class STORM(Optimizer):
     """Stochastic recursive momentum: an average of gradients that moves with the parameters.
 

@@ -126,7 +126,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class SVRG(Optimizer):
     """Stochastic variance-reduced gradient.
 

@@ -112,7 +112,7 @@ METHOD = Method(
 )
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Yogi(Optimizer):
     """Adam with a second moment that moves by steps of controlled size.
 

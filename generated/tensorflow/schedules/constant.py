@@ -32,7 +32,7 @@ def constant_value(
     return base_lr
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Constant(Schedule):
     """The same learning rate throughout.
 

@@ -50,7 +50,7 @@ def cosine_value(
     return lr
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Cosine(Schedule):
     """Half a period of a cosine.
 

@@ -69,7 +69,7 @@ def cosine_restarts_value(
     return lr
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class CosineRestarts(Schedule):
     """Cosine decay with warm restarts.
 

@@ -38,7 +38,7 @@ def cyclical_value(
     return lr
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Cyclical(Schedule):
     """A triangular wave that starts at its top.
 

@@ -53,7 +53,7 @@ def exponential_value(
     return lr
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Exponential(Schedule):
     """Multiplication by the same factor in equal times.
 

@@ -46,7 +46,7 @@ def inverse_sqrt_value(
     return lr
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class InverseSqrt(Schedule):
     """Constant at first, then falling with the square root of time.
 

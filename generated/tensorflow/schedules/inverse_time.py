@@ -48,7 +48,7 @@ def inverse_time_value(
     return lr
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class InverseTime(Schedule):
     """Falling with the inverse of time.
 

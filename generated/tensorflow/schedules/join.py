@@ -50,7 +50,7 @@ def join_requires(*, schedules: Any, boundaries: Any, **_: Any) -> dict[str, Any
     }
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Join(Schedule):
     """Schedules one after another, each with a clock of its own.
 

@@ -36,7 +36,7 @@ def linear_value(
     return lr
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Linear(Schedule):
     """A straight line.
 

@@ -73,7 +73,7 @@ def one_cycle_value(
     return lr
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class OneCycle(Schedule):
     """One cosine up, one cosine down.
 

@@ -49,7 +49,7 @@ def piecewise_requires(*, boundaries: Any, values: Any, **_: Any) -> dict[str, A
     }
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Piecewise(Schedule):
     """Constant pieces.
 

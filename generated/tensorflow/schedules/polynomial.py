@@ -51,7 +51,7 @@ def polynomial_value(
     return lr
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Polynomial(Schedule):
     """A power of the remaining fraction.
 

@@ -38,7 +38,7 @@ def rex_value(
     return lr
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class REX(Schedule):
     """Reflected exponential: slow at first, steep at the end.
 

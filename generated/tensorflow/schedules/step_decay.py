@@ -36,7 +36,7 @@ def step_decay_value(
     return lr
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class StepDecay(Schedule):
     """Multiplication by a factor at regular intervals.
 

@@ -38,7 +38,7 @@ def triangular_value(
     return lr
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Triangular(Schedule):
     """A triangular wave that starts at its bottom.
 

@@ -37,7 +37,7 @@ def warmup_value(
     return lr
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class Warmup(Schedule):
     """Linear warm-up in front of any schedule.
 

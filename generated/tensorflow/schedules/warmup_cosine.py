@@ -66,7 +66,7 @@ def warmup_cosine_requires(*, warmup: Any, total: Any, **_: Any) -> dict[str, An
     }
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class WarmupCosine(Schedule):
     """Linear warm-up, then cosine decay.
 

@@ -59,7 +59,7 @@ def warmup_linear_requires(*, warmup: Any, total: Any, **_: Any) -> dict[str, An
     }
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class WarmupLinear(Schedule):
     """Linear warm-up, then linear decay.
 

@@ -63,7 +63,7 @@ def warmup_stable_decay_requires(*, warmup: Any, stable: Any, total: Any, **_: A
     }
 
 
-@keras.saving.register_keras_serializable(package="isostep")
+@keras.saving.register_keras_serializable(package=__package__)
 class WarmupStableDecay(Schedule):
     """Linear warm-up, a plateau, linear decay.
 
