@@ -71,6 +71,24 @@ class Case:
     storage: Storage = field(default_factory=Storage)
 
 
+@dataclass(frozen=True)
+class Brief:
+    """What tests run of the grid, which have little time; `verify` runs all of it.
+
+    Modes that compile do so for each shape and case anew. They run the defaults in float32, and every other
+    case in turn: what is not a mode's own, such as an absurd hyperparameter, is in the others, too.
+
+    Attributes:
+        every_mode: whether the defaults run in each such mode, or in one of a backend in turn.
+        parts: among how many backends the other cases are dealt out.
+        part: which of them this one is.
+    """
+
+    every_mode: bool = True
+    parts: int = 1
+    part: int = 0
+
+
 @dataclass
 class Row:
     """One line of the result."""
@@ -109,16 +127,15 @@ def compute_dtype(name: str) -> Any:
 
 
 def cases(
-    lowered: Lowered, dtype: str, steps: int, seed: int = 0, brief: bool = False
+    lowered: Lowered, dtype: str, steps: int, seed: int = 0, brief: Brief | None = None
 ) -> Iterator[Case]:
     """Default and absurd hyperparameters, constant lr and a schedule, every choice, missing gradients.
 
-    bfloat16 and float16 are computed in float32, where the absurd cases are covered. `brief` is for
-    tests, which compile each case: each is there once, low hyperparameters in float64, the others in
-    float32, the schedule together with the defaults; of a long run that and, in float64, a constant, on a
-    few shapes.
-    All shapes are in float32, the defaults once more on some shapes and on a few, for what is long in
-    compiling; what runs in which mode, `_left_to_others` says.
+    bfloat16 and float16 are computed in float32, where the absurd cases are covered. In tests each is there
+    once, low hyperparameters in float64, the others in float32, the schedule together with the defaults; of
+    a long run that and, in float64, a constant, on a few shapes. All shapes are in float32, the defaults
+    once more on some shapes and on a few, for what is long in compiling; what runs in which mode,
+    `_left_to_others` says.
     """
     program = lowered.program
     default, shapes = defaults(program), tuple[tuple[int, ...], ...](ONLY[program.only])
@@ -218,23 +235,28 @@ def _left_out(policy: Policy, mode: str, case: Case, first: bool, dtype: str) ->
 
 
 def _left_to_others(
-    policy: Policy, modes: Sequence[str], mode: str, case: Case, dtype: str, spec: str
+    brief: Brief, policy: Policy, modes: Sequence[str], mode: str, case: Case, dtype: str, spec: str
 ) -> str:
-    """The same for tests, which have little time: what compiles runs one case, and others in turn."""
+    """The same for tests."""
     name = case.name.removesuffix(_ON_SOME).removesuffix(_ON_FEW)  # one turn, on whatever shapes
     long = len(case.grads) > _FEW
     dispatched, compiled = mode in policy.dispatched, mode in policy.compiled
+    many = dispatched and brief.every_mode
     if name == "default":
-        shapes = (_ON_SOME if dispatched else _ON_FEW) if compiled else ""
+        shapes = (_ON_SOME if many else _ON_FEW) if compiled else ""
         if case.name != name + shapes:
             return "for modes that take longer, or less"
+    if not compiled:
+        return ""
     slow = mode in policy.slow
-    if not compiled or (name == "default" and dtype == "float32" and not (long and slow)):
+    first = name == "default" and dtype == "float32"
+    if first and brief.every_mode and not (long and slow):
         return ""
     if slow or (long and dispatched):
         return "one case only"
-    turns = [m for m in modes if m not in policy.slow]
-    mine = turns[_turn(f"{spec} {dtype} {name}", len(turns))] == mode
+    turns, key = [m for m in modes if m in policy.compiled - policy.slow], f"{spec} {dtype} {name}"
+    here = name == "default" or _turn(f"{key} on", brief.parts) == brief.part
+    mine = here and turns[_turn(key, len(turns))] == mode
     return "" if mine else "it is the turn of another mode, if any"
 
 
@@ -463,7 +485,7 @@ def job(
     dtypes: Sequence[str],
     device: str,
     seed: int = 0,
-    brief: bool = False,
+    brief: Brief | None = None,
 ) -> list[dict[str, Any]]:
     """All modes, dtypes and cases of one spec on one backend."""
     backend = backends.load(backend_path)
@@ -511,7 +533,7 @@ def _rows(
     dtype: str,
     device: str,
     seed: int,
-    brief: bool,
+    brief: Brief | None,
 ) -> list[Row]:
     lowered = entry.lowered
     rows = {m: Row(lowered.program.name, backend.name, m, dtype) for m in backend.modes}
@@ -531,7 +553,7 @@ def _rows(
                 row.error = NOT_ADDITIVE if lowered.delta is None else "float32 and float64 only"
                 continue
             if brief:
-                why = _left_to_others(policy, able, mode, case, dtype, lowered.program.name)
+                why = _left_to_others(brief, policy, able, mode, case, dtype, lowered.program.name)
             else:
                 why = _left_out(policy, mode, case, number == 0, dtype)
             if why:

@@ -204,7 +204,7 @@ def test_mistakes_are_one_line(tmp_path: Path, words: str, message: str) -> None
 @needs("torch", "ml_dtypes")
 def test_low_precision_stalls_or_does_not(tmp_path: Path) -> None:
     out = tmp_path / "low.png"
-    words = "--epochs", 20, "--frameworks", "numpy", "torch", "--out", out
+    words = "--epochs", 12, "--frameworks", "numpy", "torch", "--out", out
     ran = example("low_precision.py", *words, folder=tmp_path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     row = r"│ ([a-z\d, ]+?) +│ +([\d.]+) │ +([\d.]+) % │ +([\d.]+) │ the same │"

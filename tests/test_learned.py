@@ -192,7 +192,7 @@ def test_a_number_as_meta_parameter(tmp_path: Any) -> None:
     step([run], [np.ones(2, np.float32)], {"lr": 0.5}, None, {"c": [np.float32(3)]})
     assert run.theta.tolist() == [-0.5, 0.5]
     for backend in ("numpy", "jax"):
-        found = verify.job(str(file), f"backends.{backend}", 5, ("float32",), "cpu", brief=True)
+        found = verify.job(str(file), f"backends.{backend}", 5, ("float32",), "cpu", brief=verify.Brief())
         assert [r["ulp"] for r in found] == [0.0] * len(found)
 
 

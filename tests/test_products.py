@@ -70,7 +70,8 @@ def test_on_every_backend(text: str, backend: str, tmp_path: Path) -> None:
     """What follows from sizes has the same bits; products come as near as they can."""
     pytest.importorskip(backend)
     file = written(tmp_path, text)
-    rows = verify.job(str(file), f"backends.{backend}", 6, ("float32", "float64"), "cpu", brief=True)
+    dtypes, brief = ("float32", "float64"), verify.Brief()
+    rows = verify.job(str(file), f"backends.{backend}", 6, dtypes, "cpu", brief=brief)
     wrong = [f"{r['mode']} {r['dtype']}: {r['ulp']} {r['where']} {r['error']}" for r in rows if r["ulp"]]
     assert not wrong, wrong
     assert any(r["cases"] for r in rows)

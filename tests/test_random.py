@@ -196,7 +196,7 @@ def test_two_sources_have_the_same_bits(backend: str, tmp_path: Any) -> None:
     pytest.importorskip(backend)
     file = tmp_path / "langevin.py"
     file.write_text(TWO_SOURCES)
-    rows = verify.job(str(file), f"backends.{backend}", 4, ("float64",), "cpu", brief=True)
+    rows = verify.job(str(file), f"backends.{backend}", 4, ("float64",), "cpu", brief=verify.Brief())
     assert [(r["mode"], r["ulp"], r["error"]) for r in rows if r["ulp"]] == []
 
 

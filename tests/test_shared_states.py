@@ -105,7 +105,7 @@ def test_two_levels_have_the_same_bits(two_levels: catalogue.Entry, backend: str
     from generator import verify
 
     dtypes = ("float32", "float64")
-    rows = verify.job(two_levels.spec.file, f"backends.{backend}", 6, dtypes, "cpu", brief=True)
+    rows = verify.job(two_levels.spec.file, f"backends.{backend}", 6, dtypes, "cpu", brief=verify.Brief())
     assert all(r["ulp"] == 0 for r in rows), rows
     assert any(r["cases"] for r in rows)
 

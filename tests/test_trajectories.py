@@ -17,6 +17,11 @@ ENTRIES = {e.program.name: e for e in catalogue.entries() if e.program.kind != "
 SUBNORMAL = {"nadam", "exponential", "step_decay", "clip_by_global_norm_adamw_lookahead"}
 # Narrow parameters are the shells' matter; a few specs tell. `verify` has them all.
 NARROW = ("adamw", "adafactor", "lion", "nesterov", "clip_by_global_norm", "weight_decay")
+# The defaults in every mode that compiles: what the README's table begins with, and one of each kind that
+# differs in more than its equations. Of the others each backend compiles one mode, in turn.
+FIRST = """sgd momentum heavy_ball nesterov sgd_l2 rmsprop adam adamw amsgrad adagrad adadelta radam adamax
+    nadam adabelief yogi lion adan signum clip_by_value weight_decay decoupled_weight_decay lamb adafactor muon schedule_free_adamw adamw_sam adam_hd sophia clip_by_global_norm""".split()
+COMPILED = [name for name in BACKENDS if name != "numpy"]
 LONG = ("adamw", "radam", "adadelta", "nadam", "lion")
 
 
@@ -29,7 +34,9 @@ def there(backend):
 def rows(name, backend, steps, dtypes):
     there(backend)
     path = ENTRIES[name].spec.file
-    return elsewhere.job(path, f"backends.{backend}", steps, dtypes, "cpu", brief=True)
+    part = COMPILED.index(backend) if backend in COMPILED else 0
+    brief = verify.Brief(name in FIRST, len(COMPILED), part)
+    return elsewhere.job(path, f"backends.{backend}", steps, dtypes, "cpu", brief=brief)
 
 
 def assert_exact(found):
@@ -49,7 +56,8 @@ def test_same_bits(name, backend):
     found = rows(name, backend, 20, verify.DTYPES if name in NARROW else ("float32", "float64"))
     assert_exact(found)
     able = {r["mode"] for r in found if r["error"] != verify.NOT_ADDITIVE}
-    assert {r["mode"] for r in found if r["cases"]} == able
+    ran = {r["mode"] for r in found if r["cases"]}
+    assert ran == able if name in FIRST else ran and ran <= able
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -164,4 +172,5 @@ CHAINS = ("clip_by_global_norm > adamw > lookahead", "adafactor > accumulate", "
 def test_same_bits_of_chains(chain, backend):
     there(backend)
     steps = 7  # lookahead jumps at 5, accumulate steps at 4
-    assert_exact(elsewhere.job(chain, f"backends.{backend}", steps, ("float32",), "cpu", brief=True))
+    brief = verify.Brief()
+    assert_exact(elsewhere.job(chain, f"backends.{backend}", steps, ("float32",), "cpu", brief=brief))
