@@ -19,8 +19,11 @@ SUBNORMAL = {"nadam", "exponential", "step_decay", "clip_by_global_norm_adamw_lo
 NARROW = ("adamw", "adafactor", "lion", "nesterov", "clip_by_global_norm", "weight_decay")
 # The defaults in every mode that compiles: what the README's table begins with, and one of each kind that
 # differs in more than its equations. Of the others each backend compiles one mode, in turn.
-FIRST = """sgd momentum heavy_ball nesterov sgd_l2 rmsprop adam adamw amsgrad adagrad adadelta radam adamax
-    nadam adabelief yogi lion adan signum clip_by_value weight_decay decoupled_weight_decay lamb adafactor muon schedule_free_adamw adamw_sam adam_hd sophia clip_by_global_norm""".split()
+FIRST = """
+    sgd momentum heavy_ball nesterov sgd_l2 rmsprop adam adamw amsgrad adagrad adadelta radam adamax nadam
+    adabelief yogi lion adan signum clip_by_value weight_decay decoupled_weight_decay
+    lamb adafactor muon schedule_free_adamw adamw_sam adam_hd sophia clip_by_global_norm
+""".split()
 COMPILED = [name for name in BACKENDS if name != "numpy"]
 LONG = ("adamw", "radam", "adadelta", "nadam", "lion")
 
