@@ -5,6 +5,7 @@ The configurations are those of torch's tests, with the running error bound of t
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 
@@ -175,3 +176,30 @@ def test_the_other_packages_have_them(backend):
     function = backend == "jax"
     made = getattr(module, "rmsprop" if function else "RMSprop")
     assert made is getattr(package, "rmsprop_torch" if function else "RMSpropTorch")
+
+
+@pytest.mark.parametrize("foreach", [None, False])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("Adafactor", "Muon")])
+def test_complex_parameters(name, foreach):
+    """As torch's, whose states load into ours, and ours into it."""
+
+    def trained(cls, others=None):
+        torch.manual_seed(0)
+        kinds = (torch.complex64, torch.float32)
+        params = [torch.nn.Parameter(torch.randn(3, 4, dtype=kind)) for kind in kinds]
+        optimizer = cls(params, foreach=foreach, **({"momentum": 0.9} if name == "SGD" else {}))
+        for t in range(4):
+            if t == 2 and others is not None:
+                optimizer.load_state_dict(others)
+            for p in params:
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+            if t == 1:
+                saved = copy.deepcopy(optimizer.state_dict())
+        return params, saved
+
+    theirs, state = trained(getattr(torch.optim, name))
+    ours, same = trained(getattr(like_torch, name), state)
+    for results in (ours, trained(getattr(torch.optim, name), same)[0]):
+        for a, b in zip(theirs, results, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-6)

@@ -43,7 +43,7 @@ from backends.domains import (
 )
 from backends.rules import Assignment, Rule, Rules, Setting, Times
 from backends.torch.lanes import Flat, Lane, flat_of, flatten, lies_flat
-from backends.torch.shards import gathered, is_sharded, scattered
+from backends.torch.plain import is_sharded, kept_as, plain
 from generator.elementary import cos, exp, log, real_power
 from generator.network import dense as dense
 from generator.normal import normal
@@ -629,7 +629,7 @@ def kept(theta: Tensor, value: Any, *sizes: str | int) -> Tensor:
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
 def _kind(x: Tensor) -> str:
@@ -912,6 +912,7 @@ _ALGORITHM = "algorithm"  # in a state_dict: the name of its spec
 _SCHEDULE = "schedule"  # in that of a schedule, likewise
 _RULES = "rules"
 _PARAMETERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COMPLEX = (torch.complex64, torch.complex128)
 # What the optimizer is given as a whole; a param group has no say in it.
 _OPTIONS = ("rules", "compile", "store", "states", "seed", "weights")
 # The entry of a parameter's state that holds what it is trained with, while it is evaluated.
@@ -1403,8 +1404,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         group.update(self._in_domains(group, f" of param group {index}"))
         self._options(index)
         for i, p in enumerate(group["params"]):
-            if p.dtype not in _PARAMETERS:
-                raise self._not_a_parameter(p, index, i)
+            self._check_kind(p, index, i)
             if _overlaps(p):
                 raise self._no_memory_of_its_own(index, i)
             if (setting := self._setting(group)).train:
@@ -1453,14 +1453,25 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         names = self.param_groups[index].get("param_names")
         return f"parameter {names[i]}" if names else f"parameter {i} of param group {index}"
 
-    def _not_a_parameter(self, p: Tensor, index: int, i: int) -> TypeError:
-        remedy = "Convert it, for example module.float(), or leave it out."
-        if p.is_complex():
-            remedy = "Keep its two real parts and use torch.view_as_complex on them in the model."
-        return TypeError(
-            f"{self._name}: {self._called(index, i)} has dtype {p.dtype}; only float16, bfloat16, "
-            f"float32 and float64 can be optimized. {remedy}"
-        )
+    def _check_kind(self, p: Tensor, index: int, i: int) -> None:
+        """Refuse a dtype that is not taken, or a parameter that is not so."""
+        what = f"{self._name}: {self._called(index, i)}"
+        if p.dtype not in (*_PARAMETERS, *_COMPLEX):
+            raise TypeError(
+                f"{what} has dtype {p.dtype}; only float16, bfloat16, float32, float64, complex64 and "
+                "complex128 can be optimized. Convert it, for example module.float(), or leave it out."
+            )
+        if p.is_complex() and not self._apart:
+            raise TypeError(
+                f"{what} has dtype {p.dtype}, and {self._name} is for real numbers: it takes a tensor as a "
+                "whole. Keep its two real parts and use torch.view_as_complex on them in the model."
+            )
+        if self.storage.states != "float32" and (is_sharded(p) or p.is_complex()):
+            kind = "a DTensor: blocks would cross the borders of shards" if is_sharded(p) else "complex"
+            raise ValueError(
+                f'{what} is {kind}; states="{self.storage.states}" is for plain tensors of real numbers. '
+                "Leave states out."
+            )
 
     def _no_memory_of_its_own(self, index: int, i: int) -> ValueError:
         return ValueError(
@@ -1470,8 +1481,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _check(self, p: Tensor, g: Tensor, index: int, i: int, setting: Setting) -> None:
         """Refuse a parameter, a gradient or a state that does not fit, with the remedy."""
-        if p.dtype not in _PARAMETERS:
-            raise self._not_a_parameter(p, index, i)
+        self._check_kind(p, index, i)
         if _overlaps(p):  # its memory may have been replaced
             raise self._no_memory_of_its_own(index, i)
         check_shape(self._name, self.method.only, self._called(index, i), p.shape)
@@ -1481,7 +1491,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 f"{self._name}: the gradient of {self._called(index, i)} is sparse ({g.layout}). "
                 "Build the embedding with sparse=False, or set p.grad = p.grad.to_dense()."
             )
-        if g.dtype != p.dtype and torch.promote_types(g.dtype, wide) != wide:
+        if g.dtype != p.dtype and (p.is_complex() or torch.promote_types(g.dtype, wide) != wide):
             raise TypeError(
                 f"{self._name}: the gradient of {self._called(index, i)} has dtype {g.dtype}, the "
                 f"parameter has dtype {p.dtype}. Rounding it would hide a mistake; convert it "
@@ -1497,11 +1507,6 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
             raise TypeError(
                 f"{self._name}: of {self._called(index, i)} and its gradient one is a DTensor, the other a "
                 "plain tensor. Shard the model before backward()."
-            )
-        if is_sharded(p) and self.storage.states != "float32":
-            raise ValueError(
-                f'{self._name}: {self._called(index, i)} is a DTensor, and states="{self.storage.states}" is '
-                "for plain tensors: blocks would cross the borders of shards. Leave states out."
             )
         if g.device != p.device:
             raise ValueError(
@@ -1533,7 +1538,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         self, p: Tensor, setting: Setting, hypers: Mapping[str, Any]
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """The tensors that are kept of a parameter: their shapes and dtypes."""
-        wide, codes = compute_dtype(p.dtype), self._codes(p)
+        wide, codes = p.dtype if p.is_complex() else compute_dtype(p.dtype), self._codes(p)
         kept: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         seen = torch.Size(setting.seen(p.shape))
         for name, shape in _state_shapes(decided(self.method, hypers), seen).items():
@@ -1720,7 +1725,8 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         others, found = [], dict[Any, dict[Tensor, dict[str, Any]]]()
         for p, index in ready:
             options, kind = self._options(index), _word_of(p.dtype)
-            if not (options.together and self.storage.plain(kind) and lies_flat(p)):
+            real = p.dtype in _PARAMETERS
+            if not (options.together and self.storage.plain(kind) and real and lies_flat(p)):
                 others.append((p, index))
                 continue
             slot = self.state[p]
@@ -1901,7 +1907,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 "further one. Give it all of them, or none."
             )
         self._check(p, p.grad, index, i, self._setting(self.param_groups[index]))
-        return computed(gathered(-p.grad if self._options(index).maximize else p.grad, p, self._whole))
+        return computed(plain(-p.grad if self._options(index).maximize else p.grad, p, self._whole))
 
     def _given(self, jobs: Sequence[_Job], given: Mapping[str, Any]) -> list[list[Any]]:
         """What the caller gives, for each parameter in its compute dtype; zeros where it is not read."""
@@ -1931,10 +1937,9 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                         f"{self._name}: {name} has None for a parameter of shape {tuple(p.shape)}, which "
                         "has a gradient. Pass a tensor."
                     )
-                wide = compute_dtype(p.dtype)
-                m[name] = torch.zeros_like(p, dtype=wide) if x is None else computed(x.detach()).to(wide)
-                m[name] = gathered(m[name], p, self._whole)
-                if self._whole or not is_sharded(p):
+                m[name] = plain(torch.zeros_like(p) if x is None else x.detach(), p, self._whole)
+                m[name] = computed(m[name]).to(compute_dtype(p.dtype))
+                if self._whole or not (is_sharded(p) or p.is_complex()):
                     m[name] = m[name].reshape(seen[p])
         return [[method.given(**made[p]) for p in job.params] for job in jobs]
 
@@ -2044,21 +2049,25 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         slot: dict[str, Any] = {"step": 0}
         if not method.shared_states:
             slot.update(self._starts(method.scalar_states, compute_dtype(p.dtype), hypers))
-        theta = computed(gathered(p.detach(), p, self._whole))
+        theta = computed(plain(p.detach(), p, self._whole))
         theta = theta.reshape(setting.seen(theta.shape))
         states = entries(_there(method.init(theta, **self._for_init(hypers))), self._codes(p))
         beside = self.storage.beside(_word_of(p.dtype))
         if beside is not None:
             states[beside] = self._beside(p, self.storage.begun(theta))
-        slot.update({name: scattered(x, p, self._whole) for name, x in states.items()})
+        slot.update({name: kept_as(x, p, self._whole) for name, x in states.items()})
         return slot
 
     @property
     def _whole(self) -> bool:
         """Whether the kernel takes sharded parameters as a whole."""
+        return not self._apart or self.storage.store == "stochastic"
+
+    @property
+    def _apart(self) -> bool:
+        """Whether every number goes its own way."""
         method = self.method
-        alone = method.elementwise and not (method.passes or method.sources or method.shared_states)
-        return not alone or self.storage.store == "stochastic"
+        return method.elementwise and not (method.passes or method.sources or method.shared_states)
 
     def _starts(
         self, starts: Mapping[str, float | str], dtype: torch.dtype, hypers: Mapping[str, Any]
@@ -2069,12 +2078,12 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _loaded(self, p: Tensor, setting: Setting) -> Tensor:
         """A parameter as the kernel takes it; a copy where autograd goes through the step."""
-        theta = gathered(p.clone() if torch.is_grad_enabled() else p.detach(), p, self._whole)
+        theta = plain(p.clone() if torch.is_grad_enabled() else p.detach(), p, self._whole)
         theta = computed(theta).reshape(setting.seen(theta.shape))
         beside = self.storage.beside(_word_of(p.dtype))
         if beside is None:
             return theta
-        kept = gathered(self.state[p][beside], p, self._whole)
+        kept = plain(self.state[p][beside], p, self._whole)
         return self.storage.loaded(theta, computed(kept), _word_of(p.dtype))
 
     def _beside(self, p: Tensor, x: Tensor) -> Tensor:
@@ -2087,17 +2096,16 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
         if not self.storage.plain(kind):
             x, beside = self.storage.parted(x, kind, t, self._places[p])
             if name is not None:
-                self.state[p][name] = scattered(self._beside(p, beside), p, self._whole)
+                self.state[p][name] = kept_as(self._beside(p, beside), p, self._whole)
         self._put(p, x)
 
     def _put(self, p: Tensor, x: Tensor) -> None:
         """The same of a parameter that nothing is kept beside."""
-        x = round_to(x, p.dtype)
-        if is_sharded(p):
-            shape = p.shape if self._whole else gathered(p.detach(), p, False).shape
-            p.copy_(scattered(x.reshape(shape), p, self._whole))
+        if is_sharded(p) or p.is_complex():
+            shape = p.shape if self._whole and not p.is_complex() else plain(p.detach(), p, False).shape
+            p.copy_(kept_as(round_to(x, p.dtype.to_real()).reshape(shape), p, self._whole))
         else:
-            p.copy_(x.reshape(p.shape))
+            p.copy_(round_to(x, p.dtype).reshape(p.shape))
 
     def _count(self, step: int, p: Tensor) -> Any:
         """Counted steps; where data decide on what counts, a tensor where the parameter is."""
@@ -2108,12 +2116,12 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _arguments(self, p: Tensor, job: _Job) -> tuple[Tensor, Tensor, Any, Any]:
         """What the kernel is given of a parameter."""
-        slot = {name: gathered(x, p, self._whole) for name, x in self.state[p].items()}
+        slot = {name: plain(x, p, self._whole) for name, x in self.state[p].items()}
         kept = opened(slot, self._codes(p))
         state = self.method.state._make(kept.get(name) for name in self.method.state._fields)
         s = of_parameter(self.method.sources, job.s, self._places[p]) if self.method.sources else job.s
         theta = self._loaded(p, job.setting)
-        g = gathered(-p.grad if job.options.maximize else p.grad, p, self._whole)
+        g = plain(-p.grad if job.options.maximize else p.grad, p, self._whole)
         return theta, computed(g).reshape(theta.shape), state, s
 
     def _run(self, job: _Job, w: Sequence[tuple[Any, ...]]) -> None:
@@ -2154,7 +2162,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 for name, x in entries(_there(state), self._codes(p)).items():
                     # Nor is a part of what belongs to several.
                     x = x.clone() if id(x) in users or len(members) > 1 else x
-                    self.state[p][name] = scattered(x, p, self._whole)
+                    self.state[p][name] = kept_as(x, p, self._whole)
                 self._store(p, result, job.t)
 
     def _called_kernel(self, step: Callable[..., Any], *arguments: Any) -> Any:
