@@ -208,11 +208,12 @@ def shown(rows: list[dict[str, Any]]) -> Table:
 
 
 def drawn(rows: list[dict[str, Any]], path: Path) -> None:
-    """Bars: how many times the floor each implementation of AdamW takes."""
+    """Points: how many times the floor each implementation of AdamW takes, and its milliseconds."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     rows = [r for r in rows if r["algorithm"] == "adamw"]
     workloads = list(dict.fromkeys(r["workload"] for r in rows))
@@ -222,12 +223,20 @@ def drawn(rows: list[dict[str, Any]], path: Path) -> None:
         labels = [r["implementation"] for r in here]
         values = [r["ms"] / r["floor"] for r in here]
         colors = ["#3b6ea5" if label.startswith("ours") else "#b8b8b8" for label in labels]
-        axis.barh(labels, values, color=colors)
+        axis.hlines(labels, 0.4, values, colors="#e4e4e4", linewidth=1)
+        axis.scatter(values, labels, color=colors, zorder=3)
+        for r, value in zip(here, values, strict=True):
+            text = f"{r['ms']:,.0f} ms" if r["ms"] >= 100 else f"{r['ms']:.3g} ms"
+            axis.annotate(text, (value, r["implementation"]), (5, 4), textcoords="offset points", fontsize=8)
         axis.invert_yaxis()
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_xscale("log")
+        axis.set_xlim(0.4, 4 * max(values))
+        axis.xaxis.set_major_locator(ticker.LogLocator(10, subs=(1, 3)))
+        axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
         axis.set_title(workload, fontsize=10)
-        axis.set_xlabel("times the memory floor")
+        axis.set_xlabel("times a copy of as many bytes")
         axis.spines[["top", "right"]].set_visible(False)
         if workload != workloads[0]:
             axis.set_yticklabels([])

@@ -1,6 +1,6 @@
-"""The parts of the README that are made: specs, a kernel, the tables of `verify`.
+"""The parts of the README that are made: specs, a kernel, the tables of `verify` and of benchmarks.
 
-In: README.md and docs/guide.md, specs, generated code, docs/verify.json. Out: both pages with their marked
+In: README.md and docs/guide.md, specs, generated code, docs/*.json. Out: both pages with their marked
 blocks current. Must not know: how any of these come to be.
 
     python -m generator.readme
@@ -38,6 +38,9 @@ def blocks() -> dict[str, str]:
         report = json.loads(measured.read_text())
         made["table"] = table(report)
         made["accuracy"] = accuracy(report["rows"])
+    timed = ROOT / "docs/torch_steps.json"
+    if timed.exists():
+        made["speed"] = speed(json.loads(timed.read_text()))
     return made
 
 
@@ -143,6 +146,40 @@ def accuracy(rows: Sequence[dict[str, Any]]) -> str:
             continue
         lines.append(f"| {r['spec']} | {r['backend']} | {ours:.1e} | {native:.1e} |")
     return "\n".join(lines)
+
+
+def speed(report: dict[str, Any]) -> str:
+    """A line an implementation of AdamW, a column a workload; then other algorithms, ours beside the best."""
+    rows: Sequence[dict[str, Any]] = report["rows"]
+    works = list(dict.fromkeys(r["workload"] for r in rows))
+    ms = {(r["algorithm"], r["workload"], r["implementation"]): r for r in rows}
+    names = list(dict.fromkeys(r["implementation"] for r in rows if r["algorithm"] == "adamw"))
+    lines = [
+        "Milliseconds of a step of AdamW, and how many times as long that is as to copy what it has to move:",
+        "",
+        "| | " + " | ".join(works) + " |",
+        "| --- |" + " ---: |" * len(works),
+    ]
+    for name in names:
+        here = [ms.get(("adamw", work, name)) for work in works]
+        each = [(f"{r['ms']:,.0f}" if r["ms"] >= 100 else f"{r['ms']:.3g}", r) if r else None for r in here]
+        cells = [f"{x[0]} ({x[1]['ms'] / x[1]['floor']:.1f})" if x else "" for x in each]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    others = [a for a in dict.fromkeys(r["algorithm"] for r in rows) if a != "adamw"]
+    works = [w for w in works if any((a, w, "ours") in ms for a in others)]
+    if others:
+        lines += ["", "For what torch does not fuse, `fused=True` over the best that torch has:"]
+        lines += ["", "| | " + " | ".join(works) + " |", "| --- |" + " ---: |" * len(works)]
+    for name in others:
+        cells = []
+        for work in works:
+            best = min(ms[name, work, f"torch {x}"]["ms"] for x in ("loop", "foreach"))
+            cells.append(f"{ms[name, work, 'ours, fused']['ms'] / best:.2f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    versions = ", ".join(f"{k} {report['versions'][k]}" for k in ("python", "torch", "numpy"))
+    machine = report["machine"]
+    threads = f"{report['threads']} threads of {machine['processor']}, {machine['system']}"
+    return "\n".join([*lines, "", f"Medians of interleaved rounds on {threads}; {versions}."])
 
 
 if __name__ == "__main__":

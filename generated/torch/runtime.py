@@ -825,7 +825,7 @@ class Lane:
         kept = {p: tuple(slot[name] for name in names) for p, slot in slots.items()}
         fresh = [p for p, states in kept.items() if p not in before or not before[p].hold(p, states)]
         self.buffers = {p: before[p] for p in slots if p in before}
-        self.buffers |= dict.fromkeys(fresh, _laid_out(fresh, slots, names))
+        self.buffers |= dict.fromkeys(fresh, _laid_out(_small_first(fresh, alone), slots, names))
         self.names = tuple(names)
         self.params = sorted(slots, key=self._place)
         self.slots = [slots[p] for p in self.params]
@@ -970,6 +970,20 @@ def _workers(count: int) -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_workers.cache_clear)  # a child of this process has no threads
+
+
+def _small_first(params: Sequence[Tensor], alone: int) -> list[Tensor]:
+    """What has to be gathered before what passes as it lies: as much as can be is gathered at once."""
+    runs: list[list[Tensor]] = []  # what lies one after another
+    end = None
+    for p in params:
+        if p.data_ptr() == end:
+            runs[-1].append(p)
+        else:
+            runs.append([p])
+        end = p.data_ptr() + p.numel() * p.element_size()
+    runs.sort(key=lambda run: sum(p.numel() for p in run) >= alone)
+    return [p for run in runs for p in run]
 
 
 def _laid_out(
