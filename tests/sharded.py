@@ -111,9 +111,8 @@ def resumed(rank, name, folder):
 def refused(rank):
     parts = model()
     fully_shard(parts)
-    optimizer = package.AdamW(parts.parameters(), states="8bit")
     try:
-        trained(parts, optimizer)
+        package.AdamW(parts.parameters(), states="8bit")
     except ValueError as error:
         says(rank, f"refused: {error}")
 

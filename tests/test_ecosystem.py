@@ -179,5 +179,5 @@ def test_shards_and_copies():
     )
     assert ran.returncode == 0, ran.stderr
     refusal, done = ran.stdout.splitlines()
-    assert 'is a DTensor, and states="8bit" is for plain tensors' in refusal
+    assert 'is a DTensor; states="8bit" is for plain tensors of real numbers.' in refusal
     assert done == "done"

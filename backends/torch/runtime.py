@@ -1467,7 +1467,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 "whole. Keep its two real parts and use torch.view_as_complex on them in the model."
             )
         if self.storage.states != "float32" and (is_sharded(p) or p.is_complex()):
-            kind = "a DTensor: blocks would cross the borders of shards" if is_sharded(p) else "complex"
+            kind = "a DTensor" if is_sharded(p) else "complex"
             raise ValueError(
                 f'{what} is {kind}; states="{self.storage.states}" is for plain tensors of real numbers. '
                 "Leave states out."
