@@ -226,42 +226,34 @@ def test_a_step_needs_memory_of_a_fixed_size():
 # Complex parameters
 
 
-def trained_on_complex(name, **options):
-    torch.manual_seed(0)
+def drawn_complex():
+    """Complex tensors of both precisions, one of them conjugated and transposed, and a real one."""
     shapes = [((3, 4), torch.complex128), ((5,), torch.float32), ((), torch.complex64)]
-    params = [torch.nn.Parameter(torch.randn(s, dtype=kind)) for s, kind in shapes]
-    params.append(torch.nn.Parameter(torch.randn(4, 3, dtype=torch.complex64).conj().t()))
-    optimizer = made.create(name, params, **options)
-    for _ in range(4):
-        for p in params:
-            p.grad = torch.randn_like(p).conj() if p.is_complex() else torch.randn_like(p)
-        optimizer.step()
-    return params, optimizer
+    drawn = [torch.randn(s, dtype=kind) for s, kind in shapes]
+    return [*drawn, torch.randn(4, 3, dtype=torch.complex64).conj().t()]
+
+
+def real(x):
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 @pytest.mark.parametrize("options", [{}, {"fused": True}, {"foreach": False}], ids=str)
 def test_complex_numbers_are_pairs(options):
     """With the bits that an optimizer has on the parts; test_like_torch.py has torch's own beside it."""
-    params, optimizer = trained_on_complex("adamw", **options)
     torch.manual_seed(0)
-    shapes = [((3, 4), torch.complex128), ((5,), torch.float32), ((), torch.complex64)]
-    drawn = [torch.randn(s, dtype=kind) for s, kind in shapes]
-    drawn.append(torch.randn(4, 3, dtype=torch.complex64).conj().t())
-    parts = [
-        torch.view_as_real(x.resolve_conj()).clone() if x.is_complex() else x for x in drawn
-    ]
-    twin = made.AdamW(parts)
+    start = drawn_complex()
+    params, parts = [torch.nn.Parameter(x) for x in start], [real(x).clone() for x in start]
+    optimizer, twin = made.AdamW(params, **options), made.AdamW(parts)
     for _ in range(4):
-        for x, p in zip(drawn, parts, strict=True):
-            p.grad = torch.view_as_real(torch.randn_like(x).conj().resolve_conj()) if x.is_complex() else None
-            p.grad = torch.randn_like(x) if p.grad is None else p.grad
+        for p, q, g in zip(params, parts, drawn_complex(), strict=True):
+            p.grad, q.grad = g, real(g)
+        optimizer.step()
         twin.step()
     for p, q in zip(params, parts, strict=True):
-        real = torch.view_as_real(p.detach().resolve_conj()) if p.is_complex() else p
-        assert torch.equal(real, q)
+        assert torch.equal(real(p.detach()), q)
         m = optimizer.state[p]["m"]
         assert (m.shape, m.dtype) == (p.shape, p.dtype)
-        assert torch.equal(torch.view_as_real(m) if m.is_complex() else m, twin.state[q]["m"])
+        assert torch.equal(real(m), twin.state[q]["m"])
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,10 @@ def test_same_bits(name, backend):
     assert_exact(found)
     able = {r["mode"] for r in found if r["error"] != verify.NOT_ADDITIVE}
     ran = {r["mode"] for r in found if r["cases"]}
-    assert ran == able if name in FIRST else ran and ran <= able
+    if name in FIRST or backend in ("numpy", "torch"):  # where at most one mode compiles
+        assert ran == able
+    else:
+        assert ran and ran <= able
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

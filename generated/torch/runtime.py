@@ -1815,7 +1815,7 @@ def random_words(key: Any, count: int, like: Any) -> tuple[Any, Any]:
 
 try:
     import numpy as np
-except ImportError:  # PyTorch runs without NumPy; square roots on the CPU are slower then
+except ImportError:  # PyTorch runs without NumPy; steps on the CPU are slower then
     np = None  # type: ignore[assignment]
 
 # Kernels take NumPy's arrays, too, where a Python float takes on the dtype of what it meets: from 2.0 on.
@@ -3211,7 +3211,7 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 f"{what} has dtype {p.dtype}; only float16, bfloat16, float32, float64, complex64 and "
                 "complex128 can be optimized. Convert it, for example module.float(), or leave it out."
             )
-        if p.is_complex() and not self._apart:
+        if p.is_complex() and not self._elementwise:
             raise TypeError(
                 f"{what} has dtype {p.dtype}, and {self._name} is for real numbers: it takes a tensor as a "
                 "whole. Keep its two real parts and use torch.view_as_complex on them in the model."
@@ -3811,10 +3811,10 @@ class Optimizer(torch.optim.Optimizer):  # type: ignore[misc]
     @property
     def _whole(self) -> bool:
         """Whether the kernel takes sharded parameters as a whole."""
-        return not self._apart or self.storage.store == "stochastic"
+        return not self._elementwise or self.storage.store == "stochastic"
 
     @property
-    def _apart(self) -> bool:
+    def _elementwise(self) -> bool:
         """Whether every number goes its own way."""
         method = self.method
         return method.elementwise and not (method.passes or method.sources or method.shared_states)
